@@ -1,0 +1,1 @@
+"""Hydra launchers that hand all points of a sweep to one place."""

@@ -1,0 +1,53 @@
+"""`hydra/launcher=local`: all points of a sweep in this process, together.
+
+Hydra's own launcher would run one point after the other.  This one hands them over at once, so that those with equal
+engine specs share an engine and a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.sweep_launchers._compose import Composer
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="local",
+    node={"_target_": "hydra_plugins.sweep_launchers.local.LocalLauncher"},
+    provider="sweep",
+)
+
+
+class LocalLauncher(Launcher):
+    """Runs each batch of points that the sweeper asks for through this process's session."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Remember what composes points."""
+        self._config = config
+        self._composer = Composer(hydra_context.config_loader)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run points; each returns its measures, or failed with the reason."""
+        from sweep import session
+        from sweep.point import make_points
+
+        setup_globals()
+        jobs = [(list(overrides), self._composer.compose(self._config, overrides)) for overrides in job_overrides]
+        results = session.current().run(make_points(jobs))
+        return [_job_return(overrides, composed, result) for (overrides, composed), result in zip(jobs, results)]
+
+
+def _job_return(overrides: list[str], composed: DictConfig, result: Any) -> JobReturn:
+    value = {name: summary.mean for name, summary in result.summaries.items()} if result else {}
+    plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    done = JobReturn(overrides=overrides, cfg=plain, status=JobStatus.COMPLETED)
+    done.return_value = value
+    return done

@@ -1,0 +1,1 @@
+"""Sweep transforms of prompt embeddings through vLLM."""

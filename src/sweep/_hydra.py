@@ -1,0 +1,47 @@
+"""What Hydra 1.3 does not do: leave errors to its caller, and say what a mistyped name was meant to be.
+
+It rests on internals of the pinned Hydra; it is all in this module, and `tests/test_cli.py` fails if they move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import hydra._internal.utils
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from sweep.checks import did_you_mean
+from sweep.config import one_line
+
+T = TypeVar("T")
+
+
+def pass_errors_on() -> None:
+    """Let exceptions reach the caller of a `hydra.main` function; Hydra would print some and exit with 1."""
+
+    def run_and_report(function: Callable[[], T]) -> T:
+        return function()
+
+    hydra._internal.utils.run_and_report = run_and_report
+
+
+def explain(error: HydraException | OmegaConfBaseException) -> str:
+    """Return an error of Hydra or OmegaConf in a line or three, with the nearest name that exists."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option}: there is no such option. {did_you_mean(option, error.options)}"
+    cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        parent, key = cause.parent_node, cause.key
+        if isinstance(parent, DictConfig) and key is not None and key not in parent:
+            full_key = cause.full_key or str(key)
+            known = [str(name) for name in parent if name != "hydra"]
+            return f"{full_key}: there is no such key. {did_you_mean(str(key), known)}"
+        return one_line(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "\n".join(lines[:3]) or type(error).__name__
+
+

@@ -1,0 +1,168 @@
+"""A model's files: found or downloaded, and what can be read of them without loading the model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep.config import ModelConfig
+from sweep.engines.base import ModelFiles
+from sweep.errors import ConfigError
+from sweep.paths import DEMO_MODEL
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in a local folder.
+
+    Attributes:
+        model: what the configuration says of it.
+        folder: where its files are.
+    """
+
+    model: ModelConfig
+    folder: Path
+
+    @cached_property
+    def config(self) -> Any:
+        """The text model's `transformers` configuration.
+
+        Raises:
+            ConfigError: there is none, or Transformers does not know this kind of model.
+        """
+        return self._load("AutoConfig").get_text_config()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The `transformers` tokenizer.
+
+        Raises:
+            ConfigError: the folder has none that can be loaded.
+        """
+        return self._load("AutoTokenizer")
+
+    def _load(self, auto_class: str) -> Any:
+        import transformers
+
+        try:
+            return getattr(transformers, auto_class).from_pretrained(
+                self.folder, trust_remote_code=self.model.trust_remote_code
+            )
+        except Exception as error:  # Transformers raises nearly every type there is for a broken folder
+            kind = "tokenizer" if auto_class == "AutoTokenizer" else "model"
+            reason = str(error).strip().split("\n")[0][:200]
+            raise ConfigError(f"model.id: {self.model.id!r} has no {kind} that can be loaded: {reason}") from error
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of an embedding row."""
+        return int(self.config.hidden_size)
+
+    @property
+    def context(self) -> int:
+        """The most tokens, of prompt and answer together, that the model was made for."""
+        return int(getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", 2048))
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the engine runs the model: the one asked for, else the checkpoint's."""
+        import torch
+
+        if self.model.dtype != "auto":
+            dtype: torch.dtype = getattr(torch, self.model.dtype)
+            return dtype
+        own = getattr(self.config, "dtype", None) or torch.float32
+        return getattr(torch, own) if isinstance(own, str) else own
+
+    @property
+    def files(self) -> ModelFiles:
+        """What an engine needs to know of the model."""
+        return ModelFiles(self.folder, str(self.dtype).removeprefix("torch."), self.model.trust_remote_code)
+
+    def check_supported(self) -> None:
+        """Refuse the architectures that vLLM cannot be given embeddings for.
+
+        Raises:
+            ConfigError: the model adds embeddings of each layer by token id (Gemma 3n and 4), or projects its embeddings
+                to another width (OPT-350m).
+        """
+        if getattr(self.config, "hidden_size_per_layer_input", 0):
+            raise ConfigError(
+                f"model.id: {self.model.id!r} has per-layer embeddings, which are looked up by token id: "
+                "embeddings alone do not say what its prompt is."
+            )
+        if getattr(self.config, "word_embed_proj_dim", self.hidden_size) != self.hidden_size:
+            raise ConfigError(
+                f"model.id: {self.model.id!r} projects its embeddings to another width, "
+                "which vLLM cannot do for prompt embeddings."
+            )
+
+
+def find(model: ModelConfig) -> Checkpoint:
+    """Return the model's checkpoint: embedded, in a local folder, or downloaded from the hub into its usual cache.
+
+    Raises:
+        ConfigError: no such model or revision; a folder that is none; a gated repository; a hub out of reach.
+    """
+    if model.id == "demo":
+        return Checkpoint(model, DEMO_MODEL)
+    folder = Path(model.id).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.id: the folder {model.id!r} is no model: it has no config.json.")
+        return Checkpoint(model, folder.resolve())
+    if folder.exists() or model.id.startswith(("/", ".", "~")) or model.id.count("/") > 1:
+        raise ConfigError(f"model.id: there is no folder {model.id!r}.")
+    return Checkpoint(model, _download(model))
+
+
+def _download(model: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def get(weights: str) -> Path:
+        patterns = [*SMALL_FILES, weights]
+        return Path(snapshot_download(model.id, revision=model.revision, allow_patterns=patterns, ignore_patterns="*/*"))
+
+    try:
+        folder = get("*.safetensors")
+        if not any(folder.glob("*.safetensors")):
+            folder = get("*.bin")
+    except GatedRepoError as error:
+        raise ConfigError(
+            f"model.id: {model.id!r} is gated: accept its licence on the hub, then log in with `hf auth login` or $HF_TOKEN."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ConfigError(f"model.revision: {model.id!r} has no revision {model.revision!r}.") from error
+    except RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"model.id: the hub has no model {model.id!r} (or it is private, and you are not logged in), "
+            "and there is no such folder."
+        ) from error
+    except HFValidationError as error:
+        raise ConfigError(f"model.id: {model.id!r} is neither a folder nor a hub id.") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ConfigError(
+            f"model.id: {model.id!r} is no folder, and the hub cannot be reached to download it "
+            f"({type(error).__name__}). `model=demo` needs no hub."
+        ) from error
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model.id: the hub's {model.id!r} is no Transformers model: it has no config.json.")
+    return folder

@@ -1,0 +1,77 @@
+"""The command line: `python -m sweep KEY=VALUE[,VALUE…]…`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+
+# Before anything imports a library that reads them.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from sweep import _hydra, config, session
+from sweep.errors import ConfigError, PointsFailed, SweepError
+from sweep.paths import conf_dir
+from sweep.point import make_points
+
+# Hydra's own modes; every other command line is a sweep, if of one point.
+NOT_A_SWEEP = (
+    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"),
+    *("--run", "-r", "--multirun", "-m", "--experimental-rerun"),
+)
+
+
+def task(composed: DictConfig) -> dict[str, float]:
+    """Run one point: what launchers other than this project's call.
+
+    Returns:
+        The point's measures, which optimising sweepers may read.
+    """
+    [result] = session.current().run(make_points([(HydraConfig.get().overrides.task, composed)]))
+    return {name: summary.mean for name, summary in result.summaries.items()} if result else {}
+
+
+def main() -> None:
+    """Run the command line and exit: 0 all points done, 1 some failed, 2 wrong configuration, 130/143 interrupted."""
+    arguments = sys.argv[1:]
+    if not any(argument.split("=")[0] in NOT_A_SWEEP for argument in arguments):
+        # hydra.mode in config.yaml alone would have a typo beside a comma list reported as an "ambiguous value".
+        sys.argv.insert(1, "--multirun")
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        config.register()
+        _hydra.pass_errors_on()
+        with session.current() as sweep:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+            if sweep.failures:
+                raise PointsFailed("\n".join(["Some points are not done:", *sweep.failures]))
+    except SweepError as error:
+        _exit(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(_hydra.explain(error), ConfigError.exit_code)
+    except OSError as error:
+        if session.current().started:
+            raise
+        _exit(f"{error.filename}: {error.strerror}.", ConfigError.exit_code)
+    except KeyboardInterrupt:
+        _exit("interrupted; everything finished is kept.", 130)
+
+
+def _exit(message: str, code: int) -> None:
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exc()
+    print(f"sweep: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

@@ -1,0 +1,147 @@
+"""The model's input-embedding table, read for the rows that are needed.
+
+Rows come as the engine's own embedding layer would give them: cast to the engine's dtype, multiplied where the family
+multiplies inside its embedding layer (Gemma, MiniCPM; Granite and Falcon-H1 multiply later, in every engine, and so
+are not in the list), then widened to fp32, in which all transforms compute.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sweep.checkpoint import Checkpoint
+from sweep.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# How checkpoints call the table, after any prefix.
+TABLE_NAMES = (
+    "embed_tokens.weight",  # Llama and most others
+    "wte.weight",  # GPT-2, GPT-J, Falcon
+    "word_embeddings.weight",  # BLOOM, Falcon
+    "embed_in.weight",  # GPT-NeoX
+    "tok_embeddings.weight",
+    "embeddings.weight",  # Mamba
+    "embedding.weight",
+)
+
+MULTIPLIERS: dict[str, Callable[[Any], float]] = {
+    "gemma": lambda config: math.sqrt(config.hidden_size),
+    "gemma2": lambda config: math.sqrt(config.hidden_size),
+    "gemma3_text": lambda config: math.sqrt(config.hidden_size),
+    "vaultgemma": lambda config: math.sqrt(config.hidden_size),
+    "minicpm": lambda config: config.scale_emb,
+}
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """An input-embedding table.
+
+    Attributes:
+        weight: [at least vocab_size, hidden_size] in the checkpoint's dtype; a view of the mapped file where it can be.
+        dtype: the engine's.
+        multiplier: what the family's embedding layer multiplies rows by; None for most.
+    """
+
+    weight: Tensor
+    dtype: torch.dtype
+    multiplier: float | None = None
+
+    def rows(self, token_ids: Sequence[int]) -> Tensor:
+        """Return the rows of some tokens, [len(token_ids), hidden_size] in fp32."""
+        return self._as_engine(self.weight[torch.tensor(token_ids)]).float()
+
+    @cached_property
+    def std(self) -> float:
+        """The standard deviation of all entries, as the engine has them; reads the whole table once, in pieces."""
+        total = squares = 0.0
+        for piece in self.weight.split(8192):
+            entries = self._as_engine(piece).double()
+            total += float(entries.sum())
+            squares += float(entries.square().sum())
+        mean = total / self.weight.numel()
+        return math.sqrt(max(squares / self.weight.numel() - mean**2, 0.0))
+
+    def _as_engine(self, rows: Tensor) -> Tensor:
+        rows = rows.to(self.dtype)
+        return rows if self.multiplier is None else rows * torch.tensor(self.multiplier, dtype=self.dtype)
+
+
+def open_table(checkpoint: Checkpoint) -> EmbeddingTable:
+    """Open the table of a checkpoint by the embedder that its model asks for.
+
+    Without safetensors in the folder, it is the classical way, which a log line says.
+
+    Raises:
+        ConfigError: no table is found, or its shape does not fit the model's configuration.
+    """
+    lazily = checkpoint.model.embedder == "safetensors"
+    if lazily and not any(checkpoint.folder.glob("*.safetensors")):
+        log.warning("%s has no safetensors: its whole checkpoint is loaded for its embeddings.", checkpoint.model.id)
+        lazily = False
+    return from_safetensors(checkpoint) if lazily else from_transformers(checkpoint)
+
+
+def from_safetensors(checkpoint: Checkpoint) -> EmbeddingTable:
+    """Map the table out of the safetensors file that holds it; the model is not loaded, unread pages stay on disk."""
+    shape = f"[{checkpoint.config.vocab_size} or more, {checkpoint.hidden_size}]"
+    try:
+        for file, name in _candidates(checkpoint.folder):
+            with safe_open(file, framework="pt") as tensors:
+                rows, *width = tensors.get_slice(name).get_shape()
+                if rows >= checkpoint.config.vocab_size and width == [checkpoint.hidden_size]:
+                    family = MULTIPLIERS.get(checkpoint.config.model_type)
+                    multiplier = family(checkpoint.config) if family else None
+                    return EmbeddingTable(tensors.get_tensor(name), checkpoint.dtype, multiplier)
+    except (SafetensorError, OSError, json.JSONDecodeError, KeyError) as error:
+        raise ConfigError(f"model.id: the checkpoint {checkpoint.model.id!r} cannot be read: {error}") from error
+    raise ConfigError(
+        f"model.id: {checkpoint.model.id!r} has no embedding table of shape {shape} under a known name; "
+        "model.embedder=transformers loads the model to find it."
+    )
+
+
+def from_transformers(checkpoint: Checkpoint) -> EmbeddingTable:
+    """Load the model the classical way and ask its embedding layer for all rows."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=checkpoint.dtype,
+            trust_remote_code=checkpoint.model.trust_remote_code,
+            weights_only=True,
+        )
+    except Exception as error:  # Transformers raises nearly every type there is for a broken folder
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ConfigError(f"model.id: {checkpoint.model.id!r} cannot be loaded: {reason}") from error
+    with torch.inference_mode():
+        layer = model.get_input_embeddings()
+        return EmbeddingTable(layer(torch.arange(layer.num_embeddings)).clone(), checkpoint.dtype)
+
+
+def _candidates(folder: Path) -> list[tuple[Path, str]]:
+    """Return (file, tensor name) for all tensors whose name says that they are an embedding table."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = json.loads(index.read_text())["weight_map"].items()
+        found = [(folder / file, name) for name, file in names]
+    else:
+        found = []
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                found += [(file, name) for name in tensors.keys()]  # noqa: SIM118 - not a dict
+    named = [(file, name) for file, name in found if name.endswith(TABLE_NAMES)]
+    return sorted(named, key=lambda pair: len(pair[1]))

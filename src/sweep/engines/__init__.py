@@ -1,0 +1,11 @@
+"""Engines: what answers requests.  An engine knows requests and tensors, not points.
+
+`ENGINES` has the configuration class of each by its name; importing it imports no engine's library.
+"""
+
+from sweep.engines.base import EngineConfig
+from sweep.engines.vllm import VLLMConfig
+
+__all__ = ["ENGINES", "EngineConfig", "VLLMConfig"]
+
+ENGINES: dict[str, type[EngineConfig]] = {VLLMConfig.name: VLLMConfig}

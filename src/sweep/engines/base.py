@@ -1,0 +1,109 @@
+"""The contract between the runner and an engine.
+
+An engine is opened once for all points that share an `EngineSpec`, is handed one lazy stream of requests of all those
+points, and gives each generation back as it finishes, in any order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the tokens of one request are drawn; the fields of `SamplingConfig`, with the request's own seed."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt of one point.
+
+    Attributes:
+        key: names the request in the generations that come back; unique within one `generate` call.
+        token_ids: the prompt's tokens, which penalties and prompt log-probabilities read.
+        embeds: [len(token_ids), hidden_size] in the engine's dtype, finite; None sends the token ids themselves.
+    """
+
+    key: Hashable
+    token_ids: tuple[int, ...]
+    embeds: Tensor | None
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The engine's answer to a request: `sampling.n` completions, in the order of their seeds."""
+
+    key: Hashable
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What an engine needs to know of the model: its files, and the dtype in which to run it."""
+
+    folder: Path
+    dtype: str
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig(ABC):
+    """How to run an engine; one subclass for each kind, whose fields are its keys in `conf/engine/`."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def open(self, model: ModelFiles, max_model_len: int, cache_dir: Path) -> Engine:
+        """Start the engine for sequences of up to `max_model_len` tokens.  Caches go under `cache_dir`.
+
+        Raises:
+            EngineError: it did not start.
+        """
+
+
+class Engine(ABC):
+    """A started engine."""
+
+    version: str  # the library's name and version, as it is to be recorded
+
+    @abstractmethod
+    def generate(self, requests: Iterable[Request]) -> Iterator[Generation]:
+        """Answer requests, drawing them a bounded window ahead of what is in flight.
+
+        What drawing a request raises passes through unchanged; whatever ends the stream early, the engine forgets
+        the requests in flight and stays usable.
+
+        Raises:
+            EngineError: the engine failed or died; it is not usable any more.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release memory and end processes.  Closing twice is allowed."""

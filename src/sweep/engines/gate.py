@@ -1,0 +1,46 @@
+"""The identity gate: what an engine answers to token ids, it must answer to the same tokens' untransformed embeddings.
+
+It catches every way in which embeddings can be taken from the wrong place or scaled wrongly for a model, before a sweep
+would report the mistake as the transform's effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sweep.engines.base import Engine, Request, Sampling
+from sweep.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class GatePrompt:
+    """A prompt to try: its id, its tokens, and their untransformed rows in the engine's dtype."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    embeds: Tensor
+
+
+def identity_gate(engine: Engine, prompts: Sequence[GatePrompt], max_tokens: int) -> None:
+    """Decode prompts greedily as token ids and as embeddings, in batches of equal shape.
+
+    Raises:
+        ConfigError: the answers differ; it names the prompt and both beginnings.
+    """
+    sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
+    by_ids = _answers(engine, [Request(p.id, p.token_ids, None, sampling) for p in prompts])
+    by_rows = _answers(engine, [Request(p.id, p.token_ids, p.embeds, sampling) for p in prompts])
+    for prompt in prompts:
+        if by_ids[prompt.id] != by_rows[prompt.id]:
+            raise ConfigError(
+                f"The model fails the identity gate: the prompt {prompt.id!r} decodes to "
+                f"{list(by_ids[prompt.id])} as token ids and to {list(by_rows[prompt.id])} as their embeddings, "
+                "so its embedding rows are not what it is fed inside the engine."
+            )
+
+
+def _answers(engine: Engine, requests: Sequence[Request]) -> dict[object, tuple[int, ...]]:
+    return {generation.key: generation.completions[0].token_ids for generation in engine.generate(requests)}

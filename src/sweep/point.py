@@ -1,0 +1,177 @@
+"""Points: what one resolved configuration asks for, which of them share an engine, and what they are compared with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from omegaconf import DictConfig
+
+from sweep.config import ModelConfig, SweepConfig, parse
+from sweep.engines import EngineConfig
+from sweep.errors import ConfigError
+from sweep.transforms import Identity
+
+FINGERPRINT_VERSION = 1
+
+# Overrides of these say where or how a sweep runs, not what is compared in it.
+NOT_AXES = ("sweep", "tracking", "engine", "verbose", "hydra", "plugins")
+
+Value = str | float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What decides which engine is needed.  Points with equal specs share one."""
+
+    model: ModelConfig
+    engine: EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One resolved configuration.
+
+    Attributes:
+        config: the configuration.
+        axes: the keys that were swept, with this point's value of each.
+        is_control: whether other points are compared with this one.
+    """
+
+    config: SweepConfig
+    axes: tuple[tuple[str, Value], ...] = ()
+    is_control: bool = False
+
+    @property
+    def name(self) -> str:
+        """The swept values only, each under the last part of its key: `factor=1.2`."""
+        keys = [key for key, _ in self.axes]
+        leaves = [key.rsplit(".", 1)[-1] for key in keys]
+        short = [leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(keys, leaves, strict=True)]
+        swept = ", ".join(f"{key}={_show(value)}" for key, (_, value) in zip(short, self.axes, strict=True))
+        if self.is_control:
+            return f"control ({swept})" if swept else "control"
+        return swept or self.config.transform.name
+
+    @property
+    def role(self) -> str:
+        """The value of the tag `sweep.role`."""
+        return "control" if self.is_control else "point"
+
+    @property
+    def engine_spec(self) -> EngineSpec:
+        """What decides which engine this point needs."""
+        return EngineSpec(self.config.model, self.config.engine)
+
+    @property
+    def control_key(self) -> str:
+        """Equal for the points that are compared with the same control: all but the transform and its seed."""
+        config = self.config
+        parts = (config.model, config.prompts, config.sampling, config.engine)
+        return _canonical([asdict(part) for part in parts])
+
+    @property
+    def key(self) -> str:
+        """Equal for points whose generations are the same."""
+        transform = self.config.transform
+        return self.control_key + _canonical([transform.name, asdict(transform), self.config.seed])
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what determines the point's generations, each under its override name."""
+        config = self.config
+        flat: dict[str, Any] = {"transform": config.transform.name, "engine": config.engine.name, "seed": config.seed}
+        for group in ("model", "prompts", "transform", "sampling", "engine"):
+            values = asdict(getattr(config, group))
+            flat |= {f"{group}.{key}": value for key, value in values.items() if key != "items" and value is not None}
+        return flat
+
+    def fingerprint(self, prompts_digest: str) -> str:
+        """Return a hash of what determines the generations: prompts by content, no paths of theirs, no engine settings."""
+        config = self.config
+        identity = {
+            "version": FINGERPRINT_VERSION,
+            "model": asdict(config.model),
+            "prompts": prompts_digest,
+            "transform": {"name": config.transform.name, **asdict(config.transform)},
+            "sampling": asdict(config.sampling),
+            "seed": config.seed,
+        }
+        return hashlib.sha256(_canonical(identity).encode()).hexdigest()
+
+
+def make_points(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> list[Point]:
+    """Return the points of some jobs, each given by its task overrides and its composed configuration.
+
+    Raises:
+        ConfigError: a configuration is wrong.
+    """
+    configs = [parse(composed) for _, composed in jobs]
+    if any((c.sweep, c.tracking) != (configs[0].sweep, configs[0].tracking) for c in configs):
+        raise ConfigError("sweep.* and tracking.* belong to the whole sweep; they cannot be swept.")
+    values = [_axis_values(overrides) for overrides, _ in jobs]
+    swept = [key for key in values[0] if len({job.get(key) for job in values}) > 1] if values else []
+    keys = swept or [key for job in values for key in job]
+    return [
+        Point(config, tuple((key, _number(job[key])) for key in dict.fromkeys(keys) if key in job))
+        for config, job in zip(configs, values, strict=True)
+    ]
+
+
+def with_controls(points: Iterable[Point], known: Collection[str] = ()) -> list[Point]:
+    """Return the points with a control before the first of those that are compared with it.
+
+    An untransformed point that was asked for is the control itself.  Controls whose `control_key` is `known` have been
+    generated already.
+    """
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(point.control_key, []).append(point)
+    ordered = []
+    for key, group in groups.items():
+        if key in known:
+            ordered += group
+            continue
+        given = next((point for point in group if isinstance(point.config.transform, Identity)), None)
+        axes = _common_axes(group) if len(groups) > 1 else ()
+        control = given or Point(replace(group[0].config, transform=Identity(), seed=0), axes)
+        ordered += [replace(control, is_control=True), *(point for point in group if point is not given)]
+    return ordered
+
+
+def by_engine(points: Iterable[Point]) -> dict[EngineSpec, list[Point]]:
+    """Return the points grouped by the engine that they need, in their order."""
+    groups: dict[EngineSpec, list[Point]] = {}
+    for point in points:
+        groups.setdefault(point.engine_spec, []).append(point)
+    return groups
+
+
+def _common_axes(points: Sequence[Point]) -> tuple[tuple[str, Value], ...]:
+    """Return the swept values that a control shares with all its points; they tell several controls apart."""
+    shared = set(points[0].axes).intersection(*(point.axes for point in points))
+    return tuple(axis for axis in points[0].axes if axis in shared and not axis[0].startswith("transform"))
+
+
+def _axis_values(overrides: Sequence[str]) -> dict[str, str]:
+    """Return the overrides that say what is compared, by key."""
+    pairs = (override.partition("=") for override in overrides)
+    values = {key.lstrip("+~").split("@")[0].replace("/", "."): value for key, _, value in pairs}
+    return {key: value for key, value in values.items() if key.split(".")[0] not in NOT_AXES}
+
+
+def _number(text: str) -> Value:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _show(value: Value) -> str:
+    return f"{value:g}" if isinstance(value, float) else value
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"), ensure_ascii=True)

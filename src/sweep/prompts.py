@@ -1,0 +1,227 @@
+"""Prompts: read from the configuration or a file, then turned into token ids by the model's chat template."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sweep.checkpoint import Checkpoint
+from sweep.config import PromptsConfig
+from sweep.errors import ConfigError
+from sweep.paths import conf_dir
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt.
+
+    Attributes:
+        id: unique among the prompts of a sweep.
+        text: what is shown of it: the text, or the last message's.
+        messages: the chat that the template renders; None for plain completion.
+        references: the answers that count as right; none means that rightness is not measured.
+    """
+
+    id: str
+    text: str
+    messages: tuple[Message, ...] | None
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt and its token ids."""
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+
+
+def load(config: PromptsConfig) -> list[Prompt]:
+    """Read the prompts that a configuration names.
+
+    Raises:
+        ConfigError: no such file, none of the known formats, a malformed entry (with file and line), a repeated id, or
+            no prompt at all.
+    """
+    if config.path is not None:
+        path = _find(config.path)
+        entries = [(f"{config.path}:{place}", entry) for place, entry in _read(path)]
+    else:
+        entries = [(f"prompts.items[{i}]", entry) for i, entry in enumerate(config.items or [])]
+    prompts = [_prompt(entry, place, i, config) for i, (place, entry) in enumerate(entries[: config.limit])]
+    if not prompts:
+        raise ConfigError(f"The prompt list is empty: {config.path or 'prompts.items'} holds no prompt.")
+    repeated, times = Counter(prompt.id for prompt in prompts).most_common(1)[0]
+    if times > 1:
+        raise ConfigError(f"prompts: the id {repeated!r} stands for {times} prompts; ids must differ.")
+    return prompts
+
+
+def digest(prompts: Iterable[Prompt]) -> str:
+    """Return a hash of what the prompts say, wherever they were read from."""
+    text = json.dumps([asdict(prompt) for prompt in prompts], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def encode(prompts: Sequence[Prompt], checkpoint: Checkpoint) -> list[EncodedPrompt]:
+    """Turn prompts into token ids: chats by the model's template with its generation prompt, plain text as it is.
+
+    Raises:
+        ConfigError: the model has no chat template, its template refuses a chat, or a text has no tokens.
+    """
+    tokenizer = checkpoint.tokenizer
+    if any(prompt.messages for prompt in prompts) and not tokenizer.chat_template:
+        raise ConfigError(
+            f"The model {checkpoint.model.id!r} has no chat template; prompts.chat=false sends prompts as plain text."
+        )
+    return [EncodedPrompt(prompt, _token_ids(prompt, tokenizer)) for prompt in prompts]
+
+
+def check_lengths(encoded: Sequence[EncodedPrompt], limit: int) -> None:
+    """Refuse prompts that leave no room for an answer.
+
+    Raises:
+        ConfigError: names the longest such prompt, its length and the limit.
+    """
+    longest = max(encoded, key=lambda e: len(e.token_ids))
+    if len(longest.token_ids) >= limit:
+        raise ConfigError(
+            f"The prompt {longest.prompt.id!r} has {len(longest.token_ids)} tokens; "
+            f"the model's context is {limit}, of which an answer needs one or more."
+        )
+
+
+def _token_ids(prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:
+    if prompt.messages is None:
+        ids = tokenizer(prompt.text)["input_ids"]
+    else:
+        try:
+            ids = tokenizer.apply_chat_template(
+                list(prompt.messages), tokenize=True, add_generation_prompt=True, return_dict=False
+            )
+        except Exception as error:  # templates raise what they like, Jinja's errors among it
+            raise ConfigError(f"The chat template refuses the prompt {prompt.id!r}: {error}") from error
+    if not ids:
+        raise ConfigError(f"The prompt {prompt.id!r} has no tokens.")
+    return tuple(ids)
+
+
+def _find(name: str) -> Path:
+    """Return the file: as it is named from here, or beside the configuration's own prompts."""
+    path = Path(name).expanduser()
+    candidates = [path] if path.is_absolute() else [path, conf_dir() / "prompts" / path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"prompts.path: there is no file {name!r}.")
+
+
+def _read(path: Path) -> list[tuple[str, Any]]:
+    """Return (place within the file, entry) for each entry of a prompts file."""
+    readers = {".jsonl": _read_jsonl, ".yaml": _read_yaml, ".yml": _read_yaml, ".csv": _read_csv, ".txt": _read_text}
+    readers |= {".json": _read_yaml, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ConfigError(f"prompts.path: {path.name!r} is none of {', '.join(readers)}.")
+    try:
+        return reader(path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    except OSError as error:
+        raise ConfigError(f"prompts.path: {path.name!r} cannot be read: {error.strerror}.") from error
+
+
+def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                entries.append((str(number), json.loads(line)))
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"{path.name}:{number}: not JSON: {error.msg} at column {error.colno}.") from error
+    return entries
+
+
+def _read_yaml(path: Path) -> list[tuple[str, Any]]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigError(f"{path.name}:{line}: not YAML: {error.problem}.") from error
+    if not isinstance(document, list):
+        raise ConfigError(f"{path.name}:1: must hold a list of prompts, not a {type(document).__name__}.")
+    return [(f"[{i}]", entry) for i, entry in enumerate(document)]
+
+
+def _read_csv(path: Path) -> list[tuple[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            return [(str(reader.line_num), {k: v for k, v in row.items() if v}) for row in reader]
+        except csv.Error as error:
+            raise ConfigError(f"{path.name}:{reader.line_num}: not CSV: {error}.") from error
+
+
+def _read_text(path: Path) -> list[tuple[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [(str(number), line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _read_parquet(path: Path) -> list[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ConfigError(f"{path.name}: not Parquet: {error}.") from error
+    return [(f"[{i}]", {k: v for k, v in row.items() if v is not None}) for i, row in enumerate(rows)]
+
+
+def _prompt(entry: Any, place: str, index: int, config: PromptsConfig) -> Prompt:
+    """Make a prompt of an entry: a text, or a mapping with a text or messages, a reference or several, and an id."""
+    if isinstance(entry, str):
+        entry = {config.prompt_key: entry}
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{place}: a prompt is a text or a mapping, not a {type(entry).__name__}.")
+    text, messages = entry.get(config.prompt_key), entry.get("messages")
+    if messages is not None:
+        messages = _messages(messages, place)
+        text = messages[-1]["content"]
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"{place}: has neither a text under {config.prompt_key!r} nor messages.")
+    if messages is None and config.chat:
+        system = [{"role": "system", "content": config.system}] if config.system else []
+        messages = [*system, {"role": "user", "content": text}]
+    return Prompt(
+        id=str(entry.get(config.id_key, f"p{index:04d}")),
+        text=text,
+        messages=tuple(messages) if messages else None,
+        references=_references(entry.get(config.reference_key), place, config),
+    )
+
+
+def _messages(messages: Any, place: str) -> list[Message]:
+    chat = isinstance(messages, list) and messages
+    if not chat or not all(isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in messages):
+        raise ConfigError(f"{place}: messages must be a list of mappings with role and content.")
+    return [{"role": str(message["role"]), "content": message["content"]} for message in messages]
+
+
+def _references(value: Any, place: str, config: PromptsConfig) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, str | int | float) and str(v) for v in values):
+        raise ConfigError(f"{place}: {config.reference_key!r} must be a text or a list of texts.")
+    return tuple(str(v) for v in values)

@@ -1,0 +1,57 @@
+"""What the user is told at the end: a table of points, and where to compare them."""
+
+from __future__ import annotations
+
+import math
+
+from sweep.config import SweepConfig
+from sweep.outcome import PointResult
+from sweep.runner import Runner
+from sweep.scoring.statistics import Summary
+from sweep.terminal import Terminal
+
+COLUMNS = {
+    "quality/exact_match": "exact match",
+    "quality/contains": "contains",
+    "divergence/first_divergence": "first divergence",
+    "divergence/token_agreement": "token agreement",
+    "divergence/edit_distance": "edit distance",
+    "perturbation/relative_l2": "relative L2",
+    "perturbation/changed": "changed",
+    "cost/output_tokens": "tokens",
+}
+INTERVALS = ("quality", "divergence")
+
+
+def print_report(terminal: Terminal, runner: Runner, config: SweepConfig) -> None:
+    """Print the points' main measures with their intervals, and the command and link that open the comparison."""
+    results = list(runner.results.values())
+    tracker = runner.tracker
+    if not results or tracker is None:
+        return
+    measured = {name: title for name, title in COLUMNS.items() if any(name in r.summaries for r in results)}
+    level = f"{config.scoring.confidence:.0%}"
+    terminal.table(
+        f"{len(results)} points; mean over prompts [{level} interval]",
+        ["point", *measured.values()],
+        [[r.point.name, *_cells(r, list(measured))] for r in results],
+    )
+    if tracker.is_local:
+        folder = "" if config.sweep.dir == "outputs" else f" {config.sweep.dir}"
+        terminal.result(f"Compare: run scripts/ui{folder}, then open {tracker.comparison_url()}")
+    else:
+        terminal.result(f"Compare: {tracker.comparison_url()}")
+
+
+def _cells(result: PointResult, names: list[str]) -> list[str]:
+    if result.error:
+        return ["failed", *([""] * (len(names) - 1))]
+    return [_cell(result.summaries.get(name), name.split("/")[0] in INTERVALS) for name in names]
+
+
+def _cell(summary: Summary | None, interval: bool) -> str:
+    if summary is None:
+        return "–"
+    if not interval or math.isnan(summary.ci_low):
+        return f"{summary.mean:.3g}"
+    return f"{summary.mean:.3g} [{summary.ci_low:.3g}, {summary.ci_high:.3g}]"

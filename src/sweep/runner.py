@@ -1,0 +1,204 @@
+"""Points in, generations out: one engine for all points that can share it, and one continuous batch of their requests.
+
+The main thread feeds the engine and takes its answers to the journal; the publisher scores and publishes each point as
+soon as its last answer is in.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from sweep.config import SweepConfig
+from sweep.engines.base import Engine, Generation, Request
+from sweep.engines.gate import GatePrompt, identity_gate
+from sweep.errors import EngineError
+from sweep.journal import Journal
+from sweep.outcome import PointResult, Progress, as_yaml
+from sweep.plan import EngineGroup, describe, make_plan
+from sweep.point import EngineSpec, Point, with_controls
+from sweep.publisher import Publisher
+from sweep.request import TransformError, build
+from sweep.terminal import Terminal
+from sweep.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+GATE_PROMPTS = 4
+GATE_TOKENS = 8
+
+
+class Runner:
+    """One sweep: its parent run, its journal, its open engine.
+
+    `run` may be called any number of times, as optimising sweepers do; what was opened stays open until the end of the
+    `with` block, which says whether the sweep finished, failed or was interrupted.
+    """
+
+    def __init__(self, base: SweepConfig, sweep_id: str, command: str, terminal: Terminal) -> None:
+        self._base, self._sweep_id, self._command, self._terminal = base, sweep_id, command, terminal
+        self.tracker: Tracker | None = None
+        self._publisher: Publisher | None = None
+        self._journal: Journal | None = None
+        self._engine: tuple[EngineSpec, int, Engine] | None = None
+        self.engine_starts = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where this sweep's own files lie."""
+        return self._base.sweep.root / "sweeps" / self._sweep_id
+
+    @property
+    def results(self) -> dict[str, PointResult]:
+        """What became of each point so far, by `Point.key`."""
+        return self._publisher.results if self._publisher else {}
+
+    @property
+    def publishing_errors(self) -> list[str]:
+        """What MLflow did not take; its generations are in the journal."""
+        return self._publisher.errors if self._publisher else []
+
+    def run(self, points: Sequence[Point]) -> None:
+        """Generate, score and publish points and the controls they need.  What was done before is not done again.
+
+        Raises:
+            ConfigError: an input is wrong, or the model fails the identity gate; nothing was started.
+            EngineError: the engine failed; what was complete is published, what had begun is FAILED.
+        """
+        fresh = {point.key: point for point in points if point.key not in self.results}
+        wanted = with_controls(fresh.values(), self._publisher.controls if self._publisher else ())
+        groups = make_plan(wanted)
+        if self._base.sweep.dry_run:
+            for line in describe(groups):
+                self._terminal.result(line)
+            return
+        for group in groups:
+            tracker = self._connect()
+            engine = self._open_engine(group)
+            publisher, journal = self._begin(tracker)
+            try:
+                self._generate(group, engine, publisher, journal)
+            except EngineError:
+                self._close_engine()
+                raise
+            publisher.drain()
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        with ExitStack() as undo:
+            undo.callback(self._close_engine)
+            if self._journal is not None:
+                undo.callback(self._journal.close)
+            if self.tracker is not None and self._publisher is not None:
+                undo.callback(lambda: self._finish(self.tracker, self._publisher, error))  # type: ignore[arg-type]
+                undo.callback(self._publisher.close)
+
+    def _finish(self, tracker: Tracker, publisher: Publisher, error: BaseException | None) -> None:
+        failed = sum(result.error is not None for result in publisher.results.values())
+        status = "FAILED" if error or failed or publisher.errors else "FINISHED"
+        if error is not None and not isinstance(error, Exception):
+            status = "KILLED"
+        metrics = {
+            "sweep/points": float(len(publisher.results)),
+            "sweep/failed": float(failed),
+            "sweep/engine_starts": float(self.engine_starts),
+            "cost/batch_tokens_per_second": publisher.tokens_per_second,
+        }
+        tracker.finish(status, metrics)
+
+    def _connect(self) -> Tracker:
+        """Reach the tracker, whose absence is to be noticed before an engine starts."""
+        if self.tracker is None:
+            with self._terminal.waiting("MLflow store"):
+                self.tracker = Tracker(self._base.tracking, self._base.sweep.root, self._sweep_id)
+        return self.tracker
+
+    def _begin(self, tracker: Tracker) -> tuple[Publisher, Journal]:
+        """Create the parent run and the journal, once something is about to be generated."""
+        if self._publisher is None or self._journal is None:
+            tracker.start(self._base.sweep.name or self._sweep_id, self._command, as_yaml(Point(self._base)))
+            self._publisher, self._journal = Publisher(tracker), Journal(self.folder / "journal")
+        return self._publisher, self._journal
+
+    def _open_engine(self, group: EngineGroup) -> Engine:
+        """Return the open engine if it will do, else another one that has passed the identity gate."""
+        if self._engine is not None:
+            spec, max_model_len, engine = self._engine
+            if spec == group.spec and max_model_len >= group.max_model_len:
+                return engine
+            self._close_engine()
+        name = f"{group.spec.engine.name}, {group.spec.model.id}"
+        with self._terminal.waiting(f"Engine ({name})"):
+            cache = self._base.sweep.root / ".cache"
+            engine = group.spec.engine.open(group.checkpoint.files, group.max_model_len, cache)
+            self._engine = (group.spec, group.max_model_len, engine)
+            self.engine_starts += 1
+            identity_gate(engine, _gate_prompts(group), _gate_tokens(group))
+        return engine
+
+    def _close_engine(self) -> None:
+        if self._engine is not None:
+            engine, self._engine = self._engine[2], None
+            engine.close()
+
+    def _generate(self, group: EngineGroup, engine: Engine, publisher: Publisher, journal: Journal) -> None:
+        active: dict[int, Progress] = {}
+        then = time.monotonic()
+        try:
+            with self._terminal.progress(group.requests) as advance:
+                for generation in engine.generate(_requests(group, active, publisher)):
+                    tokens = sum(len(completion.token_ids) for completion in generation.completions)
+                    now = time.monotonic()
+                    publisher.count(tokens, now - then)
+                    then = now
+                    _receive(generation, active, publisher, journal)
+                    advance(tokens)
+        except EngineError as error:
+            for progress in active.values():
+                publisher.fail(progress, str(error))
+            publisher.fail_waiting(f"its control was not finished: {error}")
+            raise
+
+
+def _requests(group: EngineGroup, active: dict[int, Progress], publisher: Publisher) -> Iterator[Request]:
+    """Build the requests of all points, one after the other, as the engine asks for them."""
+    for i, planned in enumerate(group.points):
+        progress = active[i] = Progress(planned, started=time.time())
+        for j, encoded in enumerate(planned.prompts):
+            try:
+                built = build((i, j), planned.point.config, encoded, group.table)
+            except TransformError as error:
+                publisher.fail(active.pop(i), f"prompt {encoded.prompt.id!r}: {error}")
+                break
+            progress.perturbations[j] = built.perturbation
+            yield built.request
+
+
+def _receive(generation: Generation, active: dict[int, Progress], publisher: Publisher, journal: Journal) -> None:
+    """Record an answer; hand its point on if it was the last one."""
+    i, j = generation.key  # type: ignore[misc]
+    progress = active.get(i)
+    if progress is None:  # the point has failed meanwhile
+        return
+    planned = progress.planned
+    journal.append(planned.fingerprint, planned.prompts[j].prompt.id, generation.completions)
+    progress.answers[j] = generation.completions
+    if progress.complete:
+        journal.finish(planned.fingerprint)
+        publisher.complete(active.pop(i))
+
+
+def _gate_prompts(group: EngineGroup) -> list[GatePrompt]:
+    first = group.points[0].prompts[:GATE_PROMPTS]
+    return [GatePrompt(e.prompt.id, e.token_ids, group.table.rows(e.token_ids).to(group.table.dtype)) for e in first]
+
+
+def _gate_tokens(group: EngineGroup) -> int:
+    longest = max(len(e.token_ids) for e in group.points[0].prompts[:GATE_PROMPTS])
+    return min(GATE_TOKENS, group.max_model_len - longest)

@@ -1,0 +1,230 @@
+"""Publication to MLflow, by explicit client calls; the only module that knows MLflow.
+
+A point is published in one go when its last generation is in: its run is created with its tags, filled by one batch and
+one table, and terminated last, so that FINISHED means complete and nothing is left RUNNING but the parent, which
+`finish` ends.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from filelock import FileLock
+
+from sweep.config import TrackingConfig
+from sweep.errors import ConfigError, TrackingError
+from sweep.scoring.statistics import Summary
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LOCAL_UI = "http://127.0.0.1:5000"
+TABLE = "generations.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PointRecord:
+    """All that is published of one point.
+
+    Attributes:
+        name, role, fingerprint: see `point.Point`.
+        started, ended: seconds since the epoch.
+        parameters: under their override names.
+        axes: swept values; the numbers among them become metrics, which MLflow sorts as numbers.
+        summaries: measures over prompts; metrics: single numbers.
+        columns, rows: the table of generations, whose first column differs in every row.
+        config: the resolved configuration, as YAML.
+        error: why the point failed, if it did.
+    """
+
+    name: str
+    role: str
+    fingerprint: str
+    started: float
+    ended: float
+    parameters: Mapping[str, Any]
+    axes: Sequence[tuple[str, Any]]
+    summaries: Mapping[str, Summary]
+    metrics: Mapping[str, float]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    config: str
+    error: str | None = None
+
+
+class Tracker:
+    """One sweep's runs in one MLflow experiment: a parent, and a child for each point."""
+
+    def __init__(self, config: TrackingConfig, root: Path, sweep_id: str) -> None:
+        """Connect, and make the store and the experiment if they are missing.
+
+        Raises:
+            ConfigError: the store cannot be reached or written.
+        """
+        self._config, self._root, self._sweep_id = config, root, sweep_id
+        self.uri = config.uri or f"sqlite:///{root / 'mlflow.db'}"
+        self._parent: str | None = None
+        _set_environment()
+        try:
+            self._client = self._connect()
+            self._experiment = self._open_experiment()
+        except Exception as error:  # MLflow passes on whatever its store or driver raises
+            place = f"tracking.uri: {_without_password(self.uri)} cannot be used"
+            raise ConfigError(f"{place}: {_first_line(error)}") from error
+
+    def start(self, name: str, command: str, config: str) -> None:
+        """Create the parent run, RUNNING until `finish`."""
+        with _as_tracking_error("the sweep's run"):
+            tags = {"sweep.role": "sweep", "sweep.id": self._sweep_id, "sweep.command": command}
+            run = self._client.create_run(self._experiment, run_name=name, tags=tags | _source_tags())
+            self._parent = run.info.run_id
+            self._client.log_text(self._parent, config, "config.yaml")
+
+    def publish(self, record: PointRecord) -> None:
+        """Create, fill and end the run of one point.
+
+        Raises:
+            TrackingError: MLflow failed; a run that was begun is marked FAILED if it can be.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        with _as_tracking_error(f"the point {record.name}"):
+            tags = {
+                "mlflow.parentRunId": self._parent,
+                "mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}]),
+                "sweep.id": self._sweep_id,
+                "sweep.role": record.role,
+                "sweep.fingerprint": record.fingerprint,
+            }
+            run = self._client.create_run(
+                self._experiment, int(record.started * 1000), tags | _source_tags(), run_name=record.name
+            )
+            run_id, ended = run.info.run_id, int(record.ended * 1000)
+            try:
+                self._client.log_batch(
+                    run_id,
+                    metrics=[Metric(key, value, ended, 0) for key, value in _metrics(record)],
+                    params=[Param(key, str(value)) for key, value in record.parameters.items()],
+                    tags=[RunTag("sweep.error", record.error)] if record.error else [],
+                )
+                table = {"columns": record.columns, "data": record.rows}
+                self._client.log_text(run_id, json.dumps(table, ensure_ascii=False), TABLE)
+                self._client.log_text(run_id, record.config, "config.yaml")
+            except BaseException:
+                self._client.set_terminated(run_id, "FAILED")
+                raise
+            self._client.set_terminated(run_id, "FAILED" if record.error else "FINISHED", ended)
+
+    def finish(self, status: str, metrics: Mapping[str, float]) -> None:
+        """End the parent run as FINISHED, FAILED or KILLED."""
+        from mlflow.entities import Metric
+
+        if self._parent is None:
+            return
+        with _as_tracking_error("the sweep's run"):
+            now = int(time.time() * 1000)
+            self._client.log_batch(self._parent, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
+            self._client.set_terminated(self._parent, status)
+
+    def comparison_url(self) -> str:
+        """Return the link to this sweep's points side by side: prompts as rows, points as columns.
+
+        An experiment's bare link shows an empty page; this one carries filter, order and view.
+        """
+        base = self.uri if urlsplit(self.uri).scheme in ("http", "https") else LOCAL_UI
+        query = {
+            "searchFilter": f"tags.`sweep.id` = '{self._sweep_id}' AND tags.`sweep.role` != 'sweep'",
+            "orderByKey": "metrics.`sweep/index`",
+            "orderByAsc": "true",
+            "compareRunsMode": "ARTIFACT",
+        }
+        arguments = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())
+        return f"{base.rstrip('/')}/#/experiments/{self._experiment}/runs?{arguments}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the runs lie in `sweep.dir`, where `scripts/ui` looks for them."""
+        return self._config.uri is None
+
+    def _connect(self) -> MlflowClient:
+        from mlflow import MlflowClient
+
+        # Processes that create one SQLite database at the same time break it for good.
+        with self._lock():
+            client = MlflowClient(self.uri)
+            client.search_experiments(max_results=1)
+        return client
+
+    def _open_experiment(self) -> str:
+        name = self._config.experiment
+        with self._lock():
+            known = self._client.get_experiment_by_name(name)
+            if known is not None:
+                if known.lifecycle_stage != "active":
+                    raise ConfigError(f"the experiment {name!r} was deleted; restore it or name another one")
+                return str(known.experiment_id)
+            artifacts = (self._root / "artifacts").as_uri() if self.is_local else None
+            return str(self._client.create_experiment(name, artifact_location=artifacts))
+
+    def _lock(self) -> FileLock:
+        self._root.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._root / ".tracking.lock")
+
+
+def _set_environment() -> None:
+    """Set what MLflow reads at import and at each call; what the user has set stays, telemetry excepted."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.pop("MLFLOW_RUN_ID", None)  # it would make every child the run that it names
+
+
+def _source_tags() -> dict[str, str]:
+    return {"mlflow.source.name": "sweep", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return "unknown"
+
+
+def _metrics(record: PointRecord) -> Iterator[tuple[str, float]]:
+    for key, value in record.axes:
+        if isinstance(value, float):
+            yield f"axis/{key}", value
+    for name, summary in record.summaries.items():
+        bounds = {"/ci_low": summary.ci_low, "/ci_high": summary.ci_high}
+        yield name, summary.mean
+        yield from ((name + suffix, bound) for suffix, bound in bounds.items() if math.isfinite(bound))
+    yield from record.metrics.items()
+
+
+@contextmanager
+def _as_tracking_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise TrackingError(f"MLflow could not take {what}: {_first_line(error)}") from error
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,21 @@
+"""The transform of the control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sweep.transforms.base import Context, Transform, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register("identity")
+@dataclass(frozen=True, slots=True)
+class Identity(Transform):
+    """E: the rows as the model's own embedding layer gives them."""
+
+    def apply(self, rows: Tensor, context: Context) -> Tensor:
+        """Return `rows` itself."""
+        return rows
