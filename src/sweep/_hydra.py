@@ -5,8 +5,7 @@ It rests on internals of the pinned Hydra; it is all in this module, and `tests/
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import hydra._internal.utils
 from hydra.errors import HydraException, MissingConfigException
@@ -16,14 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep.checks import did_you_mean
 from sweep.config import one_line
 
-T = TypeVar("T")
-
 
 def pass_errors_on() -> None:
     """Let exceptions reach the caller of a `hydra.main` function; Hydra would print some and exit with 1."""
 
-    def run_and_report(function: Callable[[], T]) -> T:
-        return function()
+    def run_and_report(func: Any) -> Any:
+        return func()
 
     hydra._internal.utils.run_and_report = run_and_report
 
@@ -43,5 +40,3 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
         return one_line(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "\n".join(lines[:3]) or type(error).__name__
-
-

@@ -71,7 +71,10 @@ class Checkpoint:
     @property
     def context(self) -> int:
         """The most tokens, of prompt and answer together, that the model was made for."""
-        return int(getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", 2048))
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+            if own := getattr(self.config, name, None):
+                return int(own)
+        raise ConfigError(f"engine.max_model_len: {self.model.id!r} does not say how long its context is; set it here.")
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -93,8 +96,8 @@ class Checkpoint:
         """Refuse the architectures that vLLM cannot be given embeddings for.
 
         Raises:
-            ConfigError: the model adds embeddings of each layer by token id (Gemma 3n and 4), or projects its embeddings
-                to another width (OPT-350m).
+            ConfigError: the model adds embeddings of each layer by token id (Gemma 3n and 4), or projects its
+                embeddings to another width (OPT-350m).
         """
         if getattr(self.config, "hidden_size_per_layer_input", 0):
             raise ConfigError(
@@ -130,8 +133,8 @@ def _download(model: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HFValidationError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -139,7 +142,9 @@ def _download(model: ModelConfig) -> Path:
 
     def get(weights: str) -> Path:
         patterns = [*SMALL_FILES, weights]
-        return Path(snapshot_download(model.id, revision=model.revision, allow_patterns=patterns, ignore_patterns="*/*"))
+        return Path(
+            snapshot_download(model.id, revision=model.revision, allow_patterns=patterns, ignore_patterns="*/*")
+        )
 
     try:
         folder = get("*.safetensors")
@@ -147,7 +152,8 @@ def _download(model: ModelConfig) -> Path:
             folder = get("*.bin")
     except GatedRepoError as error:
         raise ConfigError(
-            f"model.id: {model.id!r} is gated: accept its licence on the hub, then log in with `hf auth login` or $HF_TOKEN."
+            f"model.id: {model.id!r} is gated: accept its licence on the hub, "
+            "then log in with `hf auth login` or $HF_TOKEN."
         ) from error
     except RevisionNotFoundError as error:
         raise ConfigError(f"model.revision: {model.id!r} has no revision {model.revision!r}.") from error

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import BooleanNode, DictConfig, IntegerNode, ListConfig, OmegaConf
@@ -165,9 +165,8 @@ def parse(composed: DictConfig) -> SweepConfig:
     Raises:
         ConfigError: a value of the wrong type or out of range, an unknown transform, engine, parameter or plugin.
     """
-    values = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
     try:
-        plain: Any = OmegaConf.to_container(values, resolve=True, throw_on_missing=True)
+        plain: Any = OmegaConf.to_container(without_hydra(composed), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
     for module in plain["plugins"]:
@@ -180,6 +179,11 @@ def parse(composed: DictConfig) -> SweepConfig:
         plugins=tuple(plain["plugins"]),
         **{key: _read(section, key, plain[key]) for key, section in SECTIONS.items()},
     )
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """Return what is ours of a composed configuration."""
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
 
 def build(key: str, values: Any, registry: Mapping[str, type[T]]) -> T:
@@ -201,10 +205,10 @@ def build(key: str, values: Any, registry: Mapping[str, type[T]]) -> T:
 
 def _read(section: type[T], key: str, values: dict[str, Any]) -> T:
     try:
-        made: T = OmegaConf.to_object(OmegaConf.merge(_writable(section), values))
+        made: Any = OmegaConf.to_object(OmegaConf.merge(_writable(section), values))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}.{one_line(error)}") from error
-    return made
+    return cast(T, made)
 
 
 def _writable(section: type) -> DictConfig:

@@ -67,7 +67,7 @@ class EmbeddingTable:
     def std(self) -> float:
         """The standard deviation of all entries, as the engine has them; reads the whole table once, in pieces."""
         total = squares = 0.0
-        for piece in self.weight.split(8192):
+        for piece in torch.split(self.weight, 8192):
             entries = self._as_engine(piece).double()
             total += float(entries.sum())
             squares += float(entries.square().sum())

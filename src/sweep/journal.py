@@ -22,7 +22,7 @@ class Journal:
         self._files: dict[str, TextIO] = {}
 
     def append(self, fingerprint: str, prompt_id: str, completions: Sequence[Completion]) -> None:
-        """Record one prompt's answers under a point's fingerprint; the line is handed to the operating system at once."""
+        """Record one prompt's answers under a point's fingerprint; the operating system has the line on return."""
         file = self._files.get(fingerprint)
         if file is None:
             file = self._files[fingerprint] = (self._folder / f"{fingerprint}.jsonl").open("a", encoding="utf-8")

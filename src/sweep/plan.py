@@ -75,7 +75,7 @@ def make_plan(points: Sequence[Point]) -> list[EngineGroup]:
 def _plan_group(spec: EngineSpec, points: Sequence[Point]) -> EngineGroup:
     checkpoint = checkpoints.find(spec.model)
     checkpoint.check_supported()
-    limit = min(checkpoint.context, getattr(spec.engine, "max_model_len", None) or checkpoint.context)
+    limit = spec.engine.max_model_len or checkpoint.context
     read: list[tuple[PromptsConfig, list[EncodedPrompt], str]] = []
 
     def encoded(config: PromptsConfig) -> tuple[list[EncodedPrompt], str]:
@@ -92,9 +92,7 @@ def _plan_group(spec: EngineSpec, points: Sequence[Point]) -> EngineGroup:
     for point in points:
         prompts, digest = encoded(point.config.prompts)
         planned.append(PlannedPoint(point, prompts, point.fingerprint(digest)))
-    needed = max(
-        max(len(e.token_ids) for e in p.prompts) + p.point.config.sampling.max_tokens for p in planned
-    )
+    needed = max(max(len(e.token_ids) for e in p.prompts) + p.point.config.sampling.max_tokens for p in planned)
     return EngineGroup(spec, checkpoint, open_table(checkpoint), planned, min(limit, needed))
 
 

@@ -89,7 +89,7 @@ class Point:
         return flat
 
     def fingerprint(self, prompts_digest: str) -> str:
-        """Return a hash of what determines the generations: prompts by content, no paths of theirs, no engine settings."""
+        """Return a hash of what determines the generations: prompts by content, no paths, no engine settings."""
         config = self.config
         identity = {
             "version": FINGERPRINT_VERSION,

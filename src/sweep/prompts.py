@@ -213,7 +213,9 @@ def _prompt(entry: Any, place: str, index: int, config: PromptsConfig) -> Prompt
 
 def _messages(messages: Any, place: str) -> list[Message]:
     chat = isinstance(messages, list) and messages
-    if not chat or not all(isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in messages):
+    if not chat or not all(
+        isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in messages
+    ):
         raise ConfigError(f"{place}: messages must be a list of mappings with role and content.")
     return [{"role": str(message["role"]), "content": message["content"]} for message in messages]
 

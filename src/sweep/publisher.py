@@ -87,9 +87,7 @@ class Publisher:
         index, self._submitted = self._submitted, self._submitted + 1
         control = None if progress.planned.point.is_control else self.controls.get(progress.planned.point.control_key)
         progress.ended = time.time()
-        self._unpublished.append(
-            self._thread.submit(self._publish, progress, control, index, self.tokens_per_second)
-        )
+        self._unpublished.append(self._thread.submit(self._publish, progress, control, index, self.tokens_per_second))
         self._wait_for(UNPUBLISHED)
 
     def _publish(self, progress: Progress, control: Answers | None, index: int, tokens_per_second: float) -> None:

@@ -31,7 +31,7 @@ def build(key: Hashable, config: SweepConfig, encoded: EncodedPrompt, table: Emb
     """Make the request of one prompt of one point.
 
     Raises:
-        TransformError: the transform raised, or gave another shape, or an entry that is not finite in the engine's dtype.
+        TransformError: the transform raised, gave another shape, or an entry that is not finite in the engine's dtype.
     """
     rows = table.rows(encoded.token_ids)
     context = Context(derive_seed(config.seed, encoded.prompt.id, 0), table)

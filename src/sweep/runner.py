@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 from sweep.config import SweepConfig
 from sweep.engines.base import Engine, Generation, Request
@@ -182,7 +183,7 @@ def _requests(group: EngineGroup, active: dict[int, Progress], publisher: Publis
 
 def _receive(generation: Generation, active: dict[int, Progress], publisher: Publisher, journal: Journal) -> None:
     """Record an answer; hand its point on if it was the last one."""
-    i, j = generation.key  # type: ignore[misc]
+    i, j = cast(tuple[int, int], generation.key)
     progress = active.get(i)
     if progress is None:  # the point has failed meanwhile
         return

@@ -13,10 +13,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from hydra_plugins.sweep_launchers._compose import Composer
-
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -42,12 +41,16 @@ class LocalLauncher(Launcher):
         setup_globals()
         jobs = [(list(overrides), self._composer.compose(self._config, overrides)) for overrides in job_overrides]
         results = session.current().run(make_points(jobs))
-        return [_job_return(overrides, composed, result) for (overrides, composed), result in zip(jobs, results)]
+        return [
+            _job_return(overrides, composed, result)
+            for (overrides, composed), result in zip(jobs, results, strict=True)
+        ]
 
 
 def _job_return(overrides: list[str], composed: DictConfig, result: Any) -> JobReturn:
     value = {name: summary.mean for name, summary in result.summaries.items()} if result else {}
-    plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-    done = JobReturn(overrides=overrides, cfg=plain, status=JobStatus.COMPLETED)
+    from sweep.config import without_hydra
+
+    done = JobReturn(overrides=overrides, cfg=without_hydra(composed), status=JobStatus.COMPLETED)
     done.return_value = value
     return done

@@ -75,9 +75,14 @@ class ModelFiles:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig(ABC):
-    """How to run an engine; one subclass for each kind, whose fields are its keys in `conf/engine/`."""
+    """How to run an engine; one subclass for each kind, whose fields are its keys in `conf/engine/`.
+
+    Attributes:
+        max_model_len: tokens of prompt and answer together; None: what the sweep needs, within the model's context.
+    """
 
     name: ClassVar[str]
+    max_model_len: int | None = None
 
     @abstractmethod
     def open(self, model: ModelFiles, max_model_len: int, cache_dir: Path) -> Engine:

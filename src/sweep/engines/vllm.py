@@ -38,7 +38,6 @@ class VLLMConfig(EngineConfig):
     """vLLM's offline engine.  None means: what is fastest on the hardware at hand.
 
     Attributes:
-        max_model_len: tokens of prompt and answer together; None: what the sweep needs, within the model's context.
         max_num_seqs: sequences in the continuous batch.
         window: requests handed to the engine ahead of their answers; None: twice `max_num_seqs`.
         kv_cache_gib: memory for the KV cache; None: 0.5 on a CPU, the rest of `gpu_memory_utilization` on a GPU.
@@ -53,7 +52,6 @@ class VLLMConfig(EngineConfig):
 
     name: ClassVar[str] = "vllm"
 
-    max_model_len: int | None = None
     max_num_seqs: int = 256
     window: int | None = None
     kv_cache_gib: float | None = None
