@@ -1,0 +1,92 @@
+"""What all tests share: one tiny model, and one start of the real engine on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from sweep import config as sweep_config
+from sweep.checkpoint import Checkpoint, find
+from sweep.config import ModelConfig, SweepConfig
+from sweep.embedding import EmbeddingTable, open_table
+from sweep.engines import VLLMConfig
+from sweep.engines.base import Engine
+from tiny_models import make_model
+
+MAX_MODEL_LEN = 256
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama in fp32."""
+    return make_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny: Path) -> Checkpoint:
+    return find(ModelConfig(id=str(tiny)))
+
+
+@pytest.fixture(scope="session")
+def table(checkpoint: Checkpoint) -> EmbeddingTable:
+    return open_table(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def engine(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """The one engine of the whole run of tests: vLLM, on the tiny Llama."""
+    cache = tmp_path_factory.mktemp("cache")
+    config = VLLMConfig(max_num_seqs=8, window=16)
+    started = config.open(checkpoint.files, MAX_MODEL_LEN, cache)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def on_shared_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Let whatever opens vLLM have the engine that is already running."""
+    monkeypatch.setattr(VLLMConfig, "open", lambda *_: engine)
+    monkeypatch.setattr(engine, "close", lambda: None)
+    return engine
+
+
+@pytest.fixture
+def configure(tiny: Path, tmp_path: Path) -> Callable[..., SweepConfig]:
+    """Make a configuration of the tiny model and three prompts, with whatever is given instead."""
+
+    def make(**changes: Any) -> SweepConfig:
+        return sweep_config.parse(compose(tiny, tmp_path, **changes))
+
+    return make
+
+
+def compose(tiny: Path, folder: Path, **changes: Any) -> DictConfig:
+    """Return what Hydra would compose, before it is parsed; `transform={"name": …}` replaces a whole section."""
+    base: dict[str, Any] = {
+        "model": {"id": str(tiny)},
+        "prompts": {"items": PROMPTS},
+        "transform": {"name": "identity"},
+        "sampling": {"max_tokens": 8},
+        "engine": {"name": "vllm"},
+        "scoring": {},
+        "tracking": {},
+        "sweep": {"dir": str(folder / "outputs")},
+        "seed": 0,
+        "verbose": False,
+        "plugins": [],
+    }
+    return OmegaConf.create(base | changes)
+
+
+PROMPTS = [
+    {"id": "hello", "prompt": "Hello there", "reference": "General"},
+    {"id": "sky", "prompt": "Why is the sky blue?"},
+    {"id": "two", "prompt": "1 + 1 =", "reference": ["2", "two"]},
+]

@@ -1,0 +1,136 @@
+"""The command line: what is wrong is said in a line or three, with exit code 2, before anything starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sweep import cli, session
+from sweep.engines import VLLMConfig
+
+Sweep = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def sweep(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Sweep:
+    """Run the command line in this process, where an engine start is noticed; return (exit code, stdout, stderr)."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the engine was started")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(VLLMConfig, "open", refuse)
+        monkeypatch.setattr(session, "_current", None)
+        defaults = [f"sweep.dir={tmp_path / 'outputs'}", f"model.id={tiny}", "prompts.items=[Hi,Ho]"]
+        keys = {argument.split("=")[0] for argument in arguments}
+        command = [*arguments, *(d for d in defaults if d.split("=")[0] not in keys)]
+        monkeypatch.setattr(sys, "argv", ["sweep", *command])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+def bad(folder: Path) -> dict[str, tuple[list[str], str]]:
+    """Return wrong command lines and what their errors must say."""
+    (folder / "bad.jsonl").write_text('{"prompt": "fine"}\nnot json\n')
+    (folder / "empty.jsonl").write_text("")
+    (folder / "file").write_text("")
+    (folder / "nomodel").mkdir()
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text("{}")
+    scale = ["transform=scale", "transform.factor=1.2,1.5"]
+    return {
+        "mistyped option": (["transform=scael"], "transform=scael: there is no such option. Did you mean 'scale'?"),
+        "mistyped option in a list": (["transform=scale,nosie"], "Did you mean 'noise'?"),
+        "mistyped key": (["transform=scale", "transform.factr=1"], "transform.factr: there is no such key. Did you mean 'factor'?"),
+        "mistyped key in a list": (["transform=scale", "transform.factr=1,2"], "Did you mean 'factor'?"),
+        "mistyped key beside a list": ([*scale, "modle.id=x"], "modle: there is no such key. Did you mean 'model'?"),
+        "mistyped section key beside a list": ([*scale, "sampling.max_token=3"], "Did you mean 'max_tokens'?"),
+        "mistyped launcher": ([*scale, "hydra/launcher=locl"], "Did you mean 'local'?"),
+        "wrong type": (["sampling.max_tokens=many"], "sampling.max_tokens"),
+        "wrong type in a list": (["transform=scale", "transform.factor=1,abc"], "transform.factor: Value 'abc'"),
+        "wrong type of seed": ([*scale, "seed=abc"], "seed: Value 'abc'"),
+        "new parameter": (["transform=scale", "+transform.speed=3"], "'speed' is no parameter of scale"),
+        "out of range": (["sampling.temperature=-1"], "sampling.temperature must be 0 or more"),
+        "not finite": (["transform=scale", "transform.factor=nan"], "transform.factor must be a finite number"),
+        "bad dtype": (["model.dtype=float8"], "model.dtype: 'float8' is no value"),
+        "samples that are all alike": (["sampling.n=4"], "sampling.n above 1 needs sampling.temperature"),
+        "engine out of range": (["engine.gpu_memory_utilization=5"], "engine.gpu_memory_utilization must be in (0, 1]"),
+        "no such engine": (["engine.name=vlm"], "engine.name: 'vlm' is no value. Did you mean 'vllm'?"),
+        "no such plugin": (["plugins=[no_such_module]"], "no_such_module"),
+        "unreadable syntax": (["transform.factor=[1,2"], "transform.factor=[1,2"),
+        "no such folder": (["model.id=./nowhere"], "there is no folder './nowhere'"),
+        "folder that is no model": ([f"model.id={folder / 'nomodel'}"], "it has no config.json"),
+        "folder with a broken model": ([f"model.id={folder / 'broken'}"], "has no model that can be loaded"),
+        "hub out of reach": (["model.id=no-such-user/no-such-model"], "the hub cannot be reached"),
+        "no hub id": (["model.id='a b?'"], "neither a folder nor a hub id"),
+        "malformed prompts": ([f"prompts.path={folder / 'bad.jsonl'}"], "bad.jsonl:2: not JSON"),
+        "empty prompts file": ([f"prompts.path={folder / 'empty.jsonl'}"], "prompt list is empty"),
+        "empty prompt list": (["prompts.items=[]"], "prompt list is empty"),
+        "no prompts at all": (["prompts.items=null"], "prompts needs items or a path"),
+        "prompt too long": ([f"prompts.items=[{'x' * 600}]"], "'p0000' has 604 tokens; the model's context is 512"),
+        "overflow": (["transform=scale", "transform.factor=1,1e39"], "Point factor=1e+39, prompt 'p0000': scale made NaN"),
+        "folder that cannot be written": ([*scale, f"sweep.dir={folder / 'file' / 'x'}"], "Not a directory"),
+        "swept folder": (["sweep.dir=a,b"], "cannot be swept"),
+        "tracker out of reach": ([*scale, "tracking.uri=http://127.0.0.1:9"], "tracking.uri: http://127.0.0.1:9 cannot be used"),
+        "no such kind of tracker": ([*scale, "tracking.uri=carrier-pigeon://x"], "tracking.uri: carrier-pigeon://x cannot be used"),
+        "password in a tracker": ([*scale, "tracking.uri=http://me:secret@127.0.0.1:9"], "http://me:***@127.0.0.1:9"),
+    }  # fmt: skip
+
+
+def test_what_is_wrong_is_said_before_anything_starts(sweep: Sweep, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for case, (arguments, message) in bad(tmp_path).items():
+        with subtests.test(case):
+            code, out, err = sweep(*arguments)
+            assert code == 2, err
+            assert message in err
+            assert "Traceback" not in err and "secret" not in err and out == ""
+            error = err[err.index("sweep: ") :]
+            assert len(error) < 600 and len(error.splitlines()) <= 3, error
+
+
+def test_a_dry_run_lists_points_and_starts_nothing(sweep: Sweep, tmp_path: Path) -> None:
+    code, out, _ = sweep("transform=scale", "transform.factor=1.2,1.5", "sampling.max_tokens=4,8", "sweep.dry_run=true")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("engine 1: vllm") and "6 points, 12 requests, 72 prompt tokens" in lines[0]
+    assert [line.split(":")[0].strip() for line in lines[1:7]] == [
+        "control (max_tokens=4)",
+        "factor=1.2, max_tokens=4",
+        "factor=1.5, max_tokens=4",
+        "control (max_tokens=8)",
+        "factor=1.2, max_tokens=8",
+        "factor=1.5, max_tokens=8",
+    ]
+    assert lines[7] == "6 points, 1 engine starts, 12 requests"
+    assert not (tmp_path / "outputs" / "mlflow.db").exists()
+
+
+def test_help_says_how_to_sweep(sweep: Sweep) -> None:
+    code, out, _ = sweep("--help")
+    assert code == 0
+    assert "python -m sweep transform=scale transform.factor=1.2,1.5" in out
+    assert "transform: identity, noise, scale" in out
+
+
+def test_help_and_wrong_configurations_import_no_heavy_library() -> None:
+    probe = (
+        "import sys; from sweep import cli; sys.argv = ['sweep', {!r}]\n"
+        "try: cli.main()\nexcept SystemExit: pass\n"
+        "print('HEAVY', [m for m in ('torch', 'vllm', 'mlflow', 'transformers', 'scipy') if m in sys.modules])"
+    )
+    for argument in ("--help", "transform=scael"):
+        done = subprocess.run(
+            [sys.executable, "-c", probe.format(argument)], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "HEAVY []", done.stdout

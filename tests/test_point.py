@@ -1,0 +1,83 @@
+"""Points: their names, their controls, their identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import compose
+from sweep.config import SweepConfig
+from sweep.errors import ConfigError
+from sweep.point import Point, by_engine, make_points, with_controls
+
+Configure = Callable[..., SweepConfig]
+
+
+def scale(factor: float) -> dict[str, object]:
+    return {"name": "scale", "factor": factor}
+
+
+def test_names_say_the_swept_values_only(tiny: Path, tmp_path: Path) -> None:
+    jobs = [
+        (
+            ["transform=scale", f"transform.factor={f}", "sweep.dir=x"],
+            compose(tiny, tmp_path, transform=scale(float(f))),
+        )
+        for f in ("1.2", "1.50")
+    ]
+    assert [point.name for point in make_points(jobs)] == ["factor=1.2", "factor=1.5"]
+    assert make_points(jobs)[1].axes == (("transform.factor", 1.5),)
+    assert [point.name for point in make_points(jobs[:1])] == ["transform=scale, factor=1.2"]
+
+
+def test_keys_with_the_same_last_part_are_told_apart(tiny: Path, tmp_path: Path) -> None:
+    jobs = [([f"seed={i}", f"sampling.seed={i}"], compose(tiny, tmp_path, seed=i)) for i in (0, 1)]
+    assert make_points(jobs)[1].name == "seed=1, sampling.seed=1"
+
+
+def test_there_is_a_control_asked_for_or_not(configure: Configure) -> None:
+    points = [Point(configure(transform=scale(f))) for f in (1.2, 1.5)]
+    ordered = with_controls(points)
+    assert [point.role for point in ordered] == ["control", "point", "point"]
+    assert ordered[0].config.transform.name == "identity" and ordered[0].name == "control"
+    asked = with_controls([*points, Point(configure())])
+    assert [point.role for point in asked] == ["control", "point", "point"]
+
+
+def test_each_sampling_has_its_own_control(configure: Configure) -> None:
+    points = [
+        Point(configure(transform=scale(f), sampling={"max_tokens": n}), (("sampling.max_tokens", float(n)),))
+        for n in (4, 8)
+        for f in (1.2, 1.5)
+    ]
+    ordered = with_controls(points)
+    assert [p.name for p in ordered if p.is_control] == ["control (max_tokens=4)", "control (max_tokens=8)"]
+    assert [p.role for p in with_controls(points, known=[points[0].control_key])].count("control") == 1
+
+
+def test_points_share_an_engine_unless_model_or_engine_differ(configure: Configure) -> None:
+    points = [Point(configure(transform=scale(f))) for f in (1.2, 1.5)]
+    points.append(Point(configure(engine={"name": "vllm", "max_num_seqs": 4})))
+    points.append(Point(configure(sampling={"max_tokens": 3})))
+    assert [len(group) for group in by_engine(points).values()] == [3, 1]
+
+
+def test_fingerprints_tell_generations_apart_and_nothing_else(configure: Configure) -> None:
+    def fingerprint(**changes: object) -> str:
+        return Point(configure(**changes)).fingerprint("digest")
+
+    base = fingerprint(transform=scale(1.5))
+    same = [{"sweep": {"dir": "elsewhere"}}, {"engine": {"name": "vllm", "max_num_seqs": 3}}, {"verbose": True}]
+    assert {fingerprint(transform=scale(1.5), **change) for change in same} == {base}
+    others = [{"transform": scale(1.6)}, {"seed": 1}, {"sampling": {"max_tokens": 9}}, {"model": {"id": "demo"}}]
+    assert len({fingerprint(**{"transform": scale(1.5)} | change) for change in others} | {base}) == 5
+    assert fingerprint(transform={"name": "scale", "factor": 2}) == fingerprint(transform=scale(2.0))
+    assert Point(configure()).fingerprint("other digest") != Point(configure()).fingerprint("digest")
+
+
+def test_where_results_go_cannot_be_swept(tiny: Path, tmp_path: Path) -> None:
+    jobs = [([f"sweep.dir={d}"], compose(tiny, tmp_path, sweep={"dir": d})) for d in ("a", "b")]
+    with pytest.raises(ConfigError, match="cannot be swept"):
+        make_points(jobs)

@@ -1,0 +1,101 @@
+"""Measures against cases worked out by hand, intervals against data with known truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sweep.engines.base import Completion
+from sweep.scoring import divergence, mean_scores, score, summarise_scores, text
+from sweep.scoring.perturbation import perturbation
+from sweep.scoring.statistics import summarise
+
+UNLIMITED = (-math.inf, math.inf)
+
+
+def completion(answer: str, ids: tuple[int, ...], reason: str = "stop") -> Completion:
+    return Completion(answer, ids, reason)
+
+
+def test_text() -> None:
+    assert text.exact_match(" Paris.\n", ["Rome.", "Paris."]) == 1
+    assert text.exact_match("paris.", ["Paris."]) == 0
+    assert text.contains("It is Paris, of course.", ["Paris"]) == 1
+    assert text.contains("It is Rome.", ["Paris"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "control", "first", "agreement", "distance"),
+    [
+        ((1, 2, 3), (1, 2, 3), 3, 1.0, 0.0),
+        ((1, 9, 3), (1, 2, 3), 1, 2 / 3, 1 / 3),
+        ((1, 2), (1, 2, 3, 4), 2, 0.5, 0.5),
+        ((2, 3, 4), (1, 2, 3, 4), 0, 0.0, 0.25),
+        ((), (1, 2), 0, 0.0, 1.0),
+        ((), (), 0, 1.0, 0.0),
+    ],
+)
+def test_divergence(
+    answer: tuple[int, ...], control: tuple[int, ...], first: int, agreement: float, distance: float
+) -> None:
+    assert divergence.first_divergence(answer, control) == first
+    assert divergence.token_agreement(answer, control) == agreement
+    assert divergence.edit_distance(answer, control) == distance
+
+
+def test_scores_need_a_reference_and_a_control() -> None:
+    answer = completion("Paris", (4, 5), "length")
+    assert score(answer, [], None) == {"cost/output_tokens": 2.0, "cost/truncated": 1.0}
+    full = score(answer, ["Paris"], completion("Rome", (4, 6)))
+    assert full["quality/exact_match"] == 1 and full["divergence/first_divergence"] == 1
+
+
+def test_samples_are_averaged_within_their_prompt() -> None:
+    samples = [{"quality/exact_match": 1.0}, {"quality/exact_match": 0.0}]
+    assert mean_scores(samples) == {"quality/exact_match": 0.5}
+
+
+def test_measures_are_summarised_over_the_prompts_that_have_them() -> None:
+    summaries = summarise_scores([{"a/x": 1.0, "a/y": 2.0}, {"a/x": 3.0}], 0.95)
+    assert (summaries["a/x"].mean, summaries["a/x"].n) == (2.0, 2)
+    assert (summaries["a/y"].mean, summaries["a/y"].n) == (2.0, 1)
+
+
+def test_perturbation_of_a_scaled_matrix() -> None:
+    rows = torch.tensor([[3.0, 4.0], [0.0, 5.0]])
+    measured = perturbation(rows, rows * 1.5)
+    assert measured["perturbation/relative_l2"] == pytest.approx(0.5)
+    assert measured["perturbation/cosine"] == pytest.approx(1.0)
+    assert measured["perturbation/changed"] == 0.75  # zero stays zero
+
+
+def test_a_change_that_the_cast_swallows_is_reported_as_none() -> None:
+    rows = torch.ones(4, 8)
+    measured = perturbation(rows, (rows * 1.001).to(torch.bfloat16))
+    assert measured["perturbation/changed"] == 0.0 and measured["perturbation/relative_l2"] == 0.0
+
+
+def test_intervals_of_worked_examples() -> None:
+    t = summarise([1.0, 2.0, 3.0], 0.95, UNLIMITED)
+    assert (t.mean, t.n) == (2.0, 3)
+    assert t.ci_high - t.mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
+    wilson = summarise([1.0] * 10, 0.95, (0, 1), yes_or_no=True)
+    assert (wilson.ci_low, wilson.ci_high) == (pytest.approx(0.722467, rel=1e-5), 1.0)
+    assert summarise([0.9, 1.0], 0.95, (0, 1)).ci_high == 1.0
+    assert math.isnan(summarise([1.0], 0.95, UNLIMITED).ci_low)
+
+
+@pytest.mark.parametrize("kind", ["normal", "yes_or_no"])
+def test_intervals_cover_the_truth_as_often_as_they_say(kind: str) -> None:
+    random, covered, trials = np.random.default_rng(0), 0, 2000
+    for _ in range(trials):
+        if kind == "normal":
+            truth, summary = 2.0, summarise(random.normal(2.0, 3.0, 12).tolist(), 0.95, UNLIMITED)
+        else:
+            truth, sample = 0.8, (random.random(40) < 0.8).astype(float).tolist()
+            summary = summarise(sample, 0.95, (0, 1), yes_or_no=True)
+        covered += summary.ci_low <= truth <= summary.ci_high
+    assert 0.93 <= covered / trials <= 0.97
