@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import hydra._internal.utils
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -38,5 +38,7 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
             known = [str(name) for name in parent if name != "hydra"]
             return f"{full_key}: there is no such key. {did_you_mean(str(key), known)}"
         return one_line(cause)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read: {str(error).splitlines()[0]}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "\n".join(lines[:3]) or type(error).__name__

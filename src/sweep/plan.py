@@ -93,7 +93,8 @@ def _plan_group(spec: EngineSpec, points: Sequence[Point]) -> EngineGroup:
         prompts, digest = encoded(point.config.prompts)
         planned.append(PlannedPoint(point, prompts, point.fingerprint(digest)))
     needed = max(max(len(e.token_ids) for e in p.prompts) + p.point.config.sampling.max_tokens for p in planned)
-    return EngineGroup(spec, checkpoint, open_table(checkpoint), planned, min(limit, needed))
+    max_model_len = spec.engine.max_model_len or min(limit, needed)
+    return EngineGroup(spec, checkpoint, open_table(checkpoint), planned, max_model_len)
 
 
 def _try_transforms(group: EngineGroup) -> None:

@@ -54,6 +54,11 @@ class Runner:
         return self._base.sweep.root / "sweeps" / self._sweep_id
 
     @property
+    def engine(self) -> Engine | None:
+        """The open engine, if there is one."""
+        return self._engine[2] if self._engine else None
+
+    @property
     def results(self) -> dict[str, PointResult]:
         """What became of each point so far, by `Point.key`."""
         return self._publisher.results if self._publisher else {}

@@ -79,12 +79,12 @@ class Tracker:
             self._client = self._connect()
             self._experiment = self._open_experiment()
         except Exception as error:  # MLflow passes on whatever its store or driver raises
-            place = f"tracking.uri: {_without_password(self.uri)} cannot be used"
-            raise ConfigError(f"{place}: {_first_line(error)}") from error
+            message = f"tracking.uri: {self.uri} cannot be used: {_first_line(error)}"
+            raise ConfigError(_without_password(message, self.uri)) from error
 
     def start(self, name: str, command: str, config: str) -> None:
         """Create the parent run, RUNNING until `finish`."""
-        with _as_tracking_error("the sweep's run"):
+        with self._as_tracking_error("the sweep's run"):
             tags = {"sweep.role": "sweep", "sweep.id": self._sweep_id, "sweep.command": command}
             run = self._client.create_run(self._experiment, run_name=name, tags=tags | _source_tags())
             self._parent = run.info.run_id
@@ -98,7 +98,7 @@ class Tracker:
         """
         from mlflow.entities import Metric, Param, RunTag
 
-        with _as_tracking_error(f"the point {record.name}"):
+        with self._as_tracking_error(f"the point {record.name}"):
             tags = {
                 "mlflow.parentRunId": self._parent,
                 "mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}]),
@@ -131,7 +131,7 @@ class Tracker:
 
         if self._parent is None:
             return
-        with _as_tracking_error("the sweep's run"):
+        with self._as_tracking_error("the sweep's run"):
             now = int(time.time() * 1000)
             self._client.log_batch(self._parent, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
             self._client.set_terminated(self._parent, status)
@@ -176,6 +176,14 @@ class Tracker:
             artifacts = (self._root / "artifacts").as_uri() if self.is_local else None
             return str(self._client.create_experiment(name, artifact_location=artifacts))
 
+    @contextmanager
+    def _as_tracking_error(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            message = f"MLflow could not take {what}: {_first_line(error)}"
+            raise TrackingError(_without_password(message, self.uri)) from error
+
     def _lock(self) -> FileLock:
         self._root.mkdir(parents=True, exist_ok=True)
         return FileLock(self._root / ".tracking.lock")
@@ -212,17 +220,9 @@ def _metrics(record: PointRecord) -> Iterator[tuple[str, float]]:
     yield from record.metrics.items()
 
 
-@contextmanager
-def _as_tracking_error(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise TrackingError(f"MLflow could not take {what}: {_first_line(error)}") from error
-
-
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
+def _without_password(text: str, uri: str) -> str:
+    password = urlsplit(uri).password
+    return text.replace(password, "***") if password else text
 
 
 def _first_line(error: Exception) -> str:

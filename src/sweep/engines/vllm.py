@@ -78,7 +78,11 @@ class VLLMConfig(EngineConfig):
 
 
 class VLLMEngine(Engine):
-    """A started `vllm.LLM`, driven request by request so that any number of points share its batch."""
+    """A started `vllm.LLM`, driven request by request so that any number of points share its batch.
+
+    Attributes:
+        llm: the `vllm.LLM`; None once closed.
+    """
 
     def __init__(self, config: VLLMConfig, model: ModelFiles, max_model_len: int, cache_dir: Path) -> None:
         import torch
@@ -89,19 +93,19 @@ class VLLMEngine(Engine):
         if in_process and not on_gpu:
             torch.set_num_threads(config.threads or _threads_for(model.folder))
         self._window = config.window or 2 * config.max_num_seqs
-        self._llm: Any = None
+        self.llm: Any = None
         try:
             import vllm
 
             if in_process:
                 _import_model_class(model)
-            self._llm = vllm.LLM(**_arguments(config, model, max_model_len, in_process, on_gpu))
+            self.llm = vllm.LLM(**_arguments(config, model, max_model_len, in_process, on_gpu))
         except Exception as error:
             raise EngineError(f"vLLM did not start: {_reason(error)}") from error
         self.version = f"vllm {vllm.__version__}"
-        self._dtype: torch.dtype = self._llm.model_config.dtype
-        self._hidden_size: int = self._llm.model_config.get_hidden_size()
-        _watch_core(self._llm)
+        self._dtype: torch.dtype = self.llm.model_config.dtype
+        self._hidden_size: int = self.llm.model_config.get_hidden_size()
+        _watch_core(self.llm)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Generation]:
         """Answer requests from one continuous batch; see `Engine.generate`."""
@@ -121,9 +125,9 @@ class VLLMEngine(Engine):
 
     def close(self) -> None:
         """Shut the core down, whether it runs here or in a process of its own."""
-        if self._llm is None:
+        if self.llm is None:
             return
-        llm, self._llm = self._llm, None
+        llm, self.llm = self.llm, None
         llm.llm_engine.engine_core.shutdown()
 
     def _submit(self, request: Request) -> str:
@@ -134,7 +138,7 @@ class VLLMEngine(Engine):
             prompt["prompt_embeds"] = request.embeds
             prompt["prompt_is_token_ids"] = [False] * len(request.token_ids)
         try:
-            internal = self._llm.enqueue([prompt], _sampling_params(request.sampling), use_tqdm=False)[0]
+            internal = self.llm.enqueue([prompt], _sampling_params(request.sampling), use_tqdm=False)[0]
         except Exception as error:
             raise EngineError(f"vLLM refused a request: {_reason(error)}") from error
         return str(internal).rsplit("-", 1)[0]
@@ -152,15 +156,15 @@ class VLLMEngine(Engine):
 
     def _step(self) -> list[RequestOutput]:
         try:
-            outputs: list[RequestOutput] = self._llm.llm_engine.step()
+            outputs: list[RequestOutput] = self.llm.llm_engine.step()
         except Exception as error:
             raise EngineError(_death(error)) from error
         return outputs
 
     def _abort_all(self) -> None:
-        if self._llm is None:
+        if self.llm is None:
             return
-        engine = self._llm.llm_engine
+        engine = self.llm.llm_engine
         unfinished = list(engine.output_processor.request_states)
         if unfinished and not getattr(getattr(engine.engine_core, "resources", None), "engine_dead", False):
             engine.abort_request(unfinished, internal=True)
