@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from sweep import cli, session
 from sweep.engines import VLLMConfig
 
+README = Path(__file__).parents[1] / "README.md"
 Sweep = Callable[..., tuple[int, str, str]]
 
 
@@ -114,6 +116,17 @@ def test_a_dry_run_lists_points_and_starts_nothing(sweep: Sweep, tmp_path: Path)
     ]
     assert lines[7] == "6 points, 1 engine starts, 12 requests"
     assert not (tmp_path / "outputs" / "mlflow.db").exists()
+
+
+def test_the_transform_of_the_readme(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [code] = re.findall(r"```python\n(# my_transforms\.py\n.*?)```", README.read_text(), re.DOTALL)
+    (tmp_path / "my_transforms.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin = ["plugins=[my_transforms]", "transform.name=fade"]
+    code, out, err = sweep(*plugin, "+transform.decay=0.8,0.9", "sweep.dry_run=true")
+    assert code == 0 and "decay=0.8: 2 requests" in out, err
+    code, _, err = sweep(*plugin, "+transform.decoy=0.8", "sweep.dry_run=true")
+    assert code == 2 and "'decoy' is no parameter of fade. Did you mean 'decay'?" in err
 
 
 def test_help_says_how_to_sweep(sweep: Sweep) -> None:
