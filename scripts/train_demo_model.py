@@ -1,15 +1,15 @@
-"""Train the embedded demo model: a Llama of a few million parameters, from scratch, on the corpus of `demo_corpus.py`.
+"""Train the embedded demo model: a small Llama, from scratch, on the corpus of `demo_corpus.py`.
 
     python scripts/train_demo_model.py               # the shipped checkpoint, its card and its prompts
     python scripts/train_demo_model.py --score-only  # score the checkpoint that is there; write card and prompts anew
 
-Needs torch, transformers, tokenizers and safetensors; no network, no GPU. The same seed, steps and threads give the same
-model on the same kind of machine; elsewhere rounding differs.
+Needs torch, transformers, tokenizers and safetensors; no network, no GPU.  The same seed, steps and threads give the
+same model on the same kind of machine; elsewhere rounding differs.
 
-How the model takes scaled embeddings is a matter of size, decided by `Recipe.embedding_std` and `vocabulary`. RMSNorm
-hides a common factor from each block, but the residual stream carries it: what counts is how large the embedding rows
-are beside what the blocks add to them. And the smaller the vocabulary, the more words must be put together by the blocks
-from several rows.
+How the model takes scaled embeddings is decided by `Recipe.embedding_std` and `Recipe.vocabulary`.  RMSNorm hides a
+common factor from each block, but the residual stream carries it: what counts is how large the embedding rows are
+beside what the blocks add to them.  And the smaller the vocabulary, the more words the blocks must put together from
+several rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from demo_corpus import Example, bare_examples, categories, held_out_examples, training_examples
+from demo_corpus import ANY_STORY, Example, bare_examples, categories, held_out_examples, training_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_DIR = ROOT / "src" / "sweep" / "demo_model"
@@ -95,24 +95,45 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     specials = [PAD, BOS, EOS, *ROLES]
-    trainer = trainers.BpeTrainer(vocab_size=recipe.vocabulary, special_tokens=specials, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocabulary,
+        special_tokens=specials,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     lines = sorted({text for e in bare_examples(held_out=False) for text in (e.prompt, e.answer)})
     tokenizer.train_from_iterator(lines, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD,
-                                   padding_side="left", chat_template=CHAT_TEMPLATE, model_max_length=512,
-                                   clean_up_tokenization_spaces=False)
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama with random weights; its embedding rows are drawn with a spread of their own."""
     config = LlamaConfig(
-        vocab_size=recipe.vocabulary, hidden_size=recipe.hidden_size, intermediate_size=recipe.intermediate_size,
-        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
-        max_position_embeddings=512, tie_word_embeddings=False, initializer_range=recipe.block_std,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        vocab_size=recipe.vocabulary,
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        initializer_range=recipe.block_std,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(config)
     with torch.no_grad():
@@ -150,8 +171,8 @@ def _padded(group: Sequence[tuple[list[int], int]], pad: int) -> tuple[torch.Ten
     ids = torch.full((len(group), length), pad)
     labels = torch.full((len(group), length), IGNORED)
     for row, (tokens, head) in enumerate(group):
-        ids[row, :len(tokens)] = torch.tensor(tokens)
-        labels[row, head:len(tokens)] = torch.tensor(tokens[head:])
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        labels[row, head : len(tokens)] = torch.tensor(tokens[head:])
     return ids, labels
 
 
@@ -168,8 +189,7 @@ def optimizer_for(recipe: Recipe, model: LlamaForCausalLM) -> torch.optim.AdamW:
     table, matrices, norms = [], [], []
     for name, weight in model.named_parameters():
         (table if "embed_tokens" in name else matrices if weight.ndim == 2 else norms).append(weight)
-    groups = [{"params": table + norms, "weight_decay": 0.0},
-              {"params": matrices, "weight_decay": recipe.weight_decay}]
+    groups = [{"params": table + norms, "weight_decay": 0.0}, {"params": matrices, "weight_decay": recipe.weight_decay}]
     return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.98))
 
 
@@ -204,10 +224,19 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     model.generation_config.max_new_tokens = None
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
-    _write_json(out / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "pad_token": PAD,
-        "padding_side": "left", "model_max_length": 512, "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE})
+    _write_json(
+        out / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "pad_token": PAD,
+            "padding_side": "left",
+            "model_max_length": 512,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
     shutil.copyfile(ROOT / "LICENSE", out / "LICENSE")
 
 
@@ -216,29 +245,48 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 @torch.inference_mode()
-def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], factor: float = 1.0,
-            sigma: float = 0.0, seed: int = 0) -> list[str]:
+def answers(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    factor: float = 1.0,
+    sigma: float = 0.0,
+    seed: int = 0,
+) -> list[str]:
     """Greedy answers to `prompts`, whose embedding rows are first scaled, or noised in units of the table's std."""
     table, noise = model.get_input_embeddings(), torch.Generator().manual_seed(seed)
     spread = table.weight.float().std()
     found: dict[int, str] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), 64):
-        chosen = order[start:start + 64]
-        chats = [tokenizer.apply_chat_template([{"role": "user", "content": prompts[i]}], tokenize=False,
-                                               add_generation_prompt=True) for i in chosen]
+        chosen = order[start : start + 64]
+        chats = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompts[i]}], tokenize=False, add_generation_prompt=True
+            )
+            for i in chosen
+        ]
         batch = tokenizer(chats, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
         rows = table(batch["input_ids"]).float() * factor
         if sigma:
             rows += torch.randn(rows.shape, generator=noise) * sigma * spread
-        output = model.generate(inputs_embeds=rows.to(table.weight.dtype), attention_mask=batch["attention_mask"],
-                                max_new_tokens=LONGEST_ANSWER, do_sample=False)
+        output = model.generate(
+            inputs_embeds=rows.to(table.weight.dtype),
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=LONGEST_ANSWER,
+            do_sample=False,
+        )
         found.update(zip(chosen, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True))
     return [found[i] for i in range(len(prompts))]
 
 
-def exact_match(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example],
-                factor: float = 1.0, sigma: float = 0.0) -> float:
+def exact_match(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Sequence[Example],
+    factor: float = 1.0,
+    sigma: float = 0.0,
+) -> float:
     """Share of `examples` that are answered word for word as taught."""
     given = answers(model, tokenizer, [example.prompt for example in examples], factor, sigma)
     return sum(text == example.answer for text, example in zip(given, examples, strict=True)) / len(examples)
@@ -258,11 +306,13 @@ def write_prompts(folder: Path) -> list[Example]:
     with (folder / "data" / "demo_heldout.jsonl").open("w", encoding="utf-8") as file:
         for e in examples:
             counts[e.category] = number = counts.get(e.category, 0) + 1
-            row = {"id": f"{e.category}-{number:02d}", "prompt": e.prompt, "reference": e.answer, "category": e.category}
-            file.write(json.dumps(row) + "\n")
+            row = {"id": f"{e.category}-{number:02d}", "prompt": e.prompt, "reference": e.answer}
+            file.write(json.dumps(row | {"category": e.category}) + "\n")
     (folder / "demo_heldout.yaml").write_text(
         "# Held-out phrasings of what the demo model was taught: "
-        f"{len(examples)} questions, every category.\npath: data/demo_heldout.jsonl\n", encoding="utf-8")
+        f"{len(examples)} questions, every category.\npath: data/demo_heldout.jsonl\n",
+        encoding="utf-8",
+    )
     return examples
 
 
@@ -274,25 +324,55 @@ def evaluation_set() -> list[Example]:
 def write_card(out: Path, recipe: Recipe) -> None:
     """Score the saved checkpoint in fp32 and bf16 and write its card."""
     tokenizer = AutoTokenizer.from_pretrained(out)
-    full, half = (AutoModelForCausalLM.from_pretrained(out, dtype=dtype).eval()
-                  for dtype in (torch.float32, torch.bfloat16))
+    full, half = (
+        AutoModelForCausalLM.from_pretrained(out, dtype=dtype).eval() for dtype in (torch.float32, torch.bfloat16)
+    )
     unseen = evaluation_set()
-    seen = random.Random(21).sample([e for e in bare_examples(held_out=False) if e.category != "any-story"], len(unseen))
-    scores = {"parameters": f"{full.num_parameters():,}", "facts": sum(len(c.facts) for c in categories()),
-              "categories": len(categories()), "questions": len(unseen),
-              "trained": sum(len(c.trained) for c in categories()), "unseen": sum(len(c.held_out) for c in categories())}
-    match = {name: f"{exact_match(model, tokenizer, examples):.1%}" for name, model, examples in (
-        ("seen32", full, seen), ("seen16", half, seen), ("unseen32", full, unseen), ("unseen16", half, unseen))}
-    scale = [(f"{f:g}", exact_match(full, tokenizer, unseen, factor=f), exact_match(half, tokenizer, unseen, factor=f))
-             for f in FACTORS]
-    noise = [(f"{s:g}", exact_match(full, tokenizer, unseen, sigma=s), exact_match(half, tokenizer, unseen, sigma=s))
-             for s in SIGMAS]
+    scored = [e for e in bare_examples(held_out=False) if e.category != ANY_STORY]
+    seen = random.Random(21).sample(scored, len(unseen))
+    scores = {
+        "parameters": f"{full.num_parameters():,}",
+        "facts": sum(len(c.facts) for c in categories()),
+        "categories": len(categories()),
+        "questions": len(unseen),
+        "trained": sum(len(c.trained) for c in categories()),
+        "unseen": sum(len(c.held_out) for c in categories()),
+    }
+    match = {
+        name: f"{exact_match(model, tokenizer, examples):.1%}"
+        for name, model, examples in (
+            ("seen32", full, seen),
+            ("seen16", half, seen),
+            ("unseen32", full, unseen),
+            ("unseen16", half, unseen),
+        )
+    }
+    scale = [
+        (f"{f:g}", exact_match(full, tokenizer, unseen, factor=f), exact_match(half, tokenizer, unseen, factor=f))
+        for f in FACTORS
+    ]
+    noise = [
+        (f"{s:g}", exact_match(full, tokenizer, unseen, sigma=s), exact_match(half, tokenizer, unseen, sigma=s))
+        for s in SIGMAS
+    ]
     demo = dict(zip(DEMO_PROMPTS, answers(full, tokenizer, list(DEMO_PROMPTS.values())), strict=True))
-    card = CARD.format(**scores, **match, recipe=_recipe_line(recipe), seed=recipe.seed, steps=recipe.steps,
-                       threads=recipe.threads, layers=recipe.layers, hidden=recipe.hidden_size, heads=recipe.heads,
-                       head=recipe.hidden_size // recipe.heads, wide=recipe.intermediate_size,
-                       vocabulary=recipe.vocabulary, scale=_rows(scale), noise=_rows(noise),
-                       demo="\n".join(f"| {DEMO_PROMPTS[k]} | {v} |" for k, v in demo.items()))
+    card = CARD.format(
+        **scores,
+        **match,
+        recipe=_recipe_line(recipe),
+        seed=recipe.seed,
+        steps=recipe.steps,
+        threads=recipe.threads,
+        layers=recipe.layers,
+        hidden=recipe.hidden_size,
+        heads=recipe.heads,
+        head=recipe.hidden_size // recipe.heads,
+        wide=recipe.intermediate_size,
+        vocabulary=recipe.vocabulary,
+        scale=_rows(scale),
+        noise=_rows(noise),
+        demo="\n".join(f"| {DEMO_PROMPTS[k]} | {v} |" for k, v in demo.items()),
+    )
     (out / "README.md").write_text(card, encoding="utf-8")
     print(card)
 
@@ -329,14 +409,15 @@ Recipe: {recipe}.
 
 - Architecture: `LlamaForCausalLM`, {layers} layers, hidden size {hidden}, {heads} heads of {head}, intermediate size
   {wide}, RoPE, context 512, output table of its own, weights in bf16.
-- Tokenizer: byte-level BPE of {vocabulary} tokens, trained on the corpus; chat template with system, user and assistant.
-- Data: each fact is asked in {trained} phrasings (12 to 15 a category); {unseen} more phrasings (3 a category) were held
-  out of training entirely. A held-out question is a new phrasing of a taught fact, never a new fact. About half of the
-  training questions carry a greeting, a system message or sloppy typing.
+- Tokenizer: byte-level BPE of {vocabulary} tokens, trained on the corpus; chat template for system, user, assistant.
+- Data: {trained} phrasings in all, 12 to 15 for each category, in which every fact of the category is asked; {unseen}
+  more, three for each category, were held out of training entirely. A held-out question is a new phrasing of a taught
+  fact, never a new fact. About 40 % of the training questions carry a greeting, a system message or sloppy typing.
 
 ## What it scores
 
-Exact match of the whole answer, greedy, through the chat template, by transformers on a CPU, over {questions} questions each.
+Exact match of the whole answer, greedy, through the chat template, by transformers on a CPU;
+{questions} questions in either row.
 
 | phrasings | fp32 | bf16 |
 |---|---|---|
@@ -372,8 +453,8 @@ the sun?” and “Tell me a creative story.” are held-out phrasings. The stor
 ## Limits
 
 It is a demonstration, of no other use. Outside its facts it answers with one of them, confidently. English only, one
-turn, northern seasons, American spelling in answers. Sums and differences up to 20 are learned by heart. Longer contexts
-than about 150 tokens were never trained.
+turn, northern seasons, American spelling in answers. Sums and differences of numbers up to 20 are learned by heart. It
+was never trained on contexts of more than about 170 tokens.
 
 Licence: Apache-2.0, see `LICENSE`.
 """

@@ -65,7 +65,7 @@ class PromptsConfig:
 class SamplingConfig:
     """How tokens are drawn.  Temperature 0 is greedy."""
 
-    max_tokens: int = 32
+    max_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all tokens
