@@ -32,6 +32,11 @@ def test_names_say_the_swept_values_only(tiny: Path, tmp_path: Path) -> None:
     assert [point.name for point in make_points(jobs[:1])] == ["transform=scale, factor=1.2"]
 
 
+def test_names_keep_all_digits(tiny: Path, tmp_path: Path) -> None:
+    jobs = [([f"seed={i}"], compose(tiny, tmp_path, seed=i)) for i in (1234567, 1234568)]
+    assert [point.name for point in make_points(jobs)] == ["seed=1234567", "seed=1234568"]
+
+
 def test_keys_with_the_same_last_part_are_told_apart(tiny: Path, tmp_path: Path) -> None:
     jobs = [([f"seed={i}", f"sampling.seed={i}"], compose(tiny, tmp_path, seed=i)) for i in (0, 1)]
     assert make_points(jobs)[1].name == "seed=1, sampling.seed=1"

@@ -65,6 +65,9 @@ def test_system_messages_limits_and_other_keys() -> None:
         ("p.yaml", "- a\n- [b\n", r"p\.yaml:3: not YAML"),
         ("p.yaml", "a: b\n", "must hold a list of prompts"),
         ("p.csv", 'prompt\n"never closed\n', r"p\.csv:\d: not CSV"),
+        ("p.csv", "id,prompt\na,Hello, world\n", r"p\.csv:2: has not the 2 fields"),
+        ("p.json", '[{"prompt": "x"},\n}]', r"p\.json:2: not JSON"),
+        ("p.yaml", "- a\x01", "not YAML"),
         ("p.parquet", "no", "not Parquet"),
         ("p.docx", "no", "is none of"),
         ("p.jsonl", '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}\n', "'1' stands for 2 prompts"),
@@ -75,6 +78,14 @@ def test_malformed_files_are_named_with_the_line(tmp_path: Path, name: str, cont
     path.write_text(content)
     with pytest.raises(ConfigError, match=message):
         prompts.load(PromptsConfig(path=str(path)))
+
+
+def test_text_survives_as_it_is(tmp_path: Path) -> None:
+    text = "line\u2028separator, \x85, \U0001f600"
+    for name in ("p.jsonl", "p.json"):
+        document = {"prompt": text} if name == "p.jsonl" else [{"prompt": text}]
+        (tmp_path / name).write_text("\ufeff" + json.dumps(document, ensure_ascii=name == "p.json"), encoding="utf-8")
+        assert [p.text for p in prompts.load(PromptsConfig(path=str(tmp_path / name)))] == [text]
 
 
 def test_binary_and_missing_files(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from mlflow.entities import Run
 
 from sweep.config import SweepConfig
 from sweep.engines.base import Engine, Generation, Request
-from sweep.errors import ConfigError, EngineError
+from sweep.errors import ConfigError, EngineError, TrackingError
 from sweep.point import Point
 from sweep.runner import Runner
 from sweep.terminal import Terminal
@@ -170,17 +170,18 @@ def test_an_engine_that_fails_ends_the_sweep_and_keeps_what_was_finished(
     generate = on_shared_engine.generate
 
     def dying(requests: Iterator[Request]) -> Iterator[Generation]:
-        for done, generation in enumerate(generate(requests)):
-            if isinstance(generation.key, tuple) and done == 4:
+        control = 0
+        for generation in generate(requests):
+            if control == 3:
                 raise EngineError("it died")
+            control += isinstance(generation.key, tuple) and generation.key[0] == 0
             yield generation
 
     monkeypatch.setattr(on_shared_engine, "generate", dying)
     with pytest.raises(EngineError, match="it died"), runner:
-        runner.run(scaled(configure, 1.0, 1.0001))
+        runner.run(scaled(configure, 1.0, 1.0001, sampling={"max_tokens": 8, "ignore_eos": True}))
     statuses = {name: run.info.status for name, run in runs_of(configure()).items()}
-    assert statuses["test-sweep"] == "FAILED" and "FAILED" in statuses.values()
-    assert "RUNNING" not in statuses.values()
+    assert statuses == {"test-sweep": "FAILED", "control": "FINISHED", "factor=1": "FAILED", "factor=1.0001": "FAILED"}
     assert len(list((runner.folder / "journal").glob("*.jsonl"))) >= 1
 
 
@@ -201,6 +202,18 @@ def test_an_interrupted_sweep_is_killed_and_not_left_running(
     statuses = {name: run.info.status for name, run in runs_of(configure()).items()}
     assert statuses.pop("test-sweep") == "KILLED"
     assert set(statuses.values()) <= {"FINISHED"}
+
+
+def test_a_parent_that_cannot_be_filled_is_not_left_running(
+    runner: Runner, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(MlflowClient, "log_text", refuse)
+    with pytest.raises(TrackingError, match="read-only"), runner:
+        runner.run(scaled(configure, 2.0))
+    assert {name: run.info.status for name, run in runs_of(configure()).items()} == {"test-sweep": "FAILED"}
 
 
 def test_the_journal_has_every_generation(runner: Runner, configure: Configure) -> None:

@@ -130,6 +130,7 @@ def find(model: ModelConfig) -> Checkpoint:
 
 
 def _download(model: ModelConfig) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -142,8 +143,10 @@ def _download(model: ModelConfig) -> Path:
 
     def get(weights: str) -> Path:
         patterns = [*SMALL_FILES, weights]
+        # A second copy of the weights in Mistral's own format would be taken for the model by vLLM.
+        ignored = ["*/*", "consolidated*", "params.json"]
         return Path(
-            snapshot_download(model.id, revision=model.revision, allow_patterns=patterns, ignore_patterns="*/*")
+            snapshot_download(model.id, revision=model.revision, allow_patterns=patterns, ignore_patterns=ignored)
         )
 
     try:
@@ -164,7 +167,7 @@ def _download(model: ModelConfig) -> Path:
         ) from error
     except HFValidationError as error:
         raise ConfigError(f"model.id: {model.id!r} is neither a folder nor a hub id.") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise ConfigError(
             f"model.id: {model.id!r} is no folder, and the hub cannot be reached to download it "
             f"({type(error).__name__}). `model=demo` needs no hub."

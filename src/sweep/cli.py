@@ -47,6 +47,7 @@ def main() -> None:
         # hydra.mode in config.yaml alone would have a typo beside a comma list reported as an "ambiguous value".
         sys.argv.insert(1, "--multirun")
     signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGHUP, _terminated)
     try:
         config.register()
         _hydra.pass_errors_on()

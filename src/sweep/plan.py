@@ -12,6 +12,7 @@ from sweep import request
 from sweep.checkpoint import Checkpoint
 from sweep.config import PromptsConfig
 from sweep.embedding import EmbeddingTable, open_table
+from sweep.engines.gate import GATE_TOKENS
 from sweep.errors import ConfigError
 from sweep.point import EngineSpec, Point, by_engine
 from sweep.prompts import EncodedPrompt
@@ -76,6 +77,8 @@ def _plan_group(spec: EngineSpec, points: Sequence[Point]) -> EngineGroup:
     checkpoint = checkpoints.find(spec.model)
     checkpoint.check_supported()
     limit = spec.engine.max_model_len or checkpoint.context
+    if limit > checkpoint.context:
+        raise ConfigError(f"engine.max_model_len: {limit} is more than the model's context of {checkpoint.context}.")
     read: list[tuple[PromptsConfig, list[EncodedPrompt], str]] = []
 
     def encoded(config: PromptsConfig) -> tuple[list[EncodedPrompt], str]:
@@ -92,7 +95,9 @@ def _plan_group(spec: EngineSpec, points: Sequence[Point]) -> EngineGroup:
     for point in points:
         prompts, digest = encoded(point.config.prompts)
         planned.append(PlannedPoint(point, prompts, point.fingerprint(digest)))
-    needed = max(max(len(e.token_ids) for e in p.prompts) + p.point.config.sampling.max_tokens for p in planned)
+    needed = max(
+        max(len(e.token_ids) for e in p.prompts) + max(p.point.config.sampling.max_tokens, GATE_TOKENS) for p in planned
+    )
     max_model_len = spec.engine.max_model_len or min(limit, needed)
     return EngineGroup(spec, checkpoint, open_table(checkpoint), planned, max_model_len)
 

@@ -18,7 +18,7 @@ from sweep.transforms import Identity
 FINGERPRINT_VERSION = 1
 
 # Overrides of these say where or how a sweep runs, not what is compared in it.
-NOT_AXES = ("sweep", "tracking", "engine", "verbose", "hydra", "plugins")
+NOT_AXES = ("sweep", "tracking", "scoring", "verbose", "hydra", "plugins")
 
 Value = str | float
 
@@ -71,13 +71,13 @@ class Point:
         """Equal for the points that are compared with the same control: all but the transform and its seed."""
         config = self.config
         parts = (config.model, config.prompts, config.sampling, config.engine)
-        return _canonical([asdict(part) for part in parts])
+        return _hash([asdict(part) for part in parts])
 
     @property
     def key(self) -> str:
         """Equal for points whose generations are the same."""
         transform = self.config.transform
-        return self.control_key + _canonical([transform.name, asdict(transform), self.config.seed])
+        return _hash([self.control_key, transform.name, asdict(transform), self.config.seed])
 
     def parameters(self) -> dict[str, Any]:
         """Return what determines the point's generations, each under its override name."""
@@ -99,7 +99,7 @@ class Point:
             "sampling": asdict(config.sampling),
             "seed": config.seed,
         }
-        return hashlib.sha256(_canonical(identity).encode()).hexdigest()
+        return _hash(identity)
 
 
 def make_points(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> list[Point]:
@@ -109,8 +109,9 @@ def make_points(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> list[Point]
         ConfigError: a configuration is wrong.
     """
     configs = [parse(composed) for _, composed in jobs]
-    if any((c.sweep, c.tracking) != (configs[0].sweep, configs[0].tracking) for c in configs):
-        raise ConfigError("sweep.* and tracking.* belong to the whole sweep; they cannot be swept.")
+    shared = [(c.sweep, c.tracking, c.scoring) for c in configs]
+    if any(own != shared[0] for own in shared):
+        raise ConfigError("sweep.*, tracking.* and scoring.* belong to the whole sweep; they cannot be swept.")
     values = [_axis_values(overrides) for overrides, _ in jobs]
     swept = [key for key in values[0] if len({job.get(key) for job in values}) > 1] if values else []
     keys = swept or [key for job in values for key in job]
@@ -170,8 +171,14 @@ def _number(text: str) -> Value:
 
 
 def _show(value: Value) -> str:
-    return f"{value:g}" if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
 def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -129,7 +129,7 @@ def _find(name: str) -> Path:
 def _read(path: Path) -> list[tuple[str, Any]]:
     """Return (place within the file, entry) for each entry of a prompts file."""
     readers = {".jsonl": _read_jsonl, ".yaml": _read_yaml, ".yml": _read_yaml, ".csv": _read_csv, ".txt": _read_text}
-    readers |= {".json": _read_yaml, ".parquet": _read_parquet}
+    readers |= {".json": _read_json, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ConfigError(f"prompts.path: {path.name!r} is none of {', '.join(readers)}.")
@@ -143,7 +143,8 @@ def _read(path: Path) -> list[tuple[str, Any]]:
 
 def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines: a JSON string may hold characters that it takes for the end of a line.
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
             try:
                 entries.append((str(number), json.loads(line)))
@@ -154,26 +155,45 @@ def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
 
 def _read_yaml(path: Path) -> list[tuple[str, Any]]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ConfigError(f"{path.name}:{line}: not YAML: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name}: not YAML: {str(error).splitlines()[0]}.") from error
+    return _listed(document, path)
+
+
+def _read_json(path: Path) -> list[tuple[str, Any]]:
+    try:
+        return _listed(json.loads(path.read_text(encoding="utf-8-sig")), path)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path.name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}.") from error
+
+
+def _listed(document: Any, path: Path) -> list[tuple[str, Any]]:
     if not isinstance(document, list):
         raise ConfigError(f"{path.name}:1: must hold a list of prompts, not a {type(document).__name__}.")
     return [(f"[{i}]", entry) for i, entry in enumerate(document)]
 
 
 def _read_csv(path: Path) -> list[tuple[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    entries = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
-            return [(str(reader.line_num), {k: v for k, v in row.items() if v}) for row in reader]
+            for row in reader:
+                if None in row or None in row.values():
+                    width = len(reader.fieldnames or [])
+                    raise ConfigError(f"{path.name}:{reader.line_num}: has not the {width} fields of the header.")
+                entries.append((str(reader.line_num), {key: value for key, value in row.items() if value}))
         except csv.Error as error:
             raise ConfigError(f"{path.name}:{reader.line_num}: not CSV: {error}.") from error
+    return entries
 
 
 def _read_text(path: Path) -> list[tuple[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
     return [(str(number), line) for number, line in enumerate(lines, 1) if line.strip()]
 
 

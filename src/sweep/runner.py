@@ -16,8 +16,8 @@ from typing import cast
 
 from sweep.config import SweepConfig
 from sweep.engines.base import Engine, Generation, Request
-from sweep.engines.gate import GatePrompt, identity_gate
-from sweep.errors import EngineError
+from sweep.engines.gate import GATE_TOKENS, GatePrompt, identity_gate
+from sweep.errors import ConfigError, EngineError
 from sweep.journal import Journal
 from sweep.outcome import PointResult, Progress, as_yaml
 from sweep.plan import EngineGroup, describe, make_plan
@@ -30,7 +30,6 @@ from sweep.tracking import Tracker
 log = logging.getLogger(__name__)
 
 GATE_PROMPTS = 4
-GATE_TOKENS = 8
 
 
 class Runner:
@@ -84,7 +83,12 @@ class Runner:
             return
         for group in groups:
             tracker = self._connect()
-            engine = self._open_engine(group)
+            try:
+                engine = self._open_engine(group)
+            except ConfigError as error:
+                if self.results:  # then it is not true that nothing was started
+                    raise EngineError(str(error)) from error
+                raise
             publisher, journal = self._begin(tracker)
             try:
                 self._generate(group, engine, publisher, journal)
@@ -101,20 +105,21 @@ class Runner:
             undo.callback(self._close_engine)
             if self._journal is not None:
                 undo.callback(self._journal.close)
-            if self.tracker is not None and self._publisher is not None:
-                undo.callback(lambda: self._finish(self.tracker, self._publisher, error))  # type: ignore[arg-type]
+            if self.tracker is not None:
+                undo.callback(self._finish, self.tracker, error)
+            if self._publisher is not None:
                 undo.callback(self._publisher.close)
 
-    def _finish(self, tracker: Tracker, publisher: Publisher, error: BaseException | None) -> None:
-        failed = sum(result.error is not None for result in publisher.results.values())
-        status = "FAILED" if error or failed or publisher.errors else "FINISHED"
+    def _finish(self, tracker: Tracker, error: BaseException | None) -> None:
+        failed = sum(result.error is not None for result in self.results.values())
+        status = "FAILED" if error or failed or self.publishing_errors else "FINISHED"
         if error is not None and not isinstance(error, Exception):
             status = "KILLED"
         metrics = {
-            "sweep/points": float(len(publisher.results)),
+            "sweep/points": float(len(self.results)),
             "sweep/failed": float(failed),
             "sweep/engine_starts": float(self.engine_starts),
-            "cost/batch_tokens_per_second": publisher.tokens_per_second,
+            "cost/batch_tokens_per_second": self._publisher.tokens_per_second if self._publisher else 0.0,
         }
         tracker.finish(status, metrics)
 
@@ -168,8 +173,9 @@ class Runner:
         except EngineError as error:
             for progress in active.values():
                 publisher.fail(progress, str(error))
-            publisher.fail_waiting(f"its control was not finished: {error}")
             raise
+        finally:
+            publisher.fail_waiting("its control was not finished")
 
 
 def _requests(group: EngineGroup, active: dict[int, Progress], publisher: Publisher) -> Iterator[Request]:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,10 @@ class Session:
         self.terminal = Terminal()
         self._runner: Runner | None = None
         self._undo = ExitStack()
-        OmegaConf.register_new_resolver("sweep_id", lambda: self.id, replace=True)
+        OmegaConf.register_new_resolver("sweep_folder", self._folder, replace=True)
+
+    def _folder(self, root: str) -> str:
+        return str(Path(root).expanduser().resolve() / "sweeps" / self.id)
 
     def run(self, points: Sequence[Point]) -> list[PointResult | None]:
         """Run points and return what became of each, in their order; None for all of a dry run."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_WIDTH = 160  # columns of a table that goes to a file or a pipe
 PLAIN_PERIOD = 5.0  # seconds between progress lines there
@@ -83,7 +84,7 @@ class Terminal:
         for i, column in enumerate(columns):
             table.add_column(column, justify="right" if i else "left", no_wrap=i == 0)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         self._out.print(table)
 
 

@@ -85,10 +85,14 @@ class Tracker:
     def start(self, name: str, command: str, config: str) -> None:
         """Create the parent run, RUNNING until `finish`."""
         with self._as_tracking_error("the sweep's run"):
-            tags = {"sweep.role": "sweep", "sweep.id": self._sweep_id, "sweep.command": command}
+            tags = {
+                "sweep.role": "sweep",
+                "sweep.id": self._sweep_id,
+                "sweep.command": _without_password(command, self.uri),
+            }
             run = self._client.create_run(self._experiment, run_name=name, tags=tags | _source_tags())
             self._parent = run.info.run_id
-            self._client.log_text(self._parent, config, "config.yaml")
+            self._client.log_text(self._parent, _without_password(config, self.uri), "config.yaml")
 
     def publish(self, record: PointRecord) -> None:
         """Create, fill and end the run of one point.
@@ -119,7 +123,7 @@ class Tracker:
                 )
                 table = {"columns": record.columns, "data": record.rows}
                 self._client.log_text(run_id, json.dumps(table, ensure_ascii=False), TABLE)
-                self._client.log_text(run_id, record.config, "config.yaml")
+                self._client.log_text(run_id, _without_password(record.config, self.uri), "config.yaml")
             except BaseException:
                 self._client.set_terminated(run_id, "FAILED")
                 raise
@@ -133,15 +137,18 @@ class Tracker:
             return
         with self._as_tracking_error("the sweep's run"):
             now = int(time.time() * 1000)
-            self._client.log_batch(self._parent, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
-            self._client.set_terminated(self._parent, status)
+            entries = [Metric(key, value, now, 0) for key, value in metrics.items()]
+            try:
+                self._client.log_batch(self._parent, metrics=entries)
+            finally:
+                self._client.set_terminated(self._parent, status)
 
     def comparison_url(self) -> str:
         """Return the link to this sweep's points side by side: prompts as rows, points as columns.
 
         An experiment's bare link shows an empty page; this one carries filter, order and view.
         """
-        base = self.uri if urlsplit(self.uri).scheme in ("http", "https") else LOCAL_UI
+        base = _without_credentials(self.uri) if self._is_server else LOCAL_UI
         query = {
             "searchFilter": f"tags.`sweep.id` = '{self._sweep_id}' AND tags.`sweep.role` != 'sweep'",
             "orderByKey": "metrics.`sweep/index`",
@@ -154,7 +161,11 @@ class Tracker:
     @property
     def is_local(self) -> bool:
         """Whether the runs lie in `sweep.dir`, where `scripts/ui` looks for them."""
-        return self._config.uri is None
+        return not self._config.uri
+
+    @property
+    def _is_server(self) -> bool:
+        return urlsplit(self.uri).scheme in ("http", "https")
 
     def _connect(self) -> MlflowClient:
         from mlflow import MlflowClient
@@ -173,7 +184,7 @@ class Tracker:
                 if known.lifecycle_stage != "active":
                     raise ConfigError(f"the experiment {name!r} was deleted; restore it or name another one")
                 return str(known.experiment_id)
-            artifacts = (self._root / "artifacts").as_uri() if self.is_local else None
+            artifacts = None if self._is_server else (self._root / "artifacts").as_uri()
             return str(self._client.create_experiment(name, artifact_location=artifacts))
 
     @contextmanager
@@ -223,6 +234,11 @@ def _metrics(record: PointRecord) -> Iterator[tuple[str, float]]:
 def _without_password(text: str, uri: str) -> str:
     password = urlsplit(uri).password
     return text.replace(password, "***") if password else text
+
+
+def _without_credentials(uri: str) -> str:
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _first_line(error: Exception) -> str:

@@ -36,8 +36,11 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run points; each returns its measures, or failed with the reason."""
         from sweep import session
+        from sweep.errors import ConfigError
         from sweep.point import make_points
 
+        if not job_overrides:
+            raise ConfigError("The sweep has no points: one of its ranges or lists is empty.")
         setup_globals()
         jobs = [(list(overrides), self._composer.compose(self._config, overrides)) for overrides in job_overrides]
         results = session.current().run(make_points(jobs))

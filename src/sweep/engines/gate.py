@@ -14,6 +14,8 @@ from torch import Tensor
 from sweep.engines.base import Engine, Request, Sampling
 from sweep.errors import ConfigError
 
+GATE_TOKENS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class GatePrompt:
