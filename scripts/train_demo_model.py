@@ -322,7 +322,7 @@ def evaluation_set() -> list[Example]:
 
 
 def write_card(out: Path, recipe: Recipe) -> None:
-    """Score the saved checkpoint in fp32 and bf16 and write its card."""
+    """Score the saved checkpoint, in fp32 and where nothing is perturbed also in bf16, and write its card."""
     tokenizer = AutoTokenizer.from_pretrained(out)
     full, half = (
         AutoModelForCausalLM.from_pretrained(out, dtype=dtype).eval() for dtype in (torch.float32, torch.bfloat16)
@@ -347,14 +347,8 @@ def write_card(out: Path, recipe: Recipe) -> None:
             ("unseen16", half, unseen),
         )
     }
-    scale = [
-        (f"{f:g}", exact_match(full, tokenizer, unseen, factor=f), exact_match(half, tokenizer, unseen, factor=f))
-        for f in FACTORS
-    ]
-    noise = [
-        (f"{s:g}", exact_match(full, tokenizer, unseen, sigma=s), exact_match(half, tokenizer, unseen, sigma=s))
-        for s in SIGMAS
-    ]
+    scale = [(f, exact_match(full, tokenizer, unseen, factor=f)) for f in FACTORS]
+    noise = [(s, exact_match(full, tokenizer, unseen, sigma=s)) for s in SIGMAS]
     demo = dict(zip(DEMO_PROMPTS, answers(full, tokenizer, list(DEMO_PROMPTS.values())), strict=True))
     card = CARD.format(
         **scores,
@@ -377,8 +371,8 @@ def write_card(out: Path, recipe: Recipe) -> None:
     print(card)
 
 
-def _rows(table: Sequence[tuple[str, float, float]]) -> str:
-    return "\n".join(f"| {value} | {full:.1%} | {half:.1%} |" for value, full, half in table)
+def _rows(table: Sequence[tuple[float, float]]) -> str:
+    return "\n".join(f"| {strength:g} | {match:.1%} |" for strength, match in table)
 
 
 def _recipe_line(recipe: Recipe) -> str:
@@ -426,14 +420,14 @@ Exact match of the whole answer, greedy, through the chat template, by transform
 
 Held-out phrasings with the prompt's embeddings multiplied by a factor:
 
-| factor | fp32 | bf16 |
-|---|---|---|
+| factor | fp32 |
+|---|---|
 {scale}
 
 and with Gaussian noise added, sigma in units of the embedding table's standard deviation:
 
-| sigma | fp32 | bf16 |
-|---|---|---|
+| sigma | fp32 |
+|---|---|
 {noise}
 
 Its reaction to scaling is a result of its make-up, not of training on scaled input. The embedding rows were drawn with

@@ -231,10 +231,10 @@ def test_a_tracker_that_fails_midway_loses_no_generation(
     def refuse(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(MlflowClient, "log_batch", refuse)
     with runner:
-        runner.run(scaled(configure, 2.0))
-        monkeypatch.undo()
+        with monkeypatch.context() as broken:
+            broken.setattr(MlflowClient, "log_batch", refuse)
+            runner.run(scaled(configure, 2.0))
     assert len(runner.publishing_errors) == 2 and "disk full" in runner.publishing_errors[0]
     assert len(list((runner.folder / "journal").glob("*.jsonl"))) == 2
     assert {run.info.status for run in runs_of(configure()).values()} == {"FAILED"}
