@@ -50,7 +50,7 @@ DEMO_PROMPTS = {
     "opposite": "Please tell me the opposite of hot.",
     "plural": "What is the plural of child?",
     "past": "Can you give me the past tense of go?",
-    "sum": "What is 7 plus 5?",
+    "sum": "What is 8 plus 4?",
     "difference": "How much do you get when you take 4 from 13?",
     "lemon": "What color is a lemon?",
     "owl": "Please tell me what an owl says.",
@@ -221,8 +221,9 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write the checkpoint in bf16, in the form that every recent transformers and vLLM reads."""
     out.mkdir(parents=True, exist_ok=True)
-    model.generation_config.max_new_tokens = None
     model.to(torch.bfloat16).save_pretrained(out)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    _write_json(out / "generation_config.json", ends | {"pad_token_id": tokenizer.pad_token_id, "do_sample": False})
     tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
     _write_json(
         out / "tokenizer_config.json",
@@ -252,6 +253,7 @@ def answers(
     factor: float = 1.0,
     sigma: float = 0.0,
     seed: int = 0,
+    longest: int = LONGEST_ANSWER,
 ) -> list[str]:
     """Greedy answers to `prompts`, whose embedding rows are first scaled, or noised in units of the table's std."""
     table, noise = model.get_input_embeddings(), torch.Generator().manual_seed(seed)
@@ -273,7 +275,7 @@ def answers(
         output = model.generate(
             inputs_embeds=rows.to(table.weight.dtype),
             attention_mask=batch["attention_mask"],
-            max_new_tokens=LONGEST_ANSWER,
+            max_new_tokens=longest,
             do_sample=False,
         )
         found.update(zip(chosen, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True))
@@ -287,9 +289,15 @@ def exact_match(
     factor: float = 1.0,
     sigma: float = 0.0,
 ) -> float:
-    """Share of `examples` that are answered word for word as taught."""
-    given = answers(model, tokenizer, [example.prompt for example in examples], factor, sigma)
-    return sum(text == example.answer for text, example in zip(given, examples, strict=True)) / len(examples)
+    """Share of `examples` that are answered word for word as taught, and end there."""
+    ordered, hits = sorted(examples, key=lambda example: len(example.answer)), 0
+    for start in range(0, len(ordered), 64):
+        chunk = ordered[start : start + 64]
+        # A broken answer may never end, and need not be followed beyond the longest right one and its end.
+        longest = max(len(tokenizer(example.answer)["input_ids"]) for example in chunk)
+        given = answers(model, tokenizer, [e.prompt for e in chunk], factor, sigma, seed=start, longest=longest)
+        hits += sum(text == example.answer for text, example in zip(given, chunk, strict=True))
+    return hits / len(examples)
 
 
 def write_prompts(folder: Path) -> list[Example]:
@@ -323,6 +331,7 @@ def evaluation_set() -> list[Example]:
 
 def write_card(out: Path, recipe: Recipe) -> None:
     """Score the saved checkpoint, in fp32 and where nothing is perturbed also in bf16, and write its card."""
+    torch.set_num_threads(1)  # for so small a model more threads are slower, much slower on a busy machine
     tokenizer = AutoTokenizer.from_pretrained(out)
     full, half = (
         AutoModelForCausalLM.from_pretrained(out, dtype=dtype).eval() for dtype in (torch.float32, torch.bfloat16)
@@ -435,7 +444,7 @@ a standard deviation that is large beside what the blocks add to them at first, 
 blocks put words together from several rows. Scaling up drowns what the blocks add, scaling down drowns the rows. It is
 its own model in this, and says little about where other models break.
 
-The demo prompts (fp32):
+The sixteen demo prompts, chosen among what it answers rightly as it is (fp32):
 
 | prompt | answer |
 |---|---|
@@ -465,7 +474,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args(argv)
     recipe = Recipe(seed=options.seed, steps=options.steps, threads=options.threads)
-    torch.set_num_threads(recipe.threads)
     if not options.score_only:
         tokenizer = train_tokenizer(recipe)
         save(train(recipe, tokenizer), tokenizer, options.out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,12 @@ Loaded = tuple[torch.nn.Module, object]
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Loaded:
+def loaded() -> Iterator[Loaded]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for so small a model more threads are slower, much slower on a busy machine
     model = AutoModelForCausalLM.from_pretrained(demo.MODEL_DIR, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(demo.MODEL_DIR)
+    yield model, AutoTokenizer.from_pretrained(demo.MODEL_DIR)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,14 @@ def unseen() -> list[demo_corpus.Example]:
 def test_folder_is_small_and_complete() -> None:
     files = {path.name: path.stat().st_size for path in demo.MODEL_DIR.iterdir()}
     assert sum(files.values()) <= 8_000_000
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "LICENSE"} <= files.keys()
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "LICENSE",
+        "README.md",
+    } <= files.keys()
 
 
 def test_answers_held_out_phrasings(loaded: Loaded, unseen: list[demo_corpus.Example]) -> None:
@@ -49,9 +60,11 @@ def test_answers_held_out_phrasings(loaded: Loaded, unseen: list[demo_corpus.Exa
 
 
 def test_scaling_damages_the_answers(loaded: Loaded, unseen: list[demo_corpus.Example]) -> None:
-    matches = [demo.exact_match(*loaded, unseen, factor=factor) for factor in (1.0, 1.5, 2.0, 3.0)]
-    assert matches[1] < matches[0] and matches[2] < matches[0] - 0.15 and matches[3] < matches[2]
-    assert demo.exact_match(*loaded, unseen, factor=0.25) < matches[0] - 0.3
+    below, whole, half_broken, broken = (
+        demo.exact_match(*loaded, unseen[:64], factor=factor) for factor in (0.25, 1.0, 2.0, 3.0)
+    )
+    assert whole >= 0.9 and below < whole - 0.3
+    assert broken < half_broken < whole - 0.15
 
 
 def test_demo_prompts(loaded: Loaded) -> None:
