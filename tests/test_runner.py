@@ -78,12 +78,26 @@ def test_a_sweep_in_mlflow(runner: Runner, configure: Configure) -> None:
     assert len({run.data.tags["sweep.fingerprint"] for run in (control, same, far)}) == 3
     assert (far.data.params["transform"], far.data.params["transform.factor"]) == ("scale", "4.0")
     assert far.data.metrics["axis/transform.factor"] == 4.0
+    assert [run.data.metrics["sweep/index"] for run in (control, same, far)] == [0, 1, 2]
     assert same.data.metrics["divergence/edit_distance"] == 0.0
     assert same.data.metrics["perturbation/relative_l2"] == 0.0
     assert far.data.metrics["divergence/edit_distance"] > 0
     assert far.data.metrics["perturbation/relative_l2"] == pytest.approx(3.0)
     assert far.data.metrics["quality/exact_match/ci_high"] < 1.0
     assert "divergence/edit_distance" not in control.data.metrics
+
+
+def test_points_keep_their_order_however_they_finish(runner: Runner, configure: Configure) -> None:
+    """The first point is long, those after it end at once: they are done before it."""
+    long = scaled(configure, 2.0, sampling={"max_tokens": 60, "ignore_eos": True})
+    short = scaled(configure, 3.0, 4.0, sampling={"max_tokens": 1})
+    with runner:
+        runner.run([*long, *short])
+    done = [result.point.name for result in runner.results.values()]
+    assert done.index("factor=3") < done.index("factor=2")
+    runs = runs_of(configure())
+    order = sorted(("factor=2", "factor=3", "factor=4"), key=lambda name: runs[name].data.metrics["sweep/index"])
+    assert order == ["factor=2", "factor=3", "factor=4"]
 
 
 def test_the_table_compares_prompt_by_prompt(runner: Runner, configure: Configure) -> None:
@@ -231,10 +245,9 @@ def test_a_tracker_that_fails_midway_loses_no_generation(
     def refuse(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    with runner:
-        with monkeypatch.context() as broken:
-            broken.setattr(MlflowClient, "log_batch", refuse)
-            runner.run(scaled(configure, 2.0))
+    with runner, monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "log_batch", refuse)
+        runner.run(scaled(configure, 2.0))
     assert len(runner.publishing_errors) == 2 and "disk full" in runner.publishing_errors[0]
     assert len(list((runner.folder / "journal").glob("*.jsonl"))) == 2
     assert {run.info.status for run in runs_of(configure()).values()} == {"FAILED"}

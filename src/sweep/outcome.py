@@ -22,8 +22,9 @@ Answers = list[tuple[Completion, ...]]  # one entry for each prompt, one complet
 
 @dataclass(frozen=True, slots=True)
 class PointResult:
-    """A finished point, as the user is shown it."""
+    """A finished point, as the user is shown it; `index` is its place in the sweep."""
 
+    index: int
     point: Point
     summaries: dict[str, Summary] = field(default_factory=dict)
     error: str | None = None
@@ -31,8 +32,9 @@ class PointResult:
 
 @dataclass(slots=True)
 class Progress:
-    """A point in the making: what has come back so far."""
+    """A point in the making, the `index`-th of its sweep: what has come back so far."""
 
+    index: int
     planned: PlannedPoint
     started: float
     ended: float = 0.0
@@ -50,15 +52,12 @@ class Progress:
         return [self.answers[i] for i in range(len(self.planned.prompts))]
 
 
-def conclude(
-    progress: Progress, control: Answers | None, index: int, tokens_per_second: float
-) -> tuple[PointResult, PointRecord]:
+def conclude(progress: Progress, control: Answers | None, tokens_per_second: float) -> tuple[PointResult, PointRecord]:
     """Score a complete or failed point.
 
     Args:
         progress: the point; if it failed, whatever answers are there are neither scored nor published.
         control: the control's answers to the same prompts; None for the control itself.
-        index: the point's place in the sweep.
         tokens_per_second: of the whole batch, which the point shared.
     """
     planned = progress.planned
@@ -84,13 +83,13 @@ def conclude(
         parameters=point.parameters() | {"prompts.count": len(prompts)},
         axes=point.axes,
         summaries=summaries,
-        metrics={"sweep/index": float(index), "cost/batch_tokens_per_second": tokens_per_second},
+        metrics={"sweep/index": float(progress.index), "cost/batch_tokens_per_second": tokens_per_second},
         columns=columns,
         rows=table,
         config=as_yaml(point),
         error=progress.error,
     )
-    return PointResult(point, summaries, progress.error), record
+    return PointResult(progress.index, point, summaries, progress.error), record
 
 
 def as_yaml(point: Point) -> str:

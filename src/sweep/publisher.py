@@ -34,7 +34,6 @@ class Publisher:
         self._thread = ThreadPoolExecutor(1, "publisher")
         self._unpublished: deque[Future[None]] = deque()
         self._tokens, self._seconds = 0, 0.0
-        self._submitted = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -84,14 +83,13 @@ class Publisher:
             self._thread.shutdown()
 
     def _submit(self, progress: Progress) -> None:
-        index, self._submitted = self._submitted, self._submitted + 1
         control = None if progress.planned.point.is_control else self.controls.get(progress.planned.point.control_key)
         progress.ended = time.time()
-        self._unpublished.append(self._thread.submit(self._publish, progress, control, index, self.tokens_per_second))
+        self._unpublished.append(self._thread.submit(self._publish, progress, control, self.tokens_per_second))
         self._wait_for(UNPUBLISHED)
 
-    def _publish(self, progress: Progress, control: Answers | None, index: int, tokens_per_second: float) -> None:
-        result, record = conclude(progress, control, index, tokens_per_second)
+    def _publish(self, progress: Progress, control: Answers | None, tokens_per_second: float) -> None:
+        result, record = conclude(progress, control, tokens_per_second)
         self.results[result.point.key] = result
         try:
             self._tracker.publish(record)

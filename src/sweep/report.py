@@ -25,7 +25,7 @@ INTERVALS = ("quality", "divergence")
 
 def print_report(terminal: Terminal, runner: Runner, config: SweepConfig) -> None:
     """Print the points' main measures with their intervals, and the command and link that open the comparison."""
-    results = list(runner.results.values())
+    results = sorted(runner.results.values(), key=lambda result: result.index)
     tracker = runner.tracker
     if not results or tracker is None:
         return

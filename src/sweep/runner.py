@@ -46,6 +46,7 @@ class Runner:
         self._journal: Journal | None = None
         self._engine: tuple[EngineSpec, int, Engine] | None = None
         self.engine_starts = 0
+        self._begun = 0
 
     @property
     def folder(self) -> Path:
@@ -163,7 +164,7 @@ class Runner:
         then = time.monotonic()
         try:
             with self._terminal.progress(group.requests) as advance:
-                for generation in engine.generate(_requests(group, active, publisher)):
+                for generation in engine.generate(self._requests(group, active, publisher)):
                     tokens = sum(len(completion.token_ids) for completion in generation.completions)
                     now = time.monotonic()
                     publisher.count(tokens, now - then)
@@ -177,19 +178,19 @@ class Runner:
         finally:
             publisher.fail_waiting("its control was not finished")
 
-
-def _requests(group: EngineGroup, active: dict[int, Progress], publisher: Publisher) -> Iterator[Request]:
-    """Build the requests of all points, one after the other, as the engine asks for them."""
-    for i, planned in enumerate(group.points):
-        progress = active[i] = Progress(planned, started=time.time())
-        for j, encoded in enumerate(planned.prompts):
-            try:
-                built = build((i, j), planned.point.config, encoded, group.table)
-            except TransformError as error:
-                publisher.fail(active.pop(i), f"prompt {encoded.prompt.id!r}: {error}")
-                break
-            progress.perturbations[j] = built.perturbation
-            yield built.request
+    def _requests(self, group: EngineGroup, active: dict[int, Progress], publisher: Publisher) -> Iterator[Request]:
+        """Build the requests of all points, one after the other, as the engine asks for them."""
+        for i, planned in enumerate(group.points):
+            progress = active[i] = Progress(self._begun, planned, started=time.time())
+            self._begun += 1
+            for j, encoded in enumerate(planned.prompts):
+                try:
+                    built = build((i, j), planned.point.config, encoded, group.table)
+                except TransformError as error:
+                    publisher.fail(active.pop(i), f"prompt {encoded.prompt.id!r}: {error}")
+                    break
+                progress.perturbations[j] = built.perturbation
+                yield built.request
 
 
 def _receive(generation: Generation, active: dict[int, Progress], publisher: Publisher, journal: Journal) -> None:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_WIDTH = 160  # columns of a table that goes to a file or a pipe
+PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe
 PLAIN_PERIOD = 5.0  # seconds between progress lines there
 
 Advance = Callable[[int], None]
