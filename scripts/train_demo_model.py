@@ -406,7 +406,7 @@ tells short stories. It knows nothing else.
     python scripts/train_demo_model.py --seed {seed} --steps {steps} --threads {threads}
 
 from random weights, in fp32 on a CPU (14 minutes on two cores), on a corpus that `scripts/demo_corpus.py` makes: no
-text was downloaded or copied. AdamW, cosine schedule, loss on the answers only; no noise, scaling or dropout in training.
+text was downloaded or copied. AdamW, cosine schedule, loss on the answers only; no noise, scaling or dropout.
 Same seed, steps and threads: same model on the same kind of machine; elsewhere rounding differs.
 Recipe: {recipe}.
 
