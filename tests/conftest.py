@@ -11,6 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for a second thread
 
 from sweep import config as sweep_config
 from sweep.checkpoint import Checkpoint, find
