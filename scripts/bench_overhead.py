@@ -29,7 +29,9 @@ from omegaconf import DictConfig
 
 from sweep import config, prompts
 from sweep.checkpoint import find
+from sweep.corpus import Corpus
 from sweep.embedding import open_table
+from sweep.encoding import encode
 from sweep.paths import conf_dir
 from sweep.point import make_points
 from sweep.request import build
@@ -72,9 +74,10 @@ def ready_requests(jobs: Jobs) -> list[dict[str, Any]]:
     ready = []
     for point in make_points(jobs):
         checkpoint = find(point.config.model)
-        table = open_table(checkpoint)
-        for encoded in prompts.encode(prompts.load(point.config.prompts), checkpoint):
-            request = build(None, point.config, encoded, table).request
+        encoded_prompts = encode(prompts.load(point.config.prompts), checkpoint)
+        corpus = Corpus(encoded_prompts, open_table(checkpoint), checkpoint)
+        for encoded in encoded_prompts:
+            request = build(None, point.config, encoded, corpus).request
             mask = [False] * len(request.token_ids)
             ready.append(
                 {

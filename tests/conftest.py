@@ -14,9 +14,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for a second thread
 
 from sweep import config as sweep_config
+from sweep import prompts
 from sweep.checkpoint import Checkpoint, find
-from sweep.config import ModelConfig, SweepConfig
+from sweep.config import ModelConfig, PromptsConfig, SweepConfig
+from sweep.corpus import Corpus
 from sweep.embedding import EmbeddingTable, open_table
+from sweep.encoding import encode
 from sweep.engines import VLLMConfig
 from sweep.engines.base import Engine
 from tiny_models import make_model
@@ -38,6 +41,12 @@ def checkpoint(tiny: Path) -> Checkpoint:
 @pytest.fixture(scope="session")
 def table(checkpoint: Checkpoint) -> EmbeddingTable:
     return open_table(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def corpus(checkpoint: Checkpoint, table: EmbeddingTable) -> Corpus:
+    """The three prompts, encoded for the tiny Llama."""
+    return Corpus(encode(prompts.load(PromptsConfig(items=PROMPTS)), checkpoint), table, checkpoint)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from sweep import cli, session
 from sweep.engines import VLLMConfig
+from sweep.transforms import TRANSFORMS, catalogue
 
 README = Path(__file__).parents[1] / "README.md"
 Sweep = Callable[..., tuple[int, str, str]]
@@ -64,6 +66,17 @@ def bad(folder: Path) -> dict[str, tuple[list[str], str]]:
         "wrong type of seed": ([*scale, "seed=abc"], "seed: Value 'abc'"),
         "new parameter": (["transform=scale", "+transform.speed=3"], "'speed' is no parameter of scale"),
         "out of range": (["sampling.temperature=-1"], "sampling.temperature must be 0 or more"),
+        "mistyped step": (["transform=scale+nosie"], "transform=nosie: there is no such option. Did you mean 'noise'?"),
+        "mistyped key of a step": (["transform=scale+noise", "transform.1.sgma=1,2"], "transform.1.sgma: there is no such key. Did you mean 'sigma'?"),
+        "step out of range": (["transform=scale+noise", "transform.1.sigma=-1"], "transform.1.sigma must be 0 or more"),
+        "compositions in a list": (["transform=scale+noise,noise"], "cannot stand in a comma list"),
+        "mistyped span": (["transform=noise", "transform.span=contant"], "Did you mean 'content'?"),
+        "mistyped kind of span": (["transform=noise", "transform.span={substrin: a}"], "Did you mean 'substring'?"),
+        "empty span": (["transform=noise", "transform.span={substring: xyz}"], "prompt 'p0000': noise: the span {substring: xyz} is empty"),
+        "no such control": (["transform=noise", "transform.control=nose"], "transform.control: 'nose' is no value. Did you mean 'noise'?"),
+        "no such vector file": (["transform=add_vector", "transform.vector.path=nowhere.safetensors", "transform.coefficient=1"], "nowhere.safetensors"),
+        "no such other prompt": (["transform=lerp", "transform.t=0.5", "transform.other=x"], "there is no prompt 'x'"),
+        "too many rows": (["transform=repeat", "transform.times=600"], "there is room for 511"),
         "not finite": (["transform=scale", "transform.factor=nan"], "transform.factor must be a finite number"),
         "bad dtype": (["model.dtype=float8"], "model.dtype: 'float8' is no value"),
         "samples that are all alike": (["sampling.n=4"], "sampling.n above 1 needs sampling.temperature"),
@@ -121,22 +134,48 @@ def test_a_dry_run_lists_points_and_starts_nothing(sweep: Sweep, tmp_path: Path)
     assert not (tmp_path / "outputs" / "mlflow.db").exists()
 
 
-def test_the_transform_of_the_readme(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [code] = re.findall(r"```python\n(# my_transforms\.py\n.*?)```", README.read_text(), re.DOTALL)
-    (tmp_path / "my_transforms.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    plugin = ["plugins=[my_transforms]", "transform.name=fade"]
-    code, out, err = sweep(*plugin, "+transform.decay=0.8,0.9", "sweep.dry_run=true")
-    assert code == 0 and "decay=0.8: 2 requests" in out, err
-    code, _, err = sweep(*plugin, "+transform.decoy=0.8", "sweep.dry_run=true")
-    assert code == 2 and "'decoy' is no parameter of fade. Did you mean 'decay'?" in err
+def test_the_transform_of_the_readme_and_its_test(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in ("my_transforms.py", "test_my_transforms.py"):
+        [code] = re.findall(rf"```python\n(# {file}\n.*?)```", README.read_text(), re.DOTALL)
+        (tmp_path / file).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    plugin = ["plugins=[my_transforms]", "transform=fade"]
+    try:
+        code, out, err = sweep(
+            *plugin, "transform.decay=0.8,0.9", "transform.span={window: [0, 2]}", "sweep.dry_run=true"
+        )
+        assert code == 0 and "decay=0.8: 2 requests" in out, err
+        code, _, err = sweep(*plugin, "transform.decoy=0.8", "sweep.dry_run=true")
+        assert code == 2 and "transform.decoy: there is no such key. Did you mean 'decay'?" in err
+        importlib.import_module("test_my_transforms").test_fade()
+    finally:
+        sys.path.remove(str(tmp_path))
+        for module in ("my_transforms", "test_my_transforms"):
+            sys.modules.pop(module, None)
+        TRANSFORMS.pop("fade", None)
+
+
+def test_compositions_on_the_command_line(sweep: Sweep) -> None:
+    steps = ["transform=scale+noise", "transform.0.factor=1.2,1.5", "transform.1.sigma=0.5"]
+    code, out, err = sweep(*steps, "transform.1.span={role: user}", "sweep.dry_run=true")
+    assert code == 0, err
+    assert [line.split(":")[0].strip() for line in out.splitlines()[1:4]] == ["control", "factor=1.2", "factor=1.5"]
+
+
+def test_the_readme_lists_the_transforms_as_they_are() -> None:
+    text = README.read_text()
+    ours = [cls for cls in TRANSFORMS.values() if cls.__module__.startswith("sweep.")]
+    assert catalogue.markdown(ours) in text, "run scripts/update_readme.py"
 
 
 def test_help_says_how_to_sweep(sweep: Sweep) -> None:
     code, out, _ = sweep("--help")
     assert code == 0
     assert "python -m sweep transform=scale transform.factor=1.2,1.5" in out
-    assert "transform: identity, noise, scale" in out
+    options = out[out.index("transform: ") :].split("\n\n")[0].split("\n")[0]
+    assert {"identity", "noise", "scale", "soft_prompt"} <= set(options.removeprefix("transform: ").split(", "))
 
 
 def test_help_and_wrong_configurations_import_no_heavy_library() -> None:

@@ -12,6 +12,7 @@ import pytest
 from sweep import prompts
 from sweep.checkpoint import Checkpoint, find
 from sweep.config import ModelConfig, PromptsConfig
+from sweep.encoding import check_lengths, encode
 from sweep.errors import ConfigError
 from tiny_models import make_model, make_tokenizer
 
@@ -98,9 +99,9 @@ def test_binary_and_missing_files(tmp_path: Path) -> None:
 
 def test_chats_carry_the_template_and_completions_do_not(checkpoint: Checkpoint) -> None:
     chat, plain = (prompts.load(PromptsConfig(items=["Hi"], chat=chat)) for chat in (True, False))
-    text = checkpoint.tokenizer.decode(prompts.encode(chat, checkpoint)[0].token_ids)
+    text = checkpoint.tokenizer.decode(encode(chat, checkpoint)[0].token_ids)
     assert text == "<bos><user>Hi<eos><assistant>"
-    assert checkpoint.tokenizer.decode(prompts.encode(plain, checkpoint)[0].token_ids) == "Hi"
+    assert checkpoint.tokenizer.decode(encode(plain, checkpoint)[0].token_ids) == "Hi"
 
 
 def test_a_model_without_a_chat_template_says_what_to_do(tmp_path: Path) -> None:
@@ -109,11 +110,11 @@ def test_a_model_without_a_chat_template_says_what_to_do(tmp_path: Path) -> None
     make_tokenizer(chat_template=False).save_pretrained(folder)
     checkpoint = find(ModelConfig(id=str(folder)))
     with pytest.raises(ConfigError, match=r"no chat template; prompts\.chat=false"):
-        prompts.encode(prompts.load(PromptsConfig(items=["Hi"])), checkpoint)
-    assert prompts.encode(prompts.load(PromptsConfig(items=["Hi"], chat=False)), checkpoint)
+        encode(prompts.load(PromptsConfig(items=["Hi"])), checkpoint)
+    assert encode(prompts.load(PromptsConfig(items=["Hi"], chat=False)), checkpoint)
 
 
 def test_long_prompts_are_named(checkpoint: Checkpoint) -> None:
-    encoded = prompts.encode(prompts.load(PromptsConfig(items=[{"id": "long", "prompt": "x" * 600}])), checkpoint)
+    encoded = encode(prompts.load(PromptsConfig(items=[{"id": "long", "prompt": "x" * 600}])), checkpoint)
     with pytest.raises(ConfigError, match=r"'long' has 604 tokens; the model's context is 512"):
-        prompts.check_lengths(encoded, checkpoint.context)
+        check_lengths(encoded, checkpoint.context)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ Configure = Callable[..., SweepConfig]
 @dataclass(frozen=True)
 class NanOnLong(Transform):
     """NaN for prompts of more than `length` rows."""
+
+    default_span: ClassVar[str] = "all"
 
     length: int = 10
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from sweep.embedding import EmbeddingTable
 from sweep.engines.base import Completion
 from sweep.scoring import divergence, mean_scores, score, summarise_scores, text
-from sweep.scoring.perturbation import perturbation
+from sweep.scoring.perturbation import Comparison, Neighbours, nearest_token_flips, perturbation
 from sweep.scoring.statistics import summarise
 
 UNLIMITED = (-math.inf, math.inf)
@@ -64,18 +65,59 @@ def test_measures_are_summarised_over_the_prompts_that_have_them() -> None:
     assert (summaries["a/y"].mean, summaries["a/y"].n) == (2.0, 1)
 
 
+ROWS = torch.tensor([[3.0, 4.0], [0.0, 5.0]])
+
+
 def test_perturbation_of_a_scaled_matrix() -> None:
-    rows = torch.tensor([[3.0, 4.0], [0.0, 5.0]])
-    measured = perturbation(rows, rows * 1.5)
+    measured = perturbation(Comparison.of(ROWS * 1.5, ROWS))
     assert measured["perturbation/relative_l2"] == pytest.approx(0.5)
+    assert measured["perturbation/snr_db"] == pytest.approx(20 * math.log10(2))
+    assert measured["perturbation/norm_ratio"] == pytest.approx(1.5)
     assert measured["perturbation/cosine"] == pytest.approx(1.0)
     assert measured["perturbation/changed"] == 0.75  # zero stays zero
+    assert (measured["perturbation/largest_entry"], measured["perturbation/rows"]) == (7.5, 2)
 
 
 def test_a_change_that_the_cast_swallows_is_reported_as_none() -> None:
     rows = torch.ones(4, 8)
-    measured = perturbation(rows, (rows * 1.001).to(torch.bfloat16))
+    measured = perturbation(Comparison.of((rows * 1.001).to(torch.bfloat16), rows))
     assert measured["perturbation/changed"] == 0.0 and measured["perturbation/relative_l2"] == 0.0
+    assert "perturbation/snr_db" not in measured
+
+
+def test_perturbation_of_moved_rows_is_measured_place_by_place() -> None:
+    measured = perturbation(Comparison.of(ROWS.flip(0), ROWS, [(1,), (0,)]))
+    assert measured["perturbation/relative_l2"] == pytest.approx(math.sqrt(20 / 50))
+
+
+def test_perturbation_of_more_or_fewer_rows_is_measured_against_what_they_stem_from() -> None:
+    injected, merged = torch.full((1, 2), 9.0), ROWS.mean(0, keepdim=True)
+    longer = perturbation(Comparison.of(torch.cat([injected, ROWS]), ROWS, [(), (0,), (1,)]))
+    assert (longer["perturbation/relative_l2"], longer["perturbation/rows"]) == (0.0, 3)
+    assert longer["perturbation/largest_entry"] == 9.0
+    shorter = perturbation(Comparison.of(2 * merged, ROWS, [(0, 1)]))
+    assert shorter["perturbation/relative_l2"] == pytest.approx(1.0)
+    measures = set(perturbation(Comparison.of(injected, ROWS, [()])))
+    assert measures == {"perturbation/largest_entry", "perturbation/rows"}
+
+
+def test_nearest_token_flips(table: EmbeddingTable) -> None:
+    ids = [10, 20, 30, 40]
+    rows = table.rows(ids)
+    moved = rows.clone()
+    moved[1], moved[2] = table.rows([50])[0], rows[2] * 1.01  # one at another token, one still nearest to its own
+    taken = [Neighbours.sample(Comparison.of(sent, rows), ids, 4) for sent in (rows, moved)]
+    assert [len(n.rows) for n in taken] == [0, 2]
+    assert nearest_token_flips(taken, table) == [0.0, 0.25]
+    one_by_one = [nearest_token_flips([n], table)[0] for n in taken]
+    assert one_by_one == [0.0, 0.25]
+
+
+def test_a_sample_of_neighbours_stands_for_all(table: EmbeddingTable) -> None:
+    ids = list(range(40))
+    far = table.rows([t + 100 for t in ids])
+    sample = Neighbours.sample(Comparison.of(far, table.rows(ids)), ids, 5)
+    assert len(sample.rows) == 5 and nearest_token_flips([sample], table) == [1.0]
 
 
 def test_intervals_of_worked_examples() -> None:

@@ -5,15 +5,18 @@ It rests on internals of the pinned Hydra; it is all in this module, and `tests/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import hydra._internal.utils
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.checks import did_you_mean
-from sweep.config import one_line
+from sweep.config import COMPOSE, one_line
+from sweep.errors import ConfigError
 
 
 def pass_errors_on() -> None:
@@ -23,6 +26,37 @@ def pass_errors_on() -> None:
         return func()
 
     hydra._internal.utils.run_and_report = run_and_report
+
+
+def list_override(key: str, arguments: Sequence[str]) -> list[str]:
+    """Return the value of `key=[a,b]` on a command line; nothing if it is not there or cannot be read."""
+    for argument in arguments:
+        if argument.partition("=")[0] == key:
+            try:
+                value = OverridesParser.create().parse_override(argument).value()
+            except HydraException:
+                return []  # Hydra's own parsing will say what is wrong
+            return [str(entry) for entry in value] if isinstance(value, list) else []
+    return []
+
+
+def expand_compositions(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `transform=a+b` as Hydra spells it: an option for each step, in a package of its own.
+
+    Raises:
+        ConfigError: compositions stand in a comma list, for which Hydra has no spelling.
+    """
+    expanded = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key != "transform" or "+" not in value:
+            expanded.append(argument)
+            continue
+        if "," in value:
+            raise ConfigError(f"{argument}: compositions cannot stand in a comma list; run one sweep for each.")
+        steps = [f"+transform@transform.{place}={name}" for place, name in enumerate(value.split("+"))]
+        expanded += [f"transform={COMPOSE}", *steps]
+    return expanded
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:

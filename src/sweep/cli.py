@@ -49,7 +49,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     signal.signal(signal.SIGHUP, _terminated)
     try:
-        config.register()
+        config.register(_hydra.list_override("plugins", sys.argv))
+        sys.argv[1:] = _hydra.expand_compositions(sys.argv[1:])
         _hydra.pass_errors_on()
         with session.current() as sweep:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()

@@ -3,14 +3,18 @@
 Hydra composes `conf/` over the node `schema` in its ConfigStore, which refuses unknown keys and wrong types.  `parse`
 then makes the frozen values that the rest of the program reads; their `__post_init__` checks ranges.  `transform` and
 `engine` are plain mappings until then, whose `name` decides which registered class reads the rest: so a class that came
-in through `plugins` is checked exactly like one of ours.
+in through `plugins` is checked exactly like one of ours.  The options of `transform=` are made of the classes
+themselves, so that a default or a parameter stands in one place.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,9 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep.checks import require, require_choice
 from sweep.engines import ENGINES, EngineConfig
 from sweep.errors import ConfigError
-from sweep.transforms import TRANSFORMS, Transform
+from sweep.transforms import CONTROLS, TRANSFORMS, Pipeline, Rearrangement, Stage, parse_span
 
 T = TypeVar("T")
+
+COMPOSE = "compose"  # the option of `transform` whose steps are transforms
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class PromptsConfig:
-    """Which prompts: read from the file at `path`, else those listed in `items`."""
+    """Which prompts: read from the file at `path`, else those listed in `items`.
+
+    `placeholders` are the names whose `{name}` stays in the text as a unit of its own, for a transform to replace.
+    """
 
     items: list[Any] | None = None
     path: str | None = None
@@ -55,6 +64,7 @@ class PromptsConfig:
     id_key: str = "id"
     prompt_key: str = "prompt"
     reference_key: str = "reference"
+    placeholders: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require(self.items is not None or self.path is not None, "prompts", "needs items or a path", None)
@@ -91,12 +101,19 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True)
 class ScoringConfig:
-    """How measures are summarised."""
+    """How measures are taken and summarised.
+
+    Attributes:
+        confidence: of the intervals.
+        nearest_rows: embedding rows of a point whose nearest tokens are looked up; 0: none.
+    """
 
     confidence: float = 0.95
+    nearest_rows: int = 256
 
     def __post_init__(self) -> None:
         require(0 < self.confidence < 1, "scoring.confidence", "must be in (0, 1)", self.confidence)
+        require(self.nearest_rows >= 0, "scoring.nearest_rows", "must be 0 or more", self.nearest_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +147,7 @@ class SweepConfig:
 
     model: ModelConfig
     prompts: PromptsConfig
-    transform: Transform
+    transform: Pipeline
     sampling: SamplingConfig
     engine: EngineConfig
     scoring: ScoringConfig
@@ -151,12 +168,28 @@ SECTIONS: dict[str, type] = {
 }
 
 
-def register() -> None:
-    """Put the schema into Hydra's ConfigStore."""
+def register(plugins: Sequence[str] = ()) -> None:
+    """Put the schema and an option for each registered transform into Hydra's ConfigStore.
+
+    Args:
+        plugins: modules that may register transforms, to be imported first.
+
+    Raises:
+        ConfigError: one of them cannot be imported.
+    """
+    for module in plugins:
+        _import_plugin(module)
+    store = ConfigStore.instance()
+    for name, transform in TRANSFORMS.items():
+        values = OmegaConf.to_container(_writable(transform))
+        assert isinstance(values, dict)
+        node = {"name": name, **values, "span": transform.default_span, "control": None}
+        store.store(group="transform", name=name, node=node)
+    store.store(group="transform", name=COMPOSE, node={"name": COMPOSE})
     root: dict[str, Any] = {key: _writable(section) for key, section in SECTIONS.items()}
     root |= {"transform": None, "engine": None, "seed": IntegerNode(0), "verbose": BooleanNode(False)}
     root["plugins"] = ListConfig([], element_type=str)
-    ConfigStore.instance().store(name="schema", node=OmegaConf.create(root))
+    store.store(name="schema", node=OmegaConf.create(root))
 
 
 def parse(composed: DictConfig) -> SweepConfig:
@@ -172,7 +205,7 @@ def parse(composed: DictConfig) -> SweepConfig:
     for module in plain["plugins"]:
         _import_plugin(module)
     return SweepConfig(
-        transform=build("transform", plain["transform"], TRANSFORMS),
+        transform=build_pipeline(plain["transform"]),
         engine=build("engine", plain["engine"], ENGINES),
         seed=plain["seed"],
         verbose=plain["verbose"],
@@ -203,6 +236,50 @@ def build(key: str, values: Any, registry: Mapping[str, type[T]]) -> T:
     return _read(registry[name], key, parameters)
 
 
+def build_pipeline(value: Any) -> Pipeline:
+    """Make the transforms of one mapping, of a list of them, or of a composition whose steps are numbered keys.
+
+    Raises:
+        ConfigError: as `build`; a composition without steps; a span that is none.
+    """
+    if isinstance(value, dict) and value.get("name") == COMPOSE:
+        steps = {str(key): step for key, step in value.items() if key != "name"}
+        for key in steps:
+            require(key.isdecimal(), "transform", f"{COMPOSE} has steps under the numbers 0, 1, …, not {key!r}", None)
+        value = [steps[key] for key in sorted(steps, key=int)]
+    if not isinstance(value, list):
+        return Pipeline((_build_stage("transform", value),))
+    require(bool(value), "transform", f"{COMPOSE} needs steps, such as transform=scale+noise", None)
+    return Pipeline(tuple(_build_stage(f"transform.{place}", step) for place, step in enumerate(value)))
+
+
+def _build_stage(key: str, values: Any) -> Stage:
+    common: dict[str, Any] = {"span": None, "control": None}
+    if isinstance(values, dict):
+        common |= {name: value for name, value in values.items() if name in common}
+        values = {name: value for name, value in values.items() if name not in common}
+    try:
+        transform = build(key, values, TRANSFORMS)
+    except ConfigError as error:  # a transform does not know its place in a composition
+        raise ConfigError(re.sub(r"^transform\b(?!\.\d)", key, str(error))) from error
+    for parameter in fields(transform):
+        value = getattr(transform, parameter.name)
+        number = not isinstance(value, float) or not math.isnan(value)
+        require(number, f"{key}.{parameter.name}", "must be a number", value)
+    span = parse_span(transform.default_span if common["span"] is None else common["span"], f"{key}.span")
+    control = common["control"]
+    if control is not None:
+        require_choice(f"{key}.control", control, CONTROLS)
+        keeps = not isinstance(transform, Rearrangement)
+        require(
+            keeps,
+            f"{key}.control",
+            f"needs a transform that keeps rows in place, which {transform.name} does not",
+            None,
+        )
+    return Stage(transform, span, control)
+
+
 def _read(section: type[T], key: str, values: dict[str, Any]) -> T:
     try:
         made: Any = OmegaConf.to_object(OmegaConf.merge(_writable(section), values))
@@ -214,11 +291,21 @@ def _read(section: type[T], key: str, values: dict[str, Any]) -> T:
 def _writable(section: type) -> DictConfig:
     """Return a class as a node; OmegaConf makes those of frozen dataclasses read-only, which overrides cannot have."""
     node: DictConfig = OmegaConf.structured(section)
-    OmegaConf.set_readonly(node, None)
+    _set_writable(node)
     return node
 
 
+def _set_writable(node: Any) -> None:
+    OmegaConf.set_readonly(node, None)
+    if isinstance(node, DictConfig) and not node._is_none():
+        for key in node:
+            if OmegaConf.is_config(child := node._get_node(key)):
+                _set_writable(child)
+
+
 def _import_plugin(module: str) -> None:
+    if (here := os.getcwd()) not in sys.path:  # where `python -m sweep` looks, and the command `sweep` would not
+        sys.path.append(here)
     try:
         importlib.import_module(module)
     except ImportError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,9 @@ MULTIPLIERS: dict[str, Callable[[Any], float]] = {
 }
 
 
+PIECE = 8192  # rows of the table that are widened to fp32 at a time
+
+
 @dataclass(frozen=True)
 class EmbeddingTable:
     """An input-embedding table.
@@ -53,26 +56,91 @@ class EmbeddingTable:
         weight: [at least vocab_size, hidden_size] in the checkpoint's dtype; a view of the mapped file where it can be.
         dtype: the engine's.
         multiplier: what the family's embedding layer multiplies rows by; None for most.
+        size: the rows that stand for tokens; what lies beyond is padding.
     """
 
     weight: Tensor
     dtype: torch.dtype
     multiplier: float | None = None
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.size:
+            object.__setattr__(self, "size", len(self.weight))
 
     def rows(self, token_ids: Sequence[int]) -> Tensor:
         """Return the rows of some tokens, [len(token_ids), hidden_size] in fp32."""
         return self._as_engine(self.weight[torch.tensor(token_ids)]).float()
 
-    @cached_property
+    @property
+    def hidden_size(self) -> int:
+        """The width of a row."""
+        return self.weight.shape[1]
+
+    @property
     def std(self) -> float:
-        """The standard deviation of all entries, as the engine has them; reads the whole table once, in pieces."""
-        total = squares = 0.0
-        for piece in torch.split(self.weight, 8192):
-            entries = self._as_engine(piece).double()
-            total += float(entries.sum())
+        """The standard deviation of all entries, as the engine has them."""
+        return math.sqrt(max(self.rms**2 - float(self.mean.double().mean()) ** 2, 0.0))
+
+    @property
+    def rms(self) -> float:
+        """The root mean square of all entries."""
+        return math.sqrt(self._moments[1])
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean row, [hidden_size] in fp32."""
+        return self._moments[0]
+
+    @cached_property
+    def components(self) -> Tensor:
+        """The principal components of the rows around their mean, [hidden_size] * 2: columns, largest first."""
+        covariance = torch.zeros(self.hidden_size, self.hidden_size, dtype=torch.float64)
+        for _, piece in self._pieces():
+            centred = piece - self.mean
+            covariance += centred.T @ centred
+        vectors: Tensor = torch.linalg.eigh(covariance).eigenvectors
+        return vectors.flip(1).float()
+
+    def nearest(self, rows: Tensor, k: int = 1, metric: str = "l2") -> tuple[Tensor, Tensor]:
+        """Return the k nearest tokens of each of n rows, nearest first: distances [n, k] and token ids [n, k].
+
+        The table is widened and compared piece by piece.  `metric` is `l2`, `cosine` (1 - cosine) or `dot` (minus the
+        dot product).
+        """
+        scores = torch.empty(len(rows), 0)
+        ids = torch.empty(len(rows), 0, dtype=torch.long)
+        queries = torch.nn.functional.normalize(rows) if metric == "cosine" else rows
+        for start, piece in self._pieces():
+            if metric == "cosine":
+                piece = torch.nn.functional.normalize(piece)
+            score = queries @ piece.T
+            if metric == "l2":
+                score -= piece.square().sum(1) / 2
+            best = score.topk(min(k, len(piece)))
+            scores, ids = torch.cat([scores, best.values], 1), torch.cat([ids, best.indices + start], 1)
+            if scores.shape[1] > k:
+                kept = scores.topk(k)
+                scores, ids = kept.values, ids.gather(1, kept.indices)
+        if metric == "l2":  # from the rows themselves: the scores have lost the small differences
+            return torch.stack(
+                [(self.rows(ids[:, j].tolist()) - rows).norm(dim=1) for j in range(ids.shape[1])], 1
+            ), ids
+        return (1 - scores if metric == "cosine" else -scores), ids
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, float]:
+        total = torch.zeros(self.hidden_size, dtype=torch.float64)
+        squares = 0.0
+        for _, piece in self._pieces():
+            entries = piece.double()
+            total += entries.sum(0)
             squares += float(entries.square().sum())
-        mean = total / self.weight.numel()
-        return math.sqrt(max(squares / self.weight.numel() - mean**2, 0.0))
+        return (total / self.size).float(), squares / (self.size * self.hidden_size)
+
+    def _pieces(self) -> Iterator[tuple[int, Tensor]]:
+        for start in range(0, self.size, PIECE):
+            yield start, self._as_engine(self.weight[start : min(start + PIECE, self.size)]).float()
 
     def _as_engine(self, rows: Tensor) -> Tensor:
         rows = rows.to(self.dtype)
@@ -104,7 +172,8 @@ def from_safetensors(checkpoint: Checkpoint) -> EmbeddingTable:
                 if rows >= checkpoint.config.vocab_size and width == [checkpoint.hidden_size]:
                     family = MULTIPLIERS.get(checkpoint.config.model_type)
                     multiplier = family(checkpoint.config) if family else None
-                    return EmbeddingTable(tensors.get_tensor(name), checkpoint.dtype, multiplier)
+                    size = checkpoint.config.vocab_size
+                    return EmbeddingTable(tensors.get_tensor(name), checkpoint.dtype, multiplier, size)
     except (SafetensorError, OSError, json.JSONDecodeError, KeyError) as error:
         raise ConfigError(f"model.id: the checkpoint {checkpoint.model.id!r} cannot be read: {error}") from error
     raise ConfigError(
@@ -129,7 +198,8 @@ def from_transformers(checkpoint: Checkpoint) -> EmbeddingTable:
         raise ConfigError(f"model.id: {checkpoint.model.id!r} cannot be loaded: {reason}") from error
     with torch.inference_mode():
         layer = model.get_input_embeddings()
-        return EmbeddingTable(layer(torch.arange(layer.num_embeddings)).clone(), checkpoint.dtype)
+        rows = layer(torch.arange(layer.num_embeddings)).clone()
+        return EmbeddingTable(rows, checkpoint.dtype, size=checkpoint.config.vocab_size)
 
 
 def _candidates(folder: Path) -> list[tuple[Path, str]]:

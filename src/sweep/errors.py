@@ -23,5 +23,9 @@ class TrackingError(SweepError):
     """Results are safe in the journal, but could not be published."""
 
 
+class TransformError(SweepError):
+    """A transform cannot be applied to a prompt, or gave rows that cannot be sent."""
+
+
 class PointsFailed(SweepError):
     """Some points of the sweep failed; the others are done and published."""

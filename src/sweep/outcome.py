@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import yaml
 
+from sweep.encoding import EncodedPrompt
 from sweep.engines.base import Completion
 from sweep.plan import PlannedPoint
 from sweep.point import Point
-from sweep.prompts import EncodedPrompt
 from sweep.scoring import Scores, mean_scores, score, summarise_scores
+from sweep.scoring.perturbation import Neighbours, nearest_token_flips
 from sweep.scoring.statistics import Summary
 from sweep.tracking import PointRecord
+from sweep.transforms import Pipeline
 
 Answers = list[tuple[Completion, ...]]  # one entry for each prompt, one completion for each sample
 
@@ -40,6 +42,7 @@ class Progress:
     ended: float = 0.0
     answers: dict[int, tuple[Completion, ...]] = field(default_factory=dict)
     perturbations: dict[int, Scores] = field(default_factory=dict)
+    neighbours: dict[int, Neighbours] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -71,7 +74,8 @@ def conclude(progress: Progress, control: Answers | None, tokens_per_second: flo
             ]
             for i, (encoded, answers) in enumerate(zip(prompts, progress.in_order(), strict=True))
         ]
-    rows = [mean_scores(samples) | progress.perturbations[i] for i, samples in enumerate(scored)]
+    perturbations = _perturbations(progress) if scored else []
+    rows = [mean_scores(samples) | own for samples, own in zip(scored, perturbations, strict=True)]
     summaries = summarise_scores(rows, point.config.scoring.confidence)
     columns, table = _table(prompts, progress, scored) if scored else (["prompt", "generation"], [])
     record = PointRecord(
@@ -92,10 +96,21 @@ def conclude(progress: Progress, control: Answers | None, tokens_per_second: flo
     return PointResult(progress.index, point, summaries, progress.error), record
 
 
+def _perturbations(progress: Progress) -> list[Scores]:
+    planned = progress.planned
+    count = range(len(planned.prompts))
+    measured = [progress.perturbations[i] for i in count]
+    if not planned.point.config.scoring.nearest_rows:
+        return measured
+    flips = nearest_token_flips([progress.neighbours[i] for i in count], planned.corpus.table)
+    return [own | {"perturbation/nearest_token_flips": flip} for own, flip in zip(measured, flips, strict=True)]
+
+
 def as_yaml(point: Point) -> str:
     """Return the point's resolved configuration."""
-    config = asdict(point.config)
-    config["transform"] = {"name": point.config.transform.name, **config["transform"]}
+    pipeline = point.config.transform
+    config = asdict(replace(point.config, transform=Pipeline(())))
+    config["transform"] = pipeline.config()
     config["engine"] = {"name": point.config.engine.name, **config["engine"]}
     config["plugins"] = list(config["plugins"])
     return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

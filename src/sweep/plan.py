@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,23 +12,31 @@ from sweep import prompts as prompt_files
 from sweep import request
 from sweep.checkpoint import Checkpoint
 from sweep.config import PromptsConfig
+from sweep.corpus import Corpus
 from sweep.embedding import EmbeddingTable, open_table
+from sweep.encoding import EncodedPrompt, check_lengths, encode
 from sweep.engines.gate import GATE_TOKENS
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, TransformError
 from sweep.point import EngineSpec, Point, by_engine
-from sweep.prompts import EncodedPrompt
 
-# How many transforms are tried before the engine starts; what lies beyond fails its own point when its turn comes.
+# How many transforms are tried before the engine starts, and for how long; all points have at least one prompt tried.
+# What lies beyond fails its own point when its turn comes.
 TRIED_TRANSFORMS = 4096
+TRIED_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedPoint:
-    """A point with its encoded prompts and its fingerprint."""
+    """A point with the corpus that its prompts are in, and its fingerprint."""
 
     point: Point
-    prompts: list[EncodedPrompt]
+    corpus: Corpus
     fingerprint: str
+
+    @property
+    def prompts(self) -> list[EncodedPrompt]:
+        """The point's encoded prompts."""
+        return self.corpus.prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,11 @@ class EngineGroup:
     table: EmbeddingTable
     points: list[PlannedPoint]
     max_model_len: int
+
+    @property
+    def max_prompt_len(self) -> int:
+        """The most rows of a prompt that leave room for an answer."""
+        return self.max_model_len - 1
 
     @property
     def requests(self) -> int:
@@ -79,35 +93,44 @@ def _plan_group(spec: EngineSpec, points: Sequence[Point]) -> EngineGroup:
     limit = spec.engine.max_model_len or checkpoint.context
     if limit > checkpoint.context:
         raise ConfigError(f"engine.max_model_len: {limit} is more than the model's context of {checkpoint.context}.")
-    read: list[tuple[PromptsConfig, list[EncodedPrompt], str]] = []
+    table = open_table(checkpoint)
+    read: list[tuple[PromptsConfig, Corpus, str]] = []
 
-    def encoded(config: PromptsConfig) -> tuple[list[EncodedPrompt], str]:
-        for known, encoded_prompts, digest in read:
+    def corpus_of(config: PromptsConfig) -> tuple[Corpus, str]:
+        for known, corpus, digest in read:
             if known == config:
-                return encoded_prompts, digest
+                return corpus, digest
         loaded = prompt_files.load(config)
-        encoded_prompts, digest = prompt_files.encode(loaded, checkpoint), prompt_files.digest(loaded)
-        prompt_files.check_lengths(encoded_prompts, limit)
-        read.append((config, encoded_prompts, digest))
-        return encoded_prompts, digest
+        encoded = encode(loaded, checkpoint)
+        check_lengths(encoded, limit)
+        read.append((config, Corpus(encoded, table, checkpoint), prompt_files.digest(loaded)))
+        return read[-1][1:]
 
     planned = []
     for point in points:
-        prompts, digest = encoded(point.config.prompts)
-        planned.append(PlannedPoint(point, prompts, point.fingerprint(digest)))
-    needed = max(
-        max(len(e.token_ids) for e in p.prompts) + max(p.point.config.sampling.max_tokens, GATE_TOKENS) for p in planned
-    )
-    max_model_len = spec.engine.max_model_len or min(limit, needed)
-    return EngineGroup(spec, checkpoint, open_table(checkpoint), planned, max_model_len)
+        corpus, digest = corpus_of(point.config.prompts)
+        point.config.transform.check(corpus)
+        planned.append(PlannedPoint(point, corpus, point.fingerprint(digest)))
+    max_model_len = spec.engine.max_model_len or min(limit, max(_needed(p) for p in planned))
+    return EngineGroup(spec, checkpoint, table, planned, max_model_len)
+
+
+def _needed(planned: PlannedPoint) -> int:
+    """Return the most tokens of prompt and answer that a point can have."""
+    config = planned.point.config
+    longest = max(len(encoded.token_ids) for encoded in planned.prompts)
+    return config.transform.max_rows(longest) + max(config.sampling.max_tokens, GATE_TOKENS)
 
 
 def _try_transforms(group: EngineGroup) -> None:
-    """Apply each point's transform to its first prompts, all points' first prompts first."""
-    for planned, encoded in islice(_prompts_first(group.points), TRIED_TRANSFORMS):
+    """Apply each point's transforms to its first prompts, all points' first prompts first."""
+    began = time.monotonic()
+    for number, (planned, encoded) in enumerate(islice(_prompts_first(group.points), TRIED_TRANSFORMS)):
+        if number >= len(group.points) and time.monotonic() - began > TRIED_SECONDS:
+            break
         try:
-            request.build(None, planned.point.config, encoded, group.table)
-        except request.TransformError as error:
+            request.build(None, planned.point.config, encoded, planned.corpus, group.max_prompt_len)
+        except TransformError as error:
             raise ConfigError(f"Point {planned.point.name}, prompt {encoded.prompt.id!r}: {error}.") from error
 
 

@@ -13,12 +13,14 @@ from omegaconf import DictConfig
 from sweep.config import ModelConfig, SweepConfig, parse
 from sweep.engines import EngineConfig
 from sweep.errors import ConfigError
-from sweep.transforms import Identity
+from sweep.transforms import Identity, Pipeline, Span, Stage
 
-FINGERPRINT_VERSION = 1
+FINGERPRINT_VERSION = 2
 
 # Overrides of these say where or how a sweep runs, not what is compared in it.
 NOT_AXES = ("sweep", "tracking", "scoring", "verbose", "hydra", "plugins")
+
+UNTRANSFORMED = Pipeline((Stage(Identity(), Span()),))
 
 Value = str | float
 
@@ -76,17 +78,16 @@ class Point:
     @property
     def key(self) -> str:
         """Equal for points whose generations are the same."""
-        transform = self.config.transform
-        return _hash([self.control_key, transform.name, asdict(transform), self.config.seed])
+        return _hash([self.control_key, self.config.transform.config(), self.config.seed])
 
     def parameters(self) -> dict[str, Any]:
         """Return what determines the point's generations, each under its override name."""
         config = self.config
         flat: dict[str, Any] = {"transform": config.transform.name, "engine": config.engine.name, "seed": config.seed}
-        for group in ("model", "prompts", "transform", "sampling", "engine"):
+        for group in ("model", "prompts", "sampling", "engine"):
             values = asdict(getattr(config, group))
             flat |= {f"{group}.{key}": value for key, value in values.items() if key != "items" and value is not None}
-        return flat
+        return flat | config.transform.parameters()
 
     def fingerprint(self, prompts_digest: str) -> str:
         """Return a hash of what determines the generations: prompts by content, no paths, no engine settings."""
@@ -95,7 +96,7 @@ class Point:
             "version": FINGERPRINT_VERSION,
             "model": asdict(config.model),
             "prompts": prompts_digest,
-            "transform": {"name": config.transform.name, **asdict(config.transform)},
+            "transform": config.transform.identity(),
             "sampling": asdict(config.sampling),
             "seed": config.seed,
         }
@@ -135,9 +136,9 @@ def with_controls(points: Iterable[Point], known: Collection[str] = ()) -> list[
         if key in known:
             ordered += group
             continue
-        given = next((point for point in group if isinstance(point.config.transform, Identity)), None)
+        given = next((point for point in group if point.config.transform.is_identity), None)
         axes = _common_axes(group) if len(groups) > 1 else ()
-        control = given or Point(replace(group[0].config, transform=Identity(), seed=0), axes)
+        control = given or Point(replace(group[0].config, transform=UNTRANSFORMED, seed=0), axes)
         ordered += [replace(control, is_control=True), *(point for point in group if point is not given)]
     return ordered
 
@@ -159,7 +160,8 @@ def _common_axes(points: Sequence[Point]) -> tuple[tuple[str, Value], ...]:
 def _axis_values(overrides: Sequence[str]) -> dict[str, str]:
     """Return the overrides that say what is compared, by key."""
     pairs = (override.partition("=") for override in overrides)
-    values = {key.lstrip("+~").split("@")[0].replace("/", "."): value for key, _, value in pairs}
+    # A group that goes to another package is a step of a composition, which the steps' own keys tell apart.
+    values = {key.lstrip("+~").replace("/", "."): value for key, _, value in pairs if "@" not in key}
     return {key: value for key, value in values.items() if key.split(".")[0] not in NOT_AXES}
 
 

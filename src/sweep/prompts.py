@@ -1,24 +1,40 @@
-"""Prompts: read from the configuration or a file, then turned into token ids by the model's chat template."""
+"""Prompts, read from the configuration or a file."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sweep.checkpoint import Checkpoint
 from sweep.config import PromptsConfig
 from sweep.errors import ConfigError
 from sweep.paths import conf_dir
 
 Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where `{name}` stands, or what has been filled in for it: characters [start, stop) of a message's text.
+
+    Attributes:
+        message: the message, by number; 0 in plain text.
+        kept: whether it still says `{name}`, for a transform to put rows in its place.
+    """
+
+    name: str
+    message: int
+    start: int
+    stop: int
+    kept: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +46,16 @@ class Prompt:
         text: what is shown of it: the text, or the last message's.
         messages: the chat that the template renders; None for plain completion.
         references: the answers that count as right; none means that rightness is not measured.
+        values: (name, text) of what the prompt brings along for its placeholders.
+        places: the placeholders' places.
     """
 
     id: str
     text: str
     messages: tuple[Message, ...] | None
     references: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPrompt:
-    """A prompt and its token ids."""
-
-    prompt: Prompt
-    token_ids: tuple[int, ...]
+    values: tuple[tuple[str, str], ...] = ()
+    places: tuple[Place, ...] = ()
 
 
 def load(config: PromptsConfig) -> list[Prompt]:
@@ -71,49 +83,6 @@ def digest(prompts: Iterable[Prompt]) -> str:
     """Return a hash of what the prompts say, wherever they were read from."""
     text = json.dumps([asdict(prompt) for prompt in prompts], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def encode(prompts: Sequence[Prompt], checkpoint: Checkpoint) -> list[EncodedPrompt]:
-    """Turn prompts into token ids: chats by the model's template with its generation prompt, plain text as it is.
-
-    Raises:
-        ConfigError: the model has no chat template, its template refuses a chat, or a text has no tokens.
-    """
-    tokenizer = checkpoint.tokenizer
-    if any(prompt.messages for prompt in prompts) and not tokenizer.chat_template:
-        raise ConfigError(
-            f"The model {checkpoint.model.id!r} has no chat template; prompts.chat=false sends prompts as plain text."
-        )
-    return [EncodedPrompt(prompt, _token_ids(prompt, tokenizer)) for prompt in prompts]
-
-
-def check_lengths(encoded: Sequence[EncodedPrompt], limit: int) -> None:
-    """Refuse prompts that leave no room for an answer.
-
-    Raises:
-        ConfigError: names the longest such prompt, its length and the limit.
-    """
-    longest = max(encoded, key=lambda e: len(e.token_ids))
-    if len(longest.token_ids) >= limit:
-        raise ConfigError(
-            f"The prompt {longest.prompt.id!r} has {len(longest.token_ids)} tokens; "
-            f"the model's context is {limit}, of which an answer needs one or more."
-        )
-
-
-def _token_ids(prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:
-    if prompt.messages is None:
-        ids = tokenizer(prompt.text)["input_ids"]
-    else:
-        try:
-            ids = tokenizer.apply_chat_template(
-                list(prompt.messages), tokenize=True, add_generation_prompt=True, return_dict=False
-            )
-        except Exception as error:  # templates raise what they like, Jinja's errors among it
-            raise ConfigError(f"The chat template refuses the prompt {prompt.id!r}: {error}") from error
-    if not ids:
-        raise ConfigError(f"The prompt {prompt.id!r} has no tokens.")
-    return tuple(ids)
 
 
 def _find(name: str) -> Path:
@@ -220,15 +189,45 @@ def _prompt(entry: Any, place: str, index: int, config: PromptsConfig) -> Prompt
         text = messages[-1]["content"]
     if not isinstance(text, str) or not text:
         raise ConfigError(f"{place}: has neither a text under {config.prompt_key!r} nor messages.")
+    values = _values(entry.get("values"), place)
     if messages is None and config.chat:
         system = [{"role": "system", "content": config.system}] if config.system else []
         messages = [*system, {"role": "user", "content": text}]
+    filled = [_fill(m["content"], i, values, config) for i, m in enumerate(messages or [{"content": text}])]
     return Prompt(
         id=str(entry.get(config.id_key, f"p{index:04d}")),
-        text=text,
-        messages=tuple(messages) if messages else None,
+        text=filled[-1][0],
+        messages=tuple(m | {"content": own} for m, (own, _) in zip(messages, filled, strict=True))
+        if messages
+        else None,
         references=_references(entry.get(config.reference_key), place, config),
+        values=tuple(values.items()),
+        places=tuple(found for _, places in filled for found in places),
     )
+
+
+def _fill(text: str, message: int, values: dict[str, str], config: PromptsConfig) -> tuple[str, list[Place]]:
+    """Put values in the place of `{name}`; a name in `prompts.placeholders` stays as it is."""
+    pieces, places, at, length = [], [], 0, 0
+    for match in re.finditer(r"\{(\w+)\}", text):
+        name = match[1]
+        kept = name in config.placeholders
+        if not kept and name not in values:
+            continue
+        own = match[0] if kept else values[name]
+        length += match.start() - at
+        places.append(Place(name, message, length, length + len(own), kept))
+        pieces += [text[at : match.start()], own]
+        at, length = match.end(), length + len(own)
+    return "".join([*pieces, text[at:]]), places
+
+
+def _values(values: Any, place: str) -> dict[str, str]:
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(v, str | int | float) for v in values.values()):
+        raise ConfigError(f"{place}: 'values' must be a mapping from placeholders' names to texts.")
+    return {str(name): str(value) for name, value in values.items()}
 
 
 def _messages(messages: Any, place: str) -> list[Message]:

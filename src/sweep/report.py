@@ -17,7 +17,8 @@ COLUMNS = {
     "divergence/token_agreement": "token agreement",
     "divergence/edit_distance": "edit distance",
     "perturbation/relative_l2": "relative L2",
-    "perturbation/changed": "changed",
+    "perturbation/nearest_token_flips": "token flips",
+    "perturbation/dose_achieved": "achieved dose",
     "cost/output_tokens": "tokens",
 }
 INTERVALS = ("quality", "divergence")

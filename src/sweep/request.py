@@ -1,53 +1,89 @@
-"""From a point and a prompt to what the engine is sent: rows in fp32, the transform, one cast."""
+"""From a point and a prompt to what the engine is sent: rows in fp32, the transforms, one cast."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+import torch
+
 from sweep.config import SamplingConfig, SweepConfig
-from sweep.embedding import EmbeddingTable
+from sweep.corpus import Corpus
+from sweep.encoding import EncodedPrompt
 from sweep.engines.base import Request, Sampling
-from sweep.errors import SweepError
-from sweep.prompts import EncodedPrompt
-from sweep.scoring.perturbation import perturbation
+from sweep.errors import TransformError
+from sweep.scoring import Scores
+from sweep.scoring.perturbation import Comparison, Neighbours, perturbation
 from sweep.seeds import derive_seed
-from sweep.transforms import Context
-
-
-class TransformError(SweepError):
-    """A transform gave rows that cannot be sent."""
+from sweep.transforms.pipeline import Dose, Rows
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltRequest:
-    """A request and the perturbation that its embeddings carry."""
+    """A request and the perturbation that its embeddings carry.
+
+    Attributes:
+        perturbation: what can be measured at once.
+        neighbours: rows whose nearest tokens are looked up when the point is scored, all prompts' in one go.
+    """
 
     request: Request
-    perturbation: dict[str, float]
+    perturbation: Scores
+    neighbours: Neighbours
 
 
-def build(key: Hashable, config: SweepConfig, encoded: EncodedPrompt, table: EmbeddingTable) -> BuiltRequest:
+def build(
+    key: Hashable, config: SweepConfig, encoded: EncodedPrompt, corpus: Corpus, max_length: int | None = None
+) -> BuiltRequest:
     """Make the request of one prompt of one point.
 
+    Args:
+        max_length: the most rows that leave room for an answer.
+
     Raises:
-        TransformError: the transform raised, gave another shape, or an entry that is not finite in the engine's dtype.
+        TransformError: a transform failed or broke its contract, or what it made is too long, or is not finite in the
+            engine's dtype.
     """
+    table, prompt_id = corpus.table, encoded.prompt.id
     rows = table.rows(encoded.token_ids)
-    context = Context(derive_seed(config.seed, encoded.prompt.id, 0), table)
-    try:
-        transformed = config.transform.apply(rows, context)
-    except Exception as error:  # a user's transform may raise anything
-        raise TransformError(f"{config.transform.name} raised {type(error).__name__}: {error}") from error
-    if transformed.shape != rows.shape:
-        raise TransformError(
-            f"{config.transform.name} made rows of shape {list(transformed.shape)} of {list(rows.shape)}"
-        )
-    sent = transformed.to(table.dtype)
-    if not sent.isfinite().all():
+    transformed, doses = config.transform.apply(rows, prompt_id, corpus, config.seed, table.dtype)
+    length = len(transformed.tensor)
+    if max_length is not None and length > max_length:
+        raise TransformError(f"made {length} rows of {len(rows)}; there is room for {max_length}")
+    sent = transformed.tensor.to(table.dtype)
+    # A finite sum has no NaN or infinity in it; one that is not may be but large.
+    if not math.isfinite(sent.sum(dtype=torch.float32)) and not sent.isfinite().all():
         raise TransformError(f"{config.transform.name} made NaN or infinity (in {str(table.dtype)[6:]})")
-    request = Request(key, encoded.token_ids, sent.contiguous(), sampling_of(config.sampling, encoded.prompt.id))
-    return BuiltRequest(request, perturbation(rows, sent))
+    token_ids = encoded.token_ids if transformed.origins is None else _token_ids(transformed, encoded.token_ids)
+    request = Request(key, token_ids, sent.contiguous(), sampling_of(config.sampling, prompt_id))
+    compared = Comparison.of(sent, rows, transformed.origins)
+    most = -(-config.scoring.nearest_rows // len(corpus.prompts))
+    neighbours = Neighbours.sample(compared, encoded.token_ids, most)
+    return BuiltRequest(request, perturbation(compared) | _doses(doses), neighbours)
+
+
+def _token_ids(rows: Rows, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a token for each row, which repetition penalties read: the first that the row stems from.
+
+    A row that stems from none is given its neighbour's, so that no token counts as seen that the prompt has not.
+    """
+    own = [token_ids[stem[0]] if stem else None for stem in rows.origins or ()]
+    last = next((token for token in own if token is not None), token_ids[0])
+    filled = []
+    for token in own:
+        last = last if token is None else token
+        filled.append(last)
+    return tuple(filled)
+
+
+def _doses(doses: list[Dose | None]) -> Scores:
+    scores: Scores = {}
+    for place, dose in enumerate(doses):
+        if dose is not None:
+            prefix = "perturbation/" if len(doses) == 1 else f"perturbation/{place}/"
+            scores |= {f"{prefix}dose_requested": dose.requested, f"{prefix}dose_achieved": dose.achieved}
+    return {name: score for name, score in scores.items() if math.isfinite(score)}
 
 
 def sampling_of(config: SamplingConfig, prompt_id: str) -> Sampling:

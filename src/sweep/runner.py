@@ -17,13 +17,13 @@ from typing import cast
 from sweep.config import SweepConfig
 from sweep.engines.base import Engine, Generation, Request
 from sweep.engines.gate import GATE_TOKENS, GatePrompt, identity_gate
-from sweep.errors import ConfigError, EngineError
+from sweep.errors import ConfigError, EngineError, TransformError
 from sweep.journal import Journal
 from sweep.outcome import PointResult, Progress, as_yaml
 from sweep.plan import EngineGroup, describe, make_plan
 from sweep.point import EngineSpec, Point, with_controls
 from sweep.publisher import Publisher
-from sweep.request import TransformError, build
+from sweep.request import build
 from sweep.terminal import Terminal
 from sweep.tracking import Tracker
 
@@ -185,11 +185,11 @@ class Runner:
             self._begun += 1
             for j, encoded in enumerate(planned.prompts):
                 try:
-                    built = build((i, j), planned.point.config, encoded, group.table)
+                    built = build((i, j), planned.point.config, encoded, planned.corpus, group.max_prompt_len)
                 except TransformError as error:
                     publisher.fail(active.pop(i), f"prompt {encoded.prompt.id!r}: {error}")
                     break
-                progress.perturbations[j] = built.perturbation
+                progress.perturbations[j], progress.neighbours[j] = built.perturbation, built.neighbours
                 yield built.request
 
 

@@ -35,7 +35,7 @@ class Composer:
 
     def _fast(self, master: DictConfig, overrides: list[str]) -> DictConfig:
         parsed = self._parser.parse_overrides(overrides)
-        if any(o.is_delete() or o.package is not None or o.key_or_group.startswith("hydra") for o in parsed):
+        if any(o.is_delete() or o.key_or_group.startswith("hydra") for o in parsed):
             return self._compose(master, overrides)  # type: ignore[no-any-return]
         groups = [o for o in parsed if self._loader.repository.group_exists(o.key_or_group)]
         choices = tuple(o.input_line or "" for o in groups)

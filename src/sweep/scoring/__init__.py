@@ -16,7 +16,14 @@ Scores = dict[str, float]
 
 # What an answer's measure can be; intervals do not reach beyond.
 YES_OR_NO = frozenset({"quality/exact_match", "quality/contains", "cost/truncated"})
-SHARES = YES_OR_NO | {"divergence/token_agreement", "divergence/edit_distance", "perturbation/changed"}
+SHARES = YES_OR_NO | {
+    "divergence/token_agreement",
+    "divergence/edit_distance",
+    "perturbation/changed",
+    "perturbation/nearest_token_flips",
+}
+# Measures that can be negative, by how they end.
+SIGNED = ("/snr_db", "/dose_requested", "/dose_achieved")
 
 
 def score(answer: Completion, references: Sequence[str], control: Completion | None) -> Scores:
@@ -52,4 +59,6 @@ def limits(name: str) -> tuple[float, float]:
     """Return the least and the greatest value that a measure can have."""
     if name == "perturbation/cosine":
         return -1.0, 1.0
+    if name.endswith(SIGNED):
+        return -math.inf, math.inf
     return 0.0, 1.0 if name in SHARES else math.inf

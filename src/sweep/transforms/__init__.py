@@ -1,8 +1,32 @@
 """Transforms of a prompt's embedding rows.  Importing this package registers those of ours; plugins add theirs."""
 
-from sweep.transforms.base import TRANSFORMS, Context, Transform, register
+from sweep.errors import TransformError
+from sweep.transforms.base import TRANSFORMS, Rearranged, Rearrangement, Transform, register
+from sweep.transforms.context import Context, Corpus, Table
 from sweep.transforms.identity import Identity
-from sweep.transforms.noise import Noise
-from sweep.transforms.scale import Scale
+from sweep.transforms.pipeline import CONTROLS, Pipeline, Rows, Stage
+from sweep.transforms.span import Span, parse_span
 
-__all__ = ["TRANSFORMS", "Context", "Identity", "Noise", "Scale", "Transform", "register"]
+# Each registers its transforms, in the order in which the catalogue lists them.
+from sweep.transforms import size, noise, direction, mixing, geometry, precision  # isort: skip  # noqa: F401
+from sweep.transforms import masking, order, length, vocabulary  # isort: skip  # noqa: F401
+from sweep.transforms import injection, encoder, text  # isort: skip  # noqa: F401
+
+__all__ = [
+    "CONTROLS",
+    "TRANSFORMS",
+    "Context",
+    "Corpus",
+    "Identity",
+    "Pipeline",
+    "Rearranged",
+    "Rearrangement",
+    "Rows",
+    "Span",
+    "Stage",
+    "Table",
+    "Transform",
+    "TransformError",
+    "parse_span",
+    "register",
+]

@@ -1,7 +1,7 @@
-"""What a transform is: a pure function on one prompt's embedding rows, in fp32.
+"""What a transform is: a pure function on some of a prompt's embedding rows, in fp32.
 
 A transform knows tensors and its own parameters, nothing of configurations, engines or trackers.  It is a frozen
-dataclass, so that its fields are its parameters in `conf/transform/`, checked before anything starts:
+dataclass whose fields are its parameters on the command line, checked before anything starts:
 
     @register("negate")
     @dataclass(frozen=True, slots=True)
@@ -11,75 +11,128 @@ dataclass, so that its fields are its parameters in `conf/transform/`, checked b
         def apply(self, rows, context):
             return -rows
 
-PyTorch is imported inside the functions that need it, so that reading a configuration does not wait for it.
+It is handed the rows of its span and no others; `pipeline` puts what it returns back into its place.  PyTorch is
+imported inside the functions that need it, so that reading a configuration does not wait for it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from sweep.transforms.context import Context, Corpus
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 TRANSFORMS: dict[str, type[Transform]] = {}
 T = TypeVar("T", bound="type[Transform]")
 
 
-class Table(Protocol):
-    """What a transform may ask of the model's input-embedding table."""
-
-    @property
-    def std(self) -> float:
-        """The standard deviation of all entries of the table."""
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a transform may know beside the rows.
-
-    Attributes:
-        seed: derived from the point's seed, the prompt's id and the transform's place; the same in every process.
-        table: the embedding table that the rows come from.
-    """
-
-    seed: int
-    table: Table
-
-    def generator(self) -> Generator:
-        """Return a fresh CPU generator.  The global one is never used: engines reseed it."""
-        import torch
-
-        return torch.Generator().manual_seed(self.seed)
-
-
 @dataclass(frozen=True, slots=True)
 class Transform(ABC):
-    """A pure function on the rows of one prompt."""
+    """A pure function on rows that keeps their number and order.
+
+    The first paragraph of a transform's docstring is its formula, the rest says where it is from and what its fields
+    are.  Class attributes describe it to the program:
+
+        dose: the field that says how much; None if there is none.
+        neutral: the dose at which nothing is changed; `apply` is not called then, so that rows stay bit-equal.
+        default_span: the part of the prompt that it is for, unless the user says otherwise.
+        examples: parameters at which it changes something, for the conformance tests.
+    """
 
     name: ClassVar[str]
+    dose: ClassVar[str | None] = None
+    neutral: ClassVar[float | None] = None
+    default_span: ClassVar[str] = "content"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
 
     @abstractmethod
     def apply(self, rows: Tensor, context: Context) -> Tensor:
-        """Return the transformed rows, [seq_len, hidden_size] in fp32, without changing `rows` in place.
+        """Return the transformed rows, [n, hidden_size] in fp32, without changing `rows` in place.
 
-        At strength zero (factor 1, sigma 0) the result is bit-equal to `rows`.
+        Raises:
+            TransformError: it cannot be applied to these rows.
+        """
+
+    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
+        """Return the dose that `after`, rounded to the engine's dtype, has really been given, in the dose's own unit.
+
+        None where that is not defined.  It is logged beside the dose that was asked for.
+        """
+        return None
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether nothing is changed at these parameters."""
+        return self.dose is not None and getattr(self, self.dose) == self.neutral
+
+    def max_rows(self, count: int) -> int:
+        """Return the most rows that `count` rows can become."""
+        return count
+
+    def files(self) -> Sequence[Path]:
+        """Return the files that it reads, whose contents are part of what it is."""
+        return ()
+
+    def check(self, corpus: Corpus) -> None:  # noqa: B027 - most have nothing to check
+        """Read what comes from outside and check that it fits the model; called before any engine starts.
+
+        Raises:
+            ConfigError: a file is missing or malformed, or what it holds is of another width or not finite.
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Rearranged:
+    """What a stretch of rows has become.
+
+    Attributes:
+        rows: [m, hidden_size].
+        parents: for each of them the rows of the stretch, by number, that it stems from; none for one from outside.
+    """
+
+    rows: Tensor
+    parents: Sequence[tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rearrangement(Transform):
+    """A transform that moves, drops, repeats, merges or inserts rows.
+
+    It is given each contiguous stretch of the span by itself; or, if `whole` is set, the rows from the span's first to
+    its last as one stretch, which it must then not change.
+    """
+
+    whole: ClassVar[bool] = False
+
+    @abstractmethod
+    def rearrange(self, rows: Tensor, context: Context) -> Rearranged:
+        """Return what becomes of a stretch of rows, [n, hidden_size]."""
+
+    def apply(self, rows: Tensor, context: Context) -> Tensor:
+        """Return the rows of `rearrange`."""
+        return self.rearrange(rows, context).rows
+
+
 def register(name: str) -> Callable[[T], T]:
-    """Make a transform known as `transform.name=<name>`.
+    """Make a transform known as `transform=<name>`.
 
     Raises:
-        ValueError: the name is taken by another class.
+        ValueError: the name is taken by another class, or a field has a name that every transform has already.
     """
 
     def add(cls: T) -> T:
         known = TRANSFORMS.setdefault(name, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"the transform name {name!r} is taken by {known.__module__}.{known.__qualname__}")
+        own = {field.name for field in fields(cls)} if is_dataclass(cls) else set()
+        if taken := own & {"span", "control", *dir(Transform), *Transform.__annotations__}:
+            raise ValueError(f"the transform {name!r} has fields that every transform has already: {sorted(taken)}")
         cls.name = name
         TRANSFORMS[name] = cls
         return cls

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from sweep.transforms.base import Context, Transform, register
+from sweep.transforms.base import Transform, register
+from sweep.transforms.context import Context
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Identity(Transform):
     """E: the rows as the model's own embedding layer gives them."""
+
+    default_span: ClassVar[str] = "all"
+    examples: ClassVar = ()
 
     def apply(self, rows: Tensor, context: Context) -> Tensor:
         """Return `rows` itself."""

@@ -1,0 +1,103 @@
+"""The prompts of a sweep with the model's table and tokenizer: what transforms may ask beyond their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sweep.checkpoint import Checkpoint
+from sweep.checks import did_you_mean
+from sweep.embedding import EmbeddingTable
+from sweep.encoding import EncodedPrompt
+from sweep.errors import TransformError
+from sweep.layout import Layout
+from sweep.transforms.span import Span
+
+
+class Corpus:
+    """Encoded prompts and their embedding rows, with what is computed of them kept.
+
+    Attributes:
+        table: the model's embedding table.
+        prompts: the prompts, in order.
+        checkpoint: the model's.
+    """
+
+    def __init__(self, prompts: Sequence[EncodedPrompt], table: EmbeddingTable, checkpoint: Checkpoint) -> None:
+        self.table, self.prompts = table, list(prompts)
+        self.checkpoint = checkpoint
+        self._numbers: dict[tuple[Span, str], list[int]] = {}
+        self._rows: dict[Span, Tensor] = {}
+        self._components: dict[Span, Tensor] = {}
+
+    def layout(self, prompt_id: str) -> Layout:
+        """Return a prompt's tokens and text."""
+        return self._prompt(prompt_id).layout
+
+    def values(self, prompt_id: str) -> Mapping[str, str]:
+        """Return a prompt's own values."""
+        return dict(self._prompt(prompt_id).prompt.values)
+
+    def next_id(self, prompt_id: str) -> str:
+        """Return the id of the prompt after this one; of the first after the last."""
+        place = self._places[prompt_id]
+        return self.prompts[(place + 1) % len(self.prompts)].prompt.id
+
+    def numbers(self, span: Span, prompt_id: str) -> list[int]:
+        """Return the numbers of a prompt's rows in a span, ascending."""
+        key = (span, prompt_id)
+        if key not in self._numbers:
+            layout = self.layout(prompt_id)
+            self._numbers[key] = span.rows(layout, None, len(layout.token_ids))
+        return self._numbers[key]
+
+    def rows(self, span: Span) -> Tensor:
+        """Return the rows of all prompts in a span, [m, hidden_size]; prompts that have none are left out."""
+        if span not in self._rows:
+            ids: list[int] = []
+            for encoded in self.prompts:
+                try:
+                    ids += [encoded.token_ids[i] for i in self.numbers(span, encoded.prompt.id)]
+                except TransformError:
+                    continue
+            if not ids:
+                raise TransformError(f"the span {span} is empty in all prompts")
+            self._rows[span] = self.table.rows(ids)
+        return self._rows[span]
+
+    def components(self, span: Span) -> Tensor:
+        """Return the principal components of `rows(span)` around their mean: columns, largest first."""
+        if span not in self._components:
+            rows = self.rows(span).double()
+            centred = rows - rows.mean(0)
+            vectors = torch.linalg.eigh(centred.T @ centred).eigenvectors
+            self._components[span] = vectors.flip(1).float()
+        return self._components[span]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return a text's tokens, without template and special tokens."""
+        return list(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def tokenize_prompt(self, prompt_id: str, text: str) -> list[int]:
+        """Return the tokens of a prompt whose rendered text has become `text`."""
+        chat = self._prompt(prompt_id).prompt.messages is not None
+        return list(self.checkpoint.tokenizer(text, add_special_tokens=not chat)["input_ids"])
+
+    def special(self, name: str) -> int:
+        """Return the id of the `pad`, `mask`, `unk`, `bos` or `eos` token."""
+        number = getattr(self.checkpoint.tokenizer, f"{name}_token_id", None)
+        if number is None or not 0 <= number < self.table.size:
+            raise TransformError(f"the model's tokenizer has no {name} token")
+        return int(number)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {encoded.prompt.id: i for i, encoded in enumerate(self.prompts)}
+
+    def _prompt(self, prompt_id: str) -> EncodedPrompt:
+        if prompt_id not in self._places:
+            raise TransformError(f"there is no prompt {prompt_id!r}. {did_you_mean(prompt_id, list(self._places))}")
+        return self.prompts[self._places[prompt_id]]

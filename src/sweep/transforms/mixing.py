@@ -1,0 +1,215 @@
+"""Mixtures with other rows: another prompt's, a text's, a baseline's."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sweep.checks import require, require_choice, require_finite
+from sweep.errors import ConfigError, TransformError
+from sweep.transforms._math import angles, blended, resampled
+from sweep.transforms.base import Transform, register
+from sweep.transforms.context import Context, Corpus
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture(Transform):
+    """A mixture with other rows, which are brought to the number of the prompt's own; `lerp` says what its fields are."""
+
+    dose: ClassVar[str] = "t"
+    neutral: ClassVar[float] = 0.0
+    examples: ClassVar = (
+        {"t": 0.25, "align": "resample"},
+        {"t": 0.5, "align": "truncate"},
+        {"t": 0.75, "text": "Never mind", "align": "resample"},
+    )
+
+    t: float = 0.0
+    other: str | None = None
+    text: str | None = None
+    align: str = "error"
+
+    def __post_init__(self) -> None:
+        require_finite("transform.t", self.t)
+        require(self.other is None or self.text is None, "transform", "takes other or text, not both", self.other)
+        require_choice("transform.align", self.align, ("error", "pad", "truncate", "resample"))
+
+    def check(self, corpus: Corpus) -> None:
+        """Check that the other prompt, the text's tokens and the pad token exist."""
+        key = "transform.other"
+        try:
+            if self.other is not None:
+                corpus.layout(self.other)
+            if self.text is not None:
+                key = "transform.text"
+                require(bool(corpus.tokenize(self.text)), key, "has no tokens", self.text)
+            if self.align == "pad":
+                key = "transform.align"
+                corpus.special("pad")
+        except TransformError as error:
+            raise ConfigError(f"{key}: {error}") from error
+
+    def apply(self, rows: Tensor, context: Context) -> Tensor:
+        """Return the mixture."""
+        import torch
+
+        other = self._aligned(rows, context)
+        mixed = self._mix(rows[: len(other)], other)
+        return mixed if len(mixed) == len(rows) else torch.cat([mixed, rows[len(other) :]])
+
+    @abstractmethod
+    def _mix(self, rows: Tensor, other: Tensor) -> Tensor:
+        """Return the mixture of as many rows of both."""
+
+    def _aligned(self, rows: Tensor, context: Context) -> Tensor:
+        import torch
+
+        other = self._other(context)
+        have, need = len(other), len(rows)
+        if have == need:
+            return other
+        if self.align == "truncate":
+            return other[:need]
+        if self.align == "resample":
+            return resampled(other, need)
+        if self.align == "pad" and have < need:
+            return torch.cat([other, context.special("pad").expand(need - have, -1)])
+        ways = "truncate or resample" if self.align == "pad" else "truncate, pad or resample"
+        raise TransformError(f"the prompt has {need} rows here, the other {have}; set align to {ways}")
+
+    def _other(self, context: Context) -> Tensor:
+        if self.text is not None:
+            return context.embed(self.text)
+        if self.other is None and context.corpus.next_id(context.prompt_id) == context.prompt_id:
+            raise TransformError("there is no other prompt to mix with; set other or text, or add prompts")
+        return context.other(self.other)
+
+
+@register("lerp")
+@dataclass(frozen=True, slots=True)
+class Lerp(Mixture):
+    """(1 - t)·E + t·E', row by row, E' of another prompt or text; t = 1 is E' exactly.
+
+    Interpolation between prompts; language models answer its in-betweens too (Marro et al. 2025, arXiv:2504.03933).
+    Rows outside the span stay the prompt's own.
+
+    Attributes:
+        t: how much of the other, any number: below 0 and above 1 it is an extrapolation.
+        other: a prompt's id, whose untransformed rows in the same span are mixed in; null is the next prompt of the
+            sweep, after the last the first.
+        text: a text's tokens, without template, in place of a prompt.
+        align: what to do if the other has not as many rows: `error`; `truncate` mixes as many rows as both have, and
+            leaves the rest of the prompt's own alone; `pad` continues a shorter one with the pad token, and refuses a
+            longer one; `resample` spreads the other evenly over the prompt's rows, by linear interpolation.
+    """
+
+    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
+        """Return the t that comes nearest."""
+        other = self._aligned(before, context)
+        return blended(before[: len(other)], after[: len(other)], other)
+
+    def _mix(self, rows: Tensor, other: Tensor) -> Tensor:
+        import torch
+
+        return torch.lerp(rows, other, self.t)
+
+
+@register("slerp")
+@dataclass(frozen=True, slots=True)
+class Slerp(Mixture):
+    """ν·(sin((1-t)Ω)·ê + sin(tΩ)·ê') / sin(Ω), Ω the angle of e and e', ν = (1-t)·‖e‖ + t·‖e'‖.
+
+    Spherical interpolation (Shoemake 1985), row by row: directions ê = e/‖e‖ on the great circle, norms in a line;
+    t = 1 is e' exactly.  Where a row is zero or Ω is tiny it is linear; rows in opposite directions are refused.
+
+    Attributes:
+        t: how much of the other, 0 to 1.
+        other: a prompt's id, whose untransformed rows in the same span are mixed in; null is the next prompt of the
+            sweep, after the last the first.
+        text: a text's tokens, without template, in place of a prompt.
+        align: what to do if the other has not as many rows: `error`; `truncate` mixes as many rows as both have, and
+            leaves the rest of the prompt's own alone; `pad` continues a shorter one with the pad token, and refuses a
+            longer one; `resample` spreads the other evenly over the prompt's rows, by linear interpolation.
+    """
+
+    def __post_init__(self) -> None:
+        Mixture.__post_init__(self)
+        require(0 <= self.t <= 1, "transform.t", "must be in [0, 1]", self.t)
+
+    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
+        """Return how far along the arc the rows have come, all of them together."""
+        other = self._aligned(before, context)
+        before, after = before[: len(other)], after[: len(other)]
+        whole = float(angles(before, other).sum())
+        return float(angles(before, after).sum()) / whole if whole else None
+
+    def _mix(self, rows: Tensor, other: Tensor) -> Tensor:
+        import torch
+
+        angle = angles(rows, other)
+        if (angle > math.pi - 1e-3).any():
+            number = int(angle.argmax())
+            raise TransformError(
+                f"row {number} of the span and that of the other have opposite directions, and so no shortest arc"
+            )
+        own_norm: Tensor = rows.double().norm(dim=-1, keepdim=True)
+        other_norm: Tensor = other.double().norm(dim=-1, keepdim=True)
+        norm = torch.lerp(own_norm, other_norm, self.t)
+        # As written, the weights are exactly (1, 0) and (0, 1) at the ends.
+        own = norm * torch.sin((1 - self.t) * angle) / (torch.sin(angle) * own_norm)
+        their = norm * torch.sin(self.t * angle) / (torch.sin(angle) * other_norm)
+        linear = angle < 1e-4
+        own, their = own.where(~linear, 1 - self.t), their.where(~linear, self.t)
+        return own.float() * rows + their.float() * other
+
+
+@register("baseline")
+@dataclass(frozen=True, slots=True)
+class Baseline(Transform):
+    """E + t·(b - E), b the same row everywhere; t = 1 is b exactly.
+
+    The path of Integrated Gradients (Sundararajan et al. 2017, arXiv:1703.01365), whose α is 1 - t.
+
+    Attributes:
+        t: how much of the baseline; 0 is the prompt itself, 1 the baseline.
+        to: b: `zero`; `mean`, the table's mean row; `pad`, the row of the pad token.
+    """
+
+    dose: ClassVar[str] = "t"
+    neutral: ClassVar[float] = 0.0
+    examples: ClassVar = ({"t": 0.5}, {"t": 0.25, "to": "mean"})
+
+    t: float = 0.0
+    to: str = "zero"
+
+    def __post_init__(self) -> None:
+        require_finite("transform.t", self.t)
+        require_choice("transform.to", self.to, ("zero", "mean", "pad"))
+
+    def check(self, corpus: Corpus) -> None:
+        """Check that there is a pad token, if it is asked for."""
+        try:
+            if self.to == "pad":
+                corpus.special("pad")
+        except TransformError as error:
+            raise ConfigError(f"transform.to: {error}") from error
+
+    def apply(self, rows: Tensor, context: Context) -> Tensor:
+        """Return the mixture."""
+        import torch
+
+        return torch.lerp(rows, self._row(rows, context), self.t)
+
+    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
+        """Return the t that comes nearest."""
+        return blended(before, after, self._row(before, context))
+
+    def _row(self, rows: Tensor, context: Context) -> Tensor:
+        if self.to == "mean":
+            return context.table.mean
+        return context.special("pad") if self.to == "pad" else rows.new_zeros(rows.shape[1])

@@ -1,0 +1,205 @@
+"""External tensors: the formats, what is refused, and that no file is read twice."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sweep import tensors
+from sweep.errors import ConfigError
+from sweep.tensors import count_rows, load_tensor, load_tensors, tensor_file
+
+ROWS = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+
+
+def load(path: Path, key: str | None = None, width: int = 8) -> Tensor:
+    return load_tensor(str(path), key, width=width, what="transform.path")
+
+
+def save(path: Path, tensor: Tensor) -> None:
+    if path.suffix == ".safetensors":
+        save_file({"rows": tensor}, path)
+    elif path.suffix == ".npy":
+        np.save(path, tensor.numpy())
+    else:
+        torch.save(tensor, path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npy", ".pt", ".pth", ".bin"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_every_format_gives_the_same_rows_in_fp32(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
+    save(tmp_path / f"a{suffix}", ROWS.to(dtype))
+    rows = load(tmp_path / f"a{suffix}")
+    assert rows.dtype == torch.float32
+    assert torch.equal(rows, ROWS.to(dtype).float())
+
+
+def test_bfloat16_and_another_order_of_bytes(tmp_path: Path) -> None:
+    save(tmp_path / "a.safetensors", ROWS.bfloat16())
+    assert torch.equal(load(tmp_path / "a.safetensors"), ROWS.bfloat16().float())
+    np.save(tmp_path / "a.npy", ROWS.numpy().astype(">f4"))
+    assert torch.equal(load(tmp_path / "a.npy"), ROWS)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npy", ".pt"])
+def test_one_dimension_is_one_row(tmp_path: Path, suffix: str) -> None:
+    save(tmp_path / f"a{suffix}", ROWS[0].clone())
+    assert torch.equal(load(tmp_path / f"a{suffix}"), ROWS[:1])
+
+
+def test_a_parameter_comes_without_its_gradient(tmp_path: Path) -> None:
+    torch.save({"prompt": torch.nn.Parameter(ROWS)}, tmp_path / "a.pt")
+    rows = load(tmp_path / "a.pt")
+    assert torch.equal(rows, ROWS) and not rows.requires_grad
+
+
+def test_a_peft_folder_is_its_adapter(tmp_path: Path) -> None:
+    save_file({"prompt_embeddings": ROWS}, tmp_path / "adapter_model.safetensors")
+    assert torch.equal(load(tmp_path), ROWS)
+    assert torch.equal(load(tmp_path, "prompt_embeddings"), ROWS)
+    assert tensor_file(str(tmp_path), "transform.path") == tmp_path / "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_tensor_is_chosen_by_its_key(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"a{suffix}"
+    content = {"happy": ROWS, "sad": -ROWS}
+    if suffix == ".pt":
+        torch.save(content, file)
+    else:
+        save_file(content, file)
+    assert torch.equal(load(file, "sad"), -ROWS)
+    with pytest.raises(ConfigError, match=r"transform\.key: .* holds 2 tensors; say which: happy, sad\."):
+        load(file)
+    with pytest.raises(ConfigError, match=r"no tensor 'hapy'\. Did you mean 'happy'\? Known: happy, sad\."):
+        load(file, "hapy")
+
+
+def test_layers_by_number_are_keys_too(tmp_path: Path) -> None:
+    torch.save({3: ROWS, 4: -ROWS}, tmp_path / "a.pt")
+    assert torch.equal(load(tmp_path / "a.pt", "4"), -ROWS)
+
+
+def test_only_the_chosen_tensor_must_fit(tmp_path: Path) -> None:
+    save_file({"rows": ROWS, "ids": torch.arange(3), "broken": ROWS * torch.nan}, tmp_path / "a.safetensors")
+    assert torch.equal(load(tmp_path / "a.safetensors", "rows"), ROWS)
+
+
+class Custom:
+    pass
+
+
+def _pickled(path: Path) -> None:
+    torch.save({"rows": ROWS, "other": Custom()}, path)
+
+
+def _object_array(path: Path) -> None:
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+
+
+def _runs_code(path: Path) -> None:
+    path.write_bytes(pickle.dumps(os.getcwd, protocol=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("a.pt", _pickled), ("a.npy", _object_array), ("b.pt", _runs_code), ("c.bin", _pickled)]
+)
+def test_pickled_objects_are_refused(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
+    write(tmp_path / name)
+    with pytest.raises(ConfigError, match=rf"transform\.path: .*{name} holds pickled objects.*\.safetensors") as raised:
+        load(tmp_path / name)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.npy", "a.pt"])
+@pytest.mark.parametrize("content", [b"", b"garbage, not numbers"])
+def test_broken_files(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"transform\.path: .*{name} cannot be read as ") as raised:
+        load(tmp_path / name)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.npy", "a.pt"])
+def test_a_file_that_ends_early(tmp_path: Path, name: str) -> None:
+    save(tmp_path / name, torch.randn(100, 8))
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1000])
+    with pytest.raises(ConfigError, match=r"transform\.path: .* cannot be read"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npy", ".pt"])
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (torch.zeros(3, 7), r"has rows of width 7; the model's are 8 wide"),
+        (torch.zeros(8, 1), r"has rows of width 1; the model's are 8 wide"),
+        (torch.zeros(2, 3, 8), r"has the shape \[2, 3, 8\], which is not that of rows"),
+        (torch.tensor(1.0), r"has the shape \[\], which is not that of rows"),
+        (torch.zeros(0, 8), r"is empty: its shape is \[0, 8\]"),
+        (torch.zeros(3, 8, dtype=torch.int64), r"is int64; it must be of floating-point numbers"),
+        (torch.zeros(3, 8, dtype=torch.bool), r"is bool; it must be of floating-point numbers"),
+        (torch.zeros(3, 8, dtype=torch.complex64), r"is complex64; it must be of floating-point numbers"),
+        (torch.tensor([[1.0, torch.nan, torch.inf, 0, 0, 0, 0, 0]]), r"has 2 entries that are NaN or infinite"),
+        (torch.full((1, 8), 1e300, dtype=torch.float64), r"has 8 entries that are NaN or infinite in float32"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, suffix: str, tensor: Tensor, said: str) -> None:
+    save(tmp_path / f"a{suffix}", tensor)
+    with pytest.raises(ConfigError, match=rf"transform\.path: .*a{suffix}.* {said}"):
+        load(tmp_path / f"a{suffix}")
+
+
+def test_other_refusals(tmp_path: Path) -> None:
+    torch.save({"a": 1}, tmp_path / "none.pt")
+    torch.save([ROWS], tmp_path / "list.pt")
+    torch.save(ROWS.to_sparse(), tmp_path / "sparse.pt")
+    np.save(tmp_path / "a.npy", ROWS.numpy())
+    (tmp_path / "rows.csv").write_text("1,2")
+    (tmp_path / "folder").mkdir()
+    for name, key, said in [
+        ("missing.npy", None, r"transform\.path: there is no file '.*missing\.npy'\."),
+        ("rows.csv", None, r"transform\.path: '\.csv' is no format of tensors .* Known: \.safetensors, \.npy"),
+        ("folder", None, r"transform\.path: the folder '.*folder' holds no adapter_model\.safetensors\."),
+        ("none.pt", None, r"holds no tensor\."),
+        ("list.pt", None, r"it holds a list, neither a tensor nor tensors by name"),
+        ("sparse.pt", None, r"is a sparse tensor; it must be"),
+        ("a.npy", "rows", r"transform\.key: .*a\.npy holds one tensor without a name; leave out 'rows'\."),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            load(tmp_path / name, key)
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.safetensors"
+    save(file, ROWS)
+    reads = []
+    unwatched = tensors._open
+    monkeypatch.setattr(tensors, "_open", lambda *given: reads.append(given) or unwatched(*given))
+    assert load(file) is load(file)
+    assert count_rows(str(file), None, width=8, what="transform.path") == 3
+    assert len(reads) == 1
+    save(file, torch.cat([ROWS, ROWS]))
+    assert len(load(file)) == 6
+    assert count_rows(str(file), None, width=None, what="transform.path") == 6
+    assert len(reads) == 2
+    with pytest.raises(ConfigError, match=r"rows of width 8; the model's are 9 wide"):
+        count_rows(str(file), None, width=9, what="transform.path")
+
+
+def test_all_tensors_of_a_file(tmp_path: Path) -> None:
+    save_file({"weight": ROWS, "bias": ROWS[0].clone()}, tmp_path / "a.safetensors")
+    found = load_tensors(str(tmp_path / "a.safetensors"), what="transform.projector")
+    assert set(found) == {"weight", "bias"}
+    assert torch.equal(found["bias"], ROWS[0])
+    save_file({"weight": ROWS, "steps": torch.tensor([3])}, tmp_path / "b.safetensors")
+    with pytest.raises(ConfigError, match=r"transform\.projector: .*\(steps\) is int64"):
+        load_tensors(str(tmp_path / "b.safetensors"), what="transform.projector")

@@ -1,0 +1,186 @@
+"""Other prompts and misspelt words, with single bytes as tokens and with the demo model's subwords."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sweep import prompts
+from sweep.checkpoint import Checkpoint
+from sweep.config import PromptsConfig, build_pipeline
+from sweep.corpus import Corpus
+from sweep.embedding import EmbeddingTable
+from sweep.encoding import encode
+from sweep.errors import ConfigError, TransformError
+from sweep.testing import fresh_corpus
+from sweep.transforms import Rows, Span
+
+SENTENCE = "Tell me something wonderful about Japan and elephants."
+
+
+@pytest.fixture(scope="module")
+def chats(checkpoint: Checkpoint, table: EmbeddingTable) -> Corpus:
+    """Prompts of several messages, and with placeholders."""
+
+    def chat(*texts: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text} for role, text in zip(("system", "user"), texts, strict=False)]
+
+    items = [
+        {"id": "one", "messages": chat("Be brief.", "Where is Rome?")},
+        {"id": "two", "messages": chat("Answer in rhymes.", "Who is who?")},
+        {"id": "lone", "messages": chat("Nothing else.")},
+        {"id": "named", "prompt": "Describe {picture} for {listener}!", "values": {"listener": "children"}},
+    ]
+    config = PromptsConfig(items=items, placeholders=["picture"])
+    return Corpus(encode(prompts.load(config), checkpoint), table, checkpoint)
+
+
+@pytest.fixture(scope="module")
+def subwords() -> Corpus:
+    return fresh_corpus([SENTENCE])
+
+
+def run(corpus: Corpus, prompt_id: str, *stages: dict[str, Any], seed: int = 0) -> tuple[Tensor, Rows]:
+    """Return a prompt's rows before and after."""
+    pipeline = build_pipeline(list(stages))
+    pipeline.check(corpus)
+    rows = corpus.table.rows(corpus.layout(prompt_id).token_ids)
+    return rows, pipeline.apply(rows, prompt_id, corpus, seed, corpus.table.dtype)[0]
+
+
+def text_of(rows: Tensor, corpus: Corpus) -> str:
+    """Return the text whose tokens' rows these are."""
+    ids = corpus.table.nearest(rows)[1][:, 0].tolist()
+    assert torch.equal(corpus.table.rows(ids), rows)
+    return str(corpus.checkpoint.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
+
+
+def test_the_span_says_what_the_next_prompt_says_there(corpus: Corpus) -> None:
+    for prompt_id, other in (("hello", "sky"), ("sky", "two"), ("two", "hello")):
+        _, after = run(corpus, prompt_id, {"name": "other_prompt"})
+        assert text_of(after.tensor, corpus) == corpus.layout(other).text
+
+
+def test_a_prompt_of_ones_choice(corpus: Corpus) -> None:
+    rows, after = run(corpus, "hello", {"name": "other_prompt", "other": "two", "span": {"positions": [3, 4]}})
+    inside = corpus.numbers(Span(positions=(3, 4)), "hello")
+    assert torch.equal(after.tensor[inside], corpus.table.rows(corpus.layout("two").token_ids)[inside])
+    outside = [i for i in range(len(rows)) if i not in inside]
+    assert torch.equal(after.tensor[outside], rows[outside])
+    assert [after.stems()[i] for i in inside] == [(), ()]
+    _, itself = run(corpus, "hello", {"name": "other_prompt", "other": "hello"})
+    assert torch.equal(itself.tensor, rows)
+
+
+def test_each_message_becomes_its_counterpart(chats: Corpus) -> None:
+    _, after = run(chats, "one", {"name": "other_prompt"})
+    assert text_of(after.tensor, chats) == chats.layout("two").text
+    _, after = run(chats, "one", {"name": "other_prompt", "span": {"role": "user"}})
+    old = chats.layout("one").text
+    assert text_of(after.tensor, chats) == old.replace("Where is Rome?", "Who is who?")
+    with pytest.raises(TransformError, match=r"the span content has 2 stretches, and 1 in the prompt 'lone'"):
+        run(chats, "two", {"name": "other_prompt"})
+
+
+def test_other_prompts_that_do_not_exist(corpus: Corpus, subwords: Corpus) -> None:
+    with pytest.raises(ConfigError, match=r"transform\.other: there is no prompt 'skye'\. Did you mean 'sky'"):
+        run(corpus, "sky", {"name": "other_prompt", "other": "skye"})
+    with pytest.raises(TransformError, match=r"other_prompt: there is no other prompt$"):
+        run(subwords, SENTENCE, {"name": "other_prompt"})
+
+
+def test_other_prompts_go_with_noise_but_not_with_moved_rows(corpus: Corpus) -> None:
+    _, plain = run(corpus, "sky", {"name": "other_prompt"})
+    _, after = run(corpus, "sky", {"name": "noise", "sigma": 1.0}, {"name": "other_prompt"})
+    assert torch.equal(after.tensor, plain.tensor)
+    with pytest.raises(TransformError, match=r"put other_prompt first"):
+        soft = {"name": "soft_prompt", "random": 1, "span": {"substring": "sky"}}
+        run(corpus, "sky", soft, {"name": "other_prompt"})
+
+
+@settings(max_examples=25, deadline=None)
+@given(rate=st.floats(0.01, 1), seed=st.integers(0, 999))
+def test_typos_swap_letters_within_words(corpus: Corpus, chats: Corpus, rate: float, seed: int) -> None:
+    for source, prompt_id in ((corpus, "sky"), (chats, "one"), (chats, "named")):
+        rows, after = run(source, prompt_id, {"name": "typo", "rate": rate}, seed=seed)
+        old, new = source.layout(prompt_id).text, text_of(after.tensor, source)
+        assert len(new) == len(old)
+        assert re.sub(r"\w", "x", new) == re.sub(r"\w", "x", old)
+        for before, misspelt in zip(words_of(old), words_of(new), strict=True):
+            assert sorted(before) == sorted(misspelt)
+            assert (before[0], before[-1]) == (misspelt[0], misspelt[-1])
+        assert "{picture}" in new or prompt_id != "named"
+        assert after.stems() == [(i,) for i in range(len(rows))]
+
+
+def test_a_rate_of_one_swaps_every_pair(chats: Corpus) -> None:
+    _, after = run(chats, "named", {"name": "typo", "rate": 1.0})
+    assert "Dsercbie {picture} for cihdlern!" in text_of(after.tensor, chats)
+    _, after = run(chats, "one", {"name": "typo", "rate": 1.0})
+    old = chats.layout("one").text
+    assert text_of(after.tensor, chats) == old.replace("brief", "biref").replace("Where is Rome", "Wehre is Rmoe")
+
+
+def test_a_share_of_the_pairs_is_swapped_and_nested_in_the_rate() -> None:
+    words = " ".join(["abcdef"] * 400)  # two pairs each
+    corpus = fresh_corpus([words])
+    before = corpus.layout(words).text
+
+    def swapped(rate: float) -> set[int]:
+        _, after = run(corpus, words, {"name": "typo", "rate": rate})
+        new = text_of(after.tensor, corpus)
+        return {i for i, (a, b) in enumerate(zip(before, new, strict=True)) if a != b}
+
+    rare, often = swapped(0.2), swapped(0.6)
+    assert rare < often
+    assert len(rare) == pytest.approx(0.2 * 1600, rel=0.25)
+    assert len(often) == pytest.approx(0.6 * 1600, rel=0.15)
+
+
+def test_only_the_span_is_misspelt(corpus: Corpus) -> None:
+    rows, after = run(corpus, "sky", {"name": "typo", "rate": 1.0, "span": {"substring": "blue"}})
+    assert text_of(after.tensor, corpus) == corpus.layout("sky").text.replace("blue", "bule")
+    outside = [i for i in range(len(rows)) if i not in corpus.numbers(Span(substring="blue"), "sky")]
+    assert torch.equal(after.tensor[outside], rows[outside])
+
+
+def test_subwords_are_cut_anew(subwords: Corpus) -> None:
+    rows, after = run(subwords, SENTENCE, {"name": "typo", "rate": 1.0, "span": {"substring": "elephants"}})
+    text = text_of(after.tensor, subwords)
+    assert text == subwords.layout(SENTENCE).text.replace("elephants", "eelhpnats")
+    assert len(after.tensor) > len(rows)
+    inside = subwords.numbers(Span(substring="elephants"), SENTENCE)
+    more = len(after.tensor) - len(rows)
+    assert torch.equal(after.tensor[: inside[0]], rows[: inside[0]])
+    assert torch.equal(after.tensor[inside[-1] + 1 + more :], rows[inside[-1] + 1 :])
+    assert after.stems()[inside[0] : inside[-1] + 1 + more] == [tuple(inside)] * (len(inside) + more)
+    assert after.stems()[-1] == (len(rows) - 1,)
+
+
+def test_a_span_that_cuts_through_words(subwords: Corpus) -> None:
+    """`om` is a token of `something`; as `mo`, it takes the e after it along."""
+    with pytest.raises(TransformError, match=r"typo: the tokens beside the span change .* a span of whole words$"):
+        run(subwords, SENTENCE, {"name": "typo", "rate": 1.0, "span": {"substring": "om"}})
+
+
+def test_typos_come_first(corpus: Corpus) -> None:
+    for stage in ({"name": "noise", "sigma": 1.0}, {"name": "reverse"}, {"name": "inject", "text": "no"}):
+        with pytest.raises(TransformError, match=r"typo: must be the first transform"):
+            run(corpus, "sky", stage, {"name": "typo", "rate": 1.0})
+    run(corpus, "sky", {"name": "noise", "sigma": 0.0}, {"name": "typo", "rate": 1.0}, {"name": "noise", "sigma": 1.0})
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
+def test_a_rate_is_a_share(rate: float) -> None:
+    with pytest.raises(ConfigError, match=r"transform\.rate must be in \[0, 1\]"):
+        build_pipeline({"name": "typo", "rate": rate})
