@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,7 +184,12 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytes
     save(file, ROWS)
     reads = []
     unwatched = tensors._open
-    monkeypatch.setattr(tensors, "_open", lambda *given: reads.append(given) or unwatched(*given))
+
+    def watched(file: Path, what: str) -> Any:
+        reads.append(file)
+        return unwatched(file, what)
+
+    monkeypatch.setattr(tensors, "_open", watched)
     assert load(file) is load(file)
     assert count_rows(str(file), None, width=8, what="transform.path") == 3
     assert len(reads) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from sweep.checkpoint import Checkpoint
@@ -15,6 +14,7 @@ from sweep.encoding import EncodedPrompt
 from sweep.errors import TransformError
 from sweep.layout import Layout
 from sweep.transforms.span import Span
+from sweep.transforms._math import principal_components
 
 
 class Corpus:
@@ -30,7 +30,7 @@ class Corpus:
         self.table, self.prompts = table, list(prompts)
         self.checkpoint = checkpoint
         self._numbers: dict[tuple[Span, str], list[int]] = {}
-        self._rows: dict[Span, Tensor] = {}
+        self._means: dict[Span, Tensor] = {}
         self._components: dict[Span, Tensor] = {}
 
     def layout(self, prompt_id: str) -> Layout:
@@ -54,27 +54,16 @@ class Corpus:
             self._numbers[key] = span.rows(layout, None, len(layout.token_ids))
         return self._numbers[key]
 
-    def rows(self, span: Span) -> Tensor:
-        """Return the rows of all prompts in a span, [m, hidden_size]; prompts that have none are left out."""
-        if span not in self._rows:
-            ids: list[int] = []
-            for encoded in self.prompts:
-                try:
-                    ids += [encoded.token_ids[i] for i in self.numbers(span, encoded.prompt.id)]
-                except TransformError:
-                    continue
-            if not ids:
-                raise TransformError(f"the span {span} is empty in all prompts")
-            self._rows[span] = self.table.rows(ids)
-        return self._rows[span]
+    def mean(self, span: Span) -> Tensor:
+        """Return the mean of all prompts' rows in a span, [hidden_size]; prompts that have none are left out."""
+        if span not in self._means:
+            self._means[span] = self._rows(span).mean(0)
+        return self._means[span]
 
     def components(self, span: Span) -> Tensor:
-        """Return the principal components of `rows(span)` around their mean: columns, largest first."""
+        """Return the principal components of those rows around their mean, [hidden_size, r]: columns, largest first."""
         if span not in self._components:
-            rows = self.rows(span).double()
-            centred = rows - rows.mean(0)
-            vectors = torch.linalg.eigh(centred.T @ centred).eigenvectors
-            self._components[span] = vectors.flip(1).float()
+            self._components[span] = principal_components(self._rows(span))
         return self._components[span]
 
     def tokenize(self, text: str) -> list[int]:
@@ -96,6 +85,17 @@ class Corpus:
     @cached_property
     def _places(self) -> dict[str, int]:
         return {encoded.prompt.id: i for i, encoded in enumerate(self.prompts)}
+
+    def _rows(self, span: Span) -> Tensor:
+        ids: list[int] = []
+        for encoded in self.prompts:
+            try:
+                ids += [encoded.token_ids[i] for i in self.numbers(span, encoded.prompt.id)]
+            except TransformError:
+                continue
+        if not ids:
+            raise TransformError(f"the span {span} is empty in all prompts")
+        return self.table.rows(ids)
 
     def _prompt(self, prompt_id: str) -> EncodedPrompt:
         if prompt_id not in self._places:

@@ -101,8 +101,8 @@ def _means(rows: NDArray[np.float32], groups: Sequence[tuple[int, ...]]) -> NDAr
         return rows[:0]
     counts = np.array([len(group) for group in groups])
     starts = np.concatenate([[0], counts.cumsum()[:-1]])
-    sums: NDArray[np.float32] = np.add.reduceat(rows[[row for group in groups for row in group]], starts, axis=0)
-    return sums / counts[:, None].astype(np.float32)
+    sums = np.add.reduceat(rows[[row for group in groups for row in group]], starts, axis=0)
+    return np.asarray(sums / counts[:, None], dtype=np.float32)
 
 
 def _norm(matrix: NDArray[np.float32]) -> float:

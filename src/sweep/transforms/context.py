@@ -70,11 +70,14 @@ class Corpus(Protocol):
     def numbers(self, span: Span, prompt_id: str) -> list[int]:
         """Return the numbers of a prompt's rows in a span, ascending.  Raises TransformError: there are none."""
 
-    def rows(self, span: Span) -> Tensor:
-        """Return the rows of all prompts in a span, [m, hidden_size]; prompts that have none are left out."""
+    def mean(self, span: Span) -> Tensor:
+        """Return the mean of all prompts' rows in a span, [hidden_size]; prompts that have none are left out."""
 
     def components(self, span: Span) -> Tensor:
-        """Return the principal components of `rows(span)` around their mean: columns, largest first."""
+        """Return the principal components of those rows around their mean, [hidden_size, r]: columns, largest first.
+
+        Only those along which the rows have an extent.
+        """
 
     def tokenize(self, text: str) -> list[int]:
         """Return a text's tokens, without template and special tokens."""

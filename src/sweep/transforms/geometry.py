@@ -149,8 +149,9 @@ class TruncateRank(Transform):
 class Rotate(Transform):
     """E·Q, with Q a rotation by an angle in some planes, QᵀQ = I; E·Eᵀ is kept.
 
-    All lengths of rows and angles between them stay as they are.  The planes are at right angles to each other, random or given by dimensions.  Random ones depend on the point's seed
-    and are the same for all prompts and angles; with more planes, the first of them stay.
+    All lengths of rows and angles between them stay as they are.  The planes are at right angles to each other, random
+    or given by dimensions.  Random ones depend on the point's seed and are the same for all prompts and angles; with
+    more planes, the first of them stay.
 
     Attributes:
         angle: in degrees; 0 changes nothing.
@@ -233,9 +234,9 @@ def _random_frame(seed: int, width: int, planes: int) -> Tensor:
 
 
 def _mean(cloud: str, rows: Tensor, context: Context) -> Tensor:
-    if cloud == "table":
-        return context.table.mean
-    return (rows if cloud == "prompt" else context.corpus.rows(context.span)).mean(0)
+    if cloud == "prompt":
+        return rows.mean(0)
+    return context.table.mean if cloud == "table" else context.corpus.mean(context.span)
 
 
 def _components(cloud: str, count: int, rows: Tensor, context: Context) -> Tensor:
@@ -244,7 +245,4 @@ def _components(cloud: str, count: int, rows: Tensor, context: Context) -> Tenso
         return principal_components(rows)[:, :count]
     if cloud == "table":
         return context.table.components[:, :count]
-    components = context.corpus.components(context.span)[:, :count]
-    along = context.corpus.rows(context.span) @ components
-    extents = (along - along.mean(0)).norm(dim=0)
-    return components[:, extents > 1e-5 * extents.norm()]
+    return context.corpus.components(context.span)[:, :count]

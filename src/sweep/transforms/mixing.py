@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Mixture(Transform):
-    """A mixture with other rows, which are brought to the number of the prompt's own; `lerp` says what its fields are."""
+    """A mixture with other rows, brought to the number of the prompt's own; `lerp` says what the fields are."""
 
     dose: ClassVar[str] = "t"
     neutral: ClassVar[float] = 0.0

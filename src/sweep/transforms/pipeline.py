@@ -83,7 +83,8 @@ class Stage:
         _check(self.transform, after, before.shape)
         if self.control is not None:
             after = before + _random_of_equal_norm(after - before, self.control, context.fork("control"))
-        dose = _dose(self.transform, before, after.to(dtype).float(), context)
+        # A control's change is not the transform's, whose dose it has not been given.
+        dose = None if self.control else _dose(self.transform, before, after.to(dtype).float(), context)
         if before is rows.tensor:
             return Rows(after, rows.origins), dose
         result = rows.tensor.clone()

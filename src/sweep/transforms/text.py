@@ -49,7 +49,7 @@ class OtherPrompt(Rearrangement):
             )
         tokens = {token for stem in context.origins for token in stem}
         place = min(tokens, default=0), max(tokens, default=-1) + 1
-        if place not in mine or len(tokens) < place[1] - place[0]:
+        if place not in mine:
             raise TransformError("an earlier transform has moved or split the span's rows: put other_prompt first")
         start, stop = theirs[mine.index(place)]
         new = corpus.table.rows(corpus.layout(other).token_ids[start:stop])
@@ -140,5 +140,4 @@ def _pairs(layout: Layout) -> Iterator[int]:
     for content in layout.contents:
         for word in WORD.finditer(layout.text, content.start, content.stop):
             if not any(start <= word.start() < stop for start, stop in names):
-                pairs = range(word.start() + 1, word.end() - 2, 2)
-                yield from (i for i in pairs if layout.text[i] != layout.text[i + 1])
+                yield from range(word.start() + 1, word.end() - 2, 2)
