@@ -1,19 +1,22 @@
 """What transforms cost, measured as ratios within one run on one machine.
 
     .venv/bin/python scripts/bench_transforms.py                   # rows per second of each, beside a plain copy
-    .venv/bin/python scripts/bench_transforms.py --sweep 18.3      # beside a sweep of that many seconds
+    .venv/bin/python scripts/bench_transforms.py --sweep           # their share of a whole sweep's time
 
 The first hands 1,024 rows of widths 2048 and 4096 to each transform's `apply`, at the slowest of its examples, with a
 table of 32,768 tokens.  The copy is `rows.clone()`, which allocates its result as a transform does.  The second builds
-the requests of P=32 points x N=64 prompts of the demo model, with span, cast and measures, and takes the identity's
-time off; the seconds are those of (b) in `bench_overhead.py`, on the same machine.
+the requests of P=32 points x N=64 prompts of the demo model, with span, cast and measures, takes the identity's
+time off, and compares with (b) of `bench_overhead.py`, such a sweep of 32 tokens each, run before and after in the same
+process.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +26,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
+from bench_overhead import compose_jobs
 from sweep import config
 from sweep.checkpoint import find
 from sweep.config import ModelConfig, PromptsConfig, build_pipeline
@@ -30,9 +34,12 @@ from sweep.corpus import Corpus
 from sweep.embedding import EmbeddingTable, open_table
 from sweep.encoding import encode
 from sweep.paths import conf_dir
+from sweep.point import make_points
 from sweep.prompts import load
 from sweep.request import build
+from sweep.runner import Runner
 from sweep.scoring.perturbation import nearest_token_flips
+from sweep.terminal import Terminal
 from sweep.transforms import TRANSFORMS, Context, Rearrangement, Span, Stage
 
 ROWS, TOKENS = 1024, 32768
@@ -73,22 +80,17 @@ def rows_per_second(width: int) -> dict[str, float]:
     span = Span(window=(0, ROWS))
     speeds = {"copy": ROWS / seconds(rows.clone)}
     for name, stage in stages():
-        if name == "anchor" or name == "nearest_token" or name == "knn_blend" or name == "dx_privacy":
-            given = rows + 0.01 * torch.randn(rows.shape)
-        else:
-            given = rows
         stage.transform.check(corpus)
         context = Context(1, 2, corpus, "a", span, [(i,) for i in range(ROWS)])
-        speed = ROWS / seconds(lambda stage=stage, given=given, context=context: stage.transform.apply(given, context))
+        speed = ROWS / seconds(lambda stage=stage, context=context: stage.transform.apply(rows, context))
         speeds[name] = min(speed, speeds.get(name, speed))
     return speeds
 
 
-def sweep_seconds() -> dict[str, float]:
+def request_seconds() -> dict[str, float]:
     """Return the seconds that all requests of a sweep take to build and to measure, for each transform."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        overrides = ["prompts=demo_heldout", f"prompts.limit={PROMPTS}", "model.dtype=float32"]
-        base = config.parse(compose("config", overrides=overrides))
+        base = config.parse(compose("config", overrides=["prompts=demo_heldout", f"prompts.limit={PROMPTS}"]))
     checkpoint = find(base.model)
     corpus = Corpus(encode(load(base.prompts), checkpoint), open_table(checkpoint), checkpoint)
 
@@ -99,22 +101,36 @@ def sweep_seconds() -> dict[str, float]:
 
     found: dict[str, float] = {}
     for name, stage in [("identity", build_pipeline({"name": "identity"}).stages[0]), *stages()]:
-        if name == "lerp" or name == "slerp":  # prompts differ in length
+        if hasattr(stage.transform, "align"):  # prompts differ in length
             stage = replace(stage, transform=replace(stage.transform, align="resample"))  # type: ignore[call-arg]
         stage.transform.check(corpus)
         found[name] = max(POINTS * seconds(lambda stage=stage: point(stage)), found.get(name, 0.0))
     return found
 
 
+def sweep_seconds() -> Iterator[float]:
+    """Yield the seconds of a sweep each time, after the engine has started and been used once."""
+    sizes = argparse.Namespace(prompts=PROMPTS, tokens=32)
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = compose_jobs(POINTS, sizes, folder)
+        with Runner(make_points(jobs)[0].config, "bench", "bench", Terminal()) as runner:
+            runner.run(make_points(compose_jobs(1, sizes, folder, "prompts.limit=1", "sampling.max_tokens=1")))
+            for seed in itertools.count(1):  # a seed of its own, or the runner would know the points already
+                points = [replace(p, config=replace(p.config, seed=seed)) for p in make_points(jobs)[1:]]
+                began = time.monotonic()
+                runner.run(points)
+                yield time.monotonic() - began
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweep", type=float, metavar="SECONDS", help="of the sweep to compare with")
+    parser.add_argument("--sweep", action="store_true", help="compare with the time of a sweep")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
     config.register()
     results: dict[str, Any] = {"threads": torch.get_num_threads()}
-    if arguments.sweep is None:
+    if not arguments.sweep:
         speeds = {width: rows_per_second(width) for width in (2048, 4096)}
         results["rows_per_second"] = speeds
         bandwidth = [2 * 4 * width * own["copy"] / 1e9 for width, own in speeds.items()]
@@ -125,11 +141,18 @@ def main() -> None:
             kind = "" if name == "copy" or not issubclass(TRANSFORMS[name], Rearrangement) else " (rearranges)"
             print(f"| {name}{kind} | {' | '.join(cells)} |")
     else:
-        results["sweep_seconds"] = spent = sweep_seconds()
-        print(f"{POINTS} points x {PROMPTS} prompts; identity {spent['identity']:.2f} s of {arguments.sweep} s")
+        sweeps = sweep_seconds()
+        before, spent, after = next(sweeps), request_seconds(), next(sweeps)
+        sweeps.close()
+        whole = (before + after) / 2
+        results |= {"sweep_seconds": [before, after], "request_seconds": spent}
+        print(f"{POINTS} points x {PROMPTS} prompts: {before:.1f} s before, {after:.1f} s after")
+        print(
+            f"requests of identity {spent['identity']:.2f} s, {spent['identity'] / whole:.1%}; the others take more by"
+        )
         for name, own in sorted(spent.items(), key=lambda item: -item[1]):
             more = own - spent["identity"]
-            print(f"{name:20} +{more:6.2f} s  {more / arguments.sweep:6.1%}")
+            print(f"{name:20} {more:6.2f} s  {more / whole:6.1%}")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
 

@@ -13,8 +13,8 @@ from sweep.embedding import EmbeddingTable
 from sweep.encoding import EncodedPrompt
 from sweep.errors import TransformError
 from sweep.layout import Layout
-from sweep.transforms.span import Span
 from sweep.transforms._math import principal_components
+from sweep.transforms.span import Span
 
 
 class Corpus:

@@ -46,6 +46,7 @@ MULTIPLIERS: dict[str, Callable[[Any], float]] = {
 
 
 PIECE = 8192  # rows of the table that are widened to fp32 at a time
+KEPT_BYTES = 64 * 2**20  # size in fp32 up to which a table is widened once and kept
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,16 @@ class EmbeddingTable:
         if not self.size:
             object.__setattr__(self, "size", len(self.weight))
 
-    def rows(self, token_ids: Sequence[int]) -> Tensor:
+    def rows(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """Return the rows of some tokens, [len(token_ids), hidden_size] in fp32."""
-        return self._as_engine(self.weight[torch.tensor(token_ids)]).float()
+        return self._as_engine(self.weight[torch.as_tensor(token_ids)]).float()
 
     @property
     def hidden_size(self) -> int:
         """The width of a row."""
         return self.weight.shape[1]
 
-    @property
+    @cached_property
     def std(self) -> float:
         """The standard deviation of all entries, as the engine has them."""
         return math.sqrt(max(self.rms**2 - float(self.mean.double().mean()) ** 2, 0.0))
@@ -108,6 +109,8 @@ class EmbeddingTable:
         The table is widened and compared piece by piece.  `metric` is `l2`, `cosine` (1 - cosine) or `dot` (minus the
         dot product).
         """
+        # Differences of l2 distances that rounding hides are told apart afterwards, among a few more candidates.
+        wanted = min(k + 4 if metric == "l2" else k, self.size)
         scores = torch.empty(len(rows), 0)
         ids = torch.empty(len(rows), 0, dtype=torch.long)
         queries = torch.nn.functional.normalize(rows) if metric == "cosine" else rows
@@ -116,17 +119,17 @@ class EmbeddingTable:
                 piece = torch.nn.functional.normalize(piece)
             score = queries @ piece.T
             if metric == "l2":
-                score -= piece.square().sum(1) / 2
-            best = score.topk(min(k, len(piece)))
+                score -= self._half_squares[start : start + len(piece)]
+            best = score.topk(min(wanted, len(piece)))
             scores, ids = torch.cat([scores, best.values], 1), torch.cat([ids, best.indices + start], 1)
-            if scores.shape[1] > k:
-                kept = scores.topk(k)
+            if scores.shape[1] > wanted:
+                kept = scores.topk(wanted)
                 scores, ids = kept.values, ids.gather(1, kept.indices)
-        if metric == "l2":  # from the rows themselves: the scores have lost the small differences
-            return torch.stack(
-                [(self.rows(ids[:, j].tolist()) - rows).norm(dim=1) for j in range(ids.shape[1])], 1
-            ), ids
-        return (1 - scores if metric == "cosine" else -scores), ids
+        if metric != "l2":
+            return (1 - scores if metric == "cosine" else -scores), ids
+        distances = (self.rows(ids.flatten()).view(*ids.shape, -1) - rows[:, None]).norm(dim=2)
+        nearest = distances.topk(min(k, wanted), largest=False)
+        return nearest.values, ids.gather(1, nearest.indices)
 
     @cached_property
     def _moments(self) -> tuple[Tensor, float]:
@@ -138,9 +141,21 @@ class EmbeddingTable:
             squares += float(entries.square().sum())
         return (total / self.size).float(), squares / (self.size * self.hidden_size)
 
+    @cached_property
+    def _half_squares(self) -> Tensor:
+        return torch.cat([piece.square().sum(1) / 2 for _, piece in self._pieces()])
+
+    @cached_property
+    def _wide(self) -> Tensor | None:
+        """The table in fp32, if it is small enough to be kept."""
+        small = self.size * self.hidden_size * 4 <= KEPT_BYTES
+        return self._as_engine(self.weight[: self.size]).float() if small else None
+
     def _pieces(self) -> Iterator[tuple[int, Tensor]]:
         for start in range(0, self.size, PIECE):
-            yield start, self._as_engine(self.weight[start : min(start + PIECE, self.size)]).float()
+            stop = min(start + PIECE, self.size)
+            kept = self._wide
+            yield start, self._as_engine(self.weight[start:stop]).float() if kept is None else kept[start:stop]
 
     def _as_engine(self, rows: Tensor) -> Tensor:
         rows = rows.to(self.dtype)

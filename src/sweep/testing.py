@@ -87,6 +87,18 @@ def neutral_dose_changes_nothing(transform: type[Transform], parameters: Paramet
         )
 
 
+def proportional_changes_are_in_proportion(transform: type[Transform], parameters: Parameters, corpus: Corpus) -> None:
+    """If it says that its change is in proportion to its dose, half the dose is half the change, and it is achieved."""
+    if not transform.proportional or transform.dose is None:
+        return
+    [stage] = _pipeline(transform, parameters).stages
+    dose = float(getattr(stage.transform, transform.dose))
+    for prompt_id, rows in _prompts(corpus):
+        whole = _apply(transform, {**parameters, transform.dose: dose}, prompt_id, rows, corpus).tensor - rows
+        half = _apply(transform, {**parameters, transform.dose: dose / 2}, prompt_id, rows, corpus).tensor - rows
+        assert torch.allclose(half, whole / 2, rtol=1e-3, atol=1e-5), f"{transform.name} is not in proportion"
+
+
 def examples_change_something(transform: type[Transform], parameters: Parameters, corpus: Corpus) -> None:
     """At its example parameters it does something to some prompt, as it is or with noise on it."""
     noise = torch.randn(1000, corpus.table.hidden_size, generator=torch.Generator().manual_seed(0))
@@ -194,6 +206,7 @@ def it_is_documented(transform: type[Transform], parameters: Parameters, corpus:
 
 CHECKS: tuple[Check, ...] = (
     neutral_dose_changes_nothing,
+    proportional_changes_are_in_proportion,
     examples_change_something,
     rows_outside_the_span_are_untouched,
     result_depends_on_its_seed_alone,

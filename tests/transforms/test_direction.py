@@ -146,7 +146,6 @@ def test_ablation_removes_its_share_whatever_the_vectors_length(
     assert torch.allclose(after @ s, (1 - strength) * (ROWS[1:] @ s), atol=1e-4)
     across = torch.eye(WIDTH) - torch.outer(s, s)
     assert torch.allclose(after @ across, ROWS[1:] @ across, atol=1e-4)
-    assert transform.achieved(ROWS[1:], after, context) == pytest.approx(strength, rel=1e-3)
 
 
 def test_full_ablation_leaves_nothing_and_is_idempotent(context: Context) -> None:
@@ -166,7 +165,6 @@ def test_clamping_brings_all_rows_to_the_value(context: Context, value: float, s
     assert torch.allclose(after @ across, ROWS @ across, atol=1e-4)
     part = Clamp(value=value, vector=MOOD, strength=strength)
     assert torch.allclose(part.apply(ROWS, context), ROWS + strength * (after - ROWS), atol=1e-4)
-    assert part.achieved(ROWS, part.apply(ROWS, context), context) == pytest.approx(strength, rel=1e-3)
 
 
 def test_clamping_in_relative_units(context: Context) -> None:
@@ -192,7 +190,6 @@ def test_erasure_leaves_nothing_of_the_subspace(context: Context, tmp_path: Path
     assert int(torch.linalg.matrix_rank(torch.cat([vectors, taken]), tol=1e-3)) == 4
     half = Erase(0.5, source)
     assert torch.allclose(half.apply(rows, context), (rows + after) / 2, atol=1e-6)
-    assert half.achieved(rows, half.apply(rows, context), context) == pytest.approx(0.5, rel=1e-4)
 
 
 def test_erasing_one_vector_is_ablation(context: Context) -> None:

@@ -62,7 +62,6 @@ def test_center(context: Context, corpus: Corpus, mean: str, strength: float, se
     rows = random_rows(seed)
     centred = Center(mean, strength).apply(rows, context)
     close(centred, rows - strength * cloud_of(mean, rows, corpus).mean(0))
-    assert Center(mean, strength).achieved(rows, centred, context) == pytest.approx(strength, abs=1e-4)
     close(Center("prompt").apply(rows, context).mean(0), torch.zeros(WIDTH))
 
 
@@ -103,8 +102,6 @@ def test_truncation(context: Context, corpus: Corpus, basis: str, rank: int, see
         close(TruncateRank(rank, basis).apply(truncated, context), truncated, 1e-4)
     half = TruncateRank(rank, basis, 0.5)
     close(half.apply(rows, context), (rows + truncated) / 2)
-    if float((truncated - rows).norm()) > 1e-2:
-        assert half.achieved(rows, half.apply(rows, context), context) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_truncation_is_the_best_there_is(context: Context) -> None:

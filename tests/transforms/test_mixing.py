@@ -76,7 +76,6 @@ def test_lerp(corpus: Corpus, t: float, seed: int) -> None:
     a, b = random_rows(seed), random_rows(seed + 100)
     mixed = Lerp(t).apply(a, fixed(corpus, b))
     torch.testing.assert_close(mixed, (1 - t) * a + t * b, rtol=1e-5, atol=1e-5)
-    assert Lerp(t).achieved(a, mixed, fixed(corpus, b)) == pytest.approx(t, abs=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -150,10 +149,6 @@ def test_alignment(kind: type[Mixture], corpus: Corpus) -> None:
         assert torch.equal(read[0], target[0]) and torch.equal(read[-1], target[-1])
         assert torch.equal(read, resampled(target, len(rows)))
 
-    for align in ("truncate", "pad", "resample"):
-        mixture = kind(0.5, other="hello", align=align)
-        assert mixture.achieved(sky, mixture.apply(sky, in_sky), in_sky) == pytest.approx(0.5, abs=1e-4)
-
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12))
@@ -182,7 +177,6 @@ def test_baseline(corpus: Corpus, t: float, to: str) -> None:
     end = {"zero": torch.zeros(64), "mean": corpus.table.rows(range(272)).mean(0), "pad": corpus.table.rows([0])[0]}[to]
     moved = Baseline(t, to).apply(rows, context)
     torch.testing.assert_close(moved, rows + t * (end - rows), rtol=1e-5, atol=1e-6)
-    assert Baseline(t, to).achieved(rows, moved, context) == pytest.approx(t, abs=1e-5)
     exact = {"zero": torch.zeros(64), "mean": corpus.table.mean, "pad": context.special("pad")}[to]
     assert torch.equal(Baseline(1.0, to).apply(rows, context), exact.expand_as(rows))
     assert torch.equal(Baseline(0.0, to).apply(rows, context), rows)

@@ -99,6 +99,9 @@ def _means(rows: NDArray[np.float32], groups: Sequence[tuple[int, ...]]) -> NDAr
     """Return the mean of the rows of each group, [len(groups), hidden_size]."""
     if not groups:
         return rows[:0]
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    if len(places) < len(groups):  # rows that stem from the same ones are common
+        return _means(rows, list(places))[[places[group] for group in groups]]
     counts = np.array([len(group) for group in groups])
     starts = np.concatenate([[0], counts.cumsum()[:-1]])
     sums = np.add.reduceat(rows[[row for group in groups for row in group]], starts, axis=0)

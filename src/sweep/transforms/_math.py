@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,11 +20,6 @@ def blend(rows: Tensor, changed: Tensor, strength: float) -> Tensor:
     if strength == 1:
         return changed
     return torch.lerp(rows, changed, strength)  # one pass
-
-
-def blended(before: Tensor, after: Tensor, changed: Tensor) -> float | None:
-    """Return the strength at which `blend(before, changed, strength)` is nearest to `after`; None if all are."""
-    return share(after - before, changed - before)
 
 
 def share(part: Tensor, whole: Tensor) -> float | None:
@@ -56,20 +52,30 @@ def resampled(rows: Tensor, count: int) -> Tensor:
     """Return `count` rows spread evenly over the polygon through `rows`, ends kept; one row is its middle."""
     import torch
 
-    last = len(rows) - 1
+    lower, upper, between = even_steps(len(rows), count)
+    return torch.lerp(rows[lower], rows[upper], between[:, None])
+
+
+@lru_cache(maxsize=1024)
+def even_steps(length: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `count` even steps from 0 to `length` - 1: the whole numbers below and above each, and how far between."""
+    import torch
+
+    last = length - 1
     steps, parts = (torch.arange(count) * last, count - 1) if count > 1 else (torch.tensor([last]), 2)
     lower = steps // parts  # in whole numbers, so that a place on a row is that row
-    return torch.lerp(rows[lower], rows[(lower + 1).clamp(max=last)], (steps % parts / parts).unsqueeze(-1))
+    return lower, (lower + 1).clamp(max=last), steps % parts / parts
 
 
 def angles(a: Tensor, b: Tensor) -> Tensor:
     """Return the angles between the rows of `a` and `b` in radians, [n, 1] in fp64; 0 where one of them is zero."""
     import torch
 
-    u, v = a * b.norm(dim=-1, keepdim=True), b * a.norm(dim=-1, keepdim=True)
-    # Unlike the arc cosine, good for small angles and for those near π (Kahan).
-    near, far = (u - v).norm(dim=-1, keepdim=True), (u + v).norm(dim=-1, keepdim=True)
-    return 2 * torch.atan2(near.double(), far.double())
+    a, b = a.double(), b.double()
+    dot = (a * b).sum(-1, keepdim=True)
+    squares = a.square().sum(-1, keepdim=True) * b.square().sum(-1, keepdim=True)
+    # In fp64 the cross product's length is good to 1e-8 of the whole, more than rows in fp32 can tell.
+    return torch.atan2((squares - dot.square()).clamp(min=0).sqrt(), dot)
 
 
 def principal_components(points: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ class Transform(ABC):
 
         dose: the field that says how much; None if there is none.
         neutral: the dose at which nothing is changed; `apply` is not called then, so that rows stay bit-equal.
+        proportional: whether the change is in proportion to the dose; then how much of the change the cast to the
+            engine's dtype has left says how much of the dose has been given, and `achieved` is not asked.
         default_span: the part of the prompt that it is for, unless the user says otherwise.
         examples: parameters at which it changes something, for the conformance tests.
     """
@@ -48,6 +50,7 @@ class Transform(ABC):
     name: ClassVar[str]
     dose: ClassVar[str | None] = None
     neutral: ClassVar[float | None] = None
+    proportional: ClassVar[bool] = False
     default_span: ClassVar[str] = "content"
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
 

@@ -41,7 +41,7 @@ class Table(Protocol):
         Computed once, in a minute for the largest tables.
         """
 
-    def rows(self, token_ids: Sequence[int]) -> Tensor:
+    def rows(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """Return the rows of some tokens, [len(token_ids), hidden_size]."""
 
     def nearest(self, rows: Tensor, k: int = 1, metric: str = "l2") -> tuple[Tensor, Tensor]:
@@ -53,6 +53,9 @@ class Table(Protocol):
 
 class Corpus(Protocol):
     """The sweep's prompts, as they are before any transform, and the model's table and tokenizer."""
+
+    def __hash__(self) -> int:
+        """It is what things computed of it are remembered by."""
 
     @property
     def table(self) -> Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sweep.checks import require_choice, require_finite
-from sweep.transforms._math import UNITS, blend, blended, resized, unit_size
+from sweep.transforms._math import UNITS, blend, resized, share, unit_size
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context, Corpus
 from sweep.transforms.vectors import VectorSource
@@ -62,7 +62,7 @@ class AddVector(Transform):
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
         """Return the coefficient whose addition comes nearest to the change."""
-        return blended(before, after, before + self._step(before, context))
+        return share(after - before, self._step(before, context).expand_as(before))
 
     def _step(self, rows: Tensor, context: Context) -> Tensor:
         """Return what a coefficient of 1 adds, [n or 1, hidden_size]."""
@@ -85,6 +85,7 @@ class Projection(Transform):
 
     dose: ClassVar[str | None] = "strength"
     neutral: ClassVar[float | None] = 0.0
+    proportional: ClassVar[bool] = True
 
     strength: float = 1.0
     vector: VectorSource = field(default_factory=VectorSource)
@@ -100,10 +101,6 @@ class Projection(Transform):
     def apply(self, rows: Tensor, context: Context) -> Tensor:
         """Return `rows`, moved towards `target`."""
         return blend(rows, self.target(rows, context), self.strength)
-
-    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return the strength whose change comes nearest to the one made."""
-        return blended(before, after, self.target(before, context))
 
     def files(self) -> Sequence[Path]:
         """Return the file of the vectors, if they are from one."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from sweep.checks import require, require_choice, require_finite
-from sweep.transforms._math import blend, blended, principal_components, share
+from sweep.transforms._math import blend, principal_components, share
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context, Corpus
 
@@ -33,6 +33,7 @@ class Center(Transform):
 
     dose: ClassVar[str] = "strength"
     neutral: ClassVar[float] = 0.0
+    proportional: ClassVar[bool] = True
     examples: ClassVar = (
         {"mean": "prompt"},
         {"mean": "corpus"},
@@ -49,10 +50,6 @@ class Center(Transform):
     def apply(self, rows: Tensor, context: Context) -> Tensor:
         """Return rows around another mean."""
         return rows - self.strength * _mean(self.mean, rows, context)
-
-    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return how many times the mean has been taken away."""
-        return blended(before, after, before - _mean(self.mean, before, context))
 
 
 @register("remove_components")
@@ -115,6 +112,7 @@ class TruncateRank(Transform):
 
     dose: ClassVar[str] = "strength"
     neutral: ClassVar[float] = 0.0
+    proportional: ClassVar[bool] = True
     examples: ClassVar = (
         {"rank": 1},
         {"rank": 2, "basis": "corpus"},
@@ -133,10 +131,6 @@ class TruncateRank(Transform):
     def apply(self, rows: Tensor, context: Context) -> Tensor:
         """Return rows within that many dimensions, or rows on their way there."""
         return blend(rows, self._truncated(rows, context), self.strength)
-
-    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return how much of the whole change has been made."""
-        return blended(before, after, self._truncated(before, context))
 
     def _truncated(self, rows: Tensor, context: Context) -> Tensor:
         mean = _mean(self.basis, rows, context)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sweep.checks import require, require_choice, require_finite
+from sweep.transforms._math import even_steps
 from sweep.transforms.base import Rearranged, Rearrangement, register
 from sweep.transforms.context import Context
 
@@ -124,14 +125,8 @@ class Stretch(Rearrangement):
 
     def rearrange(self, rows: Tensor, context: Context) -> Rearranged:
         """Return the interpolated rows."""
-        import torch
-
-        last, wanted = len(rows) - 1, self._rows(len(rows))
-        # Whole numbers, so that a place on a row is that row: the j-th place is at steps / parts.
-        steps, parts = (torch.arange(wanted) * last, wanted - 1) if wanted > 1 else (torch.tensor([last]), 2)
-        lower, between = steps // parts, steps % parts
-        upper = (lower + 1).clamp(max=last)
-        read = torch.lerp(rows[lower], rows[upper], (between / parts)[:, None])
+        lower, upper, between = even_steps(len(rows), self._rows(len(rows)))
+        read = rows[lower].lerp(rows[upper], between[:, None])
         places = zip(lower.tolist(), upper.tolist(), between.tolist(), strict=True)
         return Rearranged(read, [(a, b) if part else (a,) for a, b, part in places])
 

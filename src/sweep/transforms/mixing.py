@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sweep.checks import require, require_choice, require_finite
 from sweep.errors import ConfigError, TransformError
-from sweep.transforms._math import angles, blended, resampled
+from sweep.transforms._math import angles, resampled
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context, Corpus
 
@@ -108,10 +108,7 @@ class Lerp(Mixture):
             longer one; `resample` spreads the other evenly over the prompt's rows, by linear interpolation.
     """
 
-    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return the t that comes nearest."""
-        other = self._aligned(before, context)
-        return blended(before[: len(other)], after[: len(other)], other)
+    proportional: ClassVar[bool] = True
 
     def _mix(self, rows: Tensor, other: Tensor) -> Tensor:
         import torch
@@ -182,6 +179,7 @@ class Baseline(Transform):
 
     dose: ClassVar[str] = "t"
     neutral: ClassVar[float] = 0.0
+    proportional: ClassVar[bool] = True
     examples: ClassVar = ({"t": 0.5}, {"t": 0.25, "to": "mean"})
 
     t: float = 0.0
@@ -204,10 +202,6 @@ class Baseline(Transform):
         import torch
 
         return torch.lerp(rows, self._row(rows, context), self.t)
-
-    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return the t that comes nearest."""
-        return blended(before, after, self._row(before, context))
 
     def _row(self, rows: Tensor, context: Context) -> Tensor:
         if self.to == "mean":

@@ -58,10 +58,9 @@ class Noise(Transform):
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
         """Return the RMS of what was added."""
-        import torch
-
-        size = torch.as_tensor(unit_size(self.unit, before, context.table)).expand(len(before), 1)
-        return float(row_rms(after - before).norm()) / float(size.norm()) if size.any() else None
+        size = unit_size(self.unit, before, context.table)
+        whole = size * before.numel() ** 0.5 if isinstance(size, float) else float(size.norm()) * before.shape[1] ** 0.5
+        return float((after - before).norm()) / whole if whole else None
 
 
 @register("neftune")

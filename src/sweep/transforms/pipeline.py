@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import TransformError
 from sweep.seeds import derive_seed
+from sweep.transforms._math import share
 from sweep.transforms.base import Rearrangement, Transform
 from sweep.transforms.context import Context, Corpus
 from sweep.transforms.span import Origins, Span
@@ -78,17 +81,20 @@ class Stage:
         context = Context(*seeds, corpus, prompt_id, self.span, [stems[i] for i in chosen])
         if isinstance(self.transform, Rearrangement):
             return _rearrange(self.transform, rows.tensor, stems, chosen, context)
-        before = rows.tensor if len(chosen) == len(rows.tensor) else rows.tensor[chosen]
+        # A slice is read and written in a fraction of the time that a list of numbers takes.
+        contiguous = chosen[-1] - chosen[0] + 1 == len(chosen)
+        place: Any = slice(chosen[0], chosen[-1] + 1) if contiguous else chosen
+        before = rows.tensor if len(chosen) == len(rows.tensor) else rows.tensor[place]
         after = self.transform.apply(before, context)
         _check(self.transform, after, before.shape)
         if self.control is not None:
             after = before + _random_of_equal_norm(after - before, self.control, context.fork("control"))
         # A control's change is not the transform's, whose dose it has not been given.
-        dose = None if self.control else _dose(self.transform, before, after.to(dtype).float(), context)
+        dose = None if self.control else _dose(self.transform, before, after, after.to(dtype).float(), context)
         if before is rows.tensor:
             return Rows(after, rows.origins), dose
         result = rows.tensor.clone()
-        result[chosen] = after
+        result[place] = after
         return Rows(result, rows.origins), dose
 
 
@@ -164,7 +170,7 @@ class Pipeline:
                 **asdict(stage.transform),
                 "span": asdict(stage.span),
                 "control": stage.control,
-                "files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in stage.transform.files()],
+                "files": [_digest(path, path.stat().st_mtime_ns) for path in stage.transform.files()],
             }
             for stage in self.stages
         ]
@@ -203,13 +209,15 @@ def _rearrange(
         pieces += [tensor[at:start], done.rows]
         changed.append(done.rows)
         origins += stems[at:start]
-        origins += [_joined(stems[start:stop], parents) for parents in done.parents]
+        own = stems[start:stop]
+        joined = {parents: _joined(own, parents) for parents in set(done.parents)}
+        origins += [joined[parents] for parents in done.parents]
         at = stop
     rows = torch.cat([*pieces, tensor[at:]])
     if not len(rows):
         raise TransformError("no row of the prompt is left")
-    given = torch.cat([tensor[start:stop] for start, stop in parts])
-    return Rows(rows, [*origins, *stems[at:]]), _dose(transform, given, torch.cat(changed), context)
+    given, new = torch.cat([tensor[start:stop] for start, stop in parts]), torch.cat(changed)
+    return Rows(rows, [*origins, *stems[at:]]), _dose(transform, given, new, new, context)
 
 
 def stretches(numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -235,11 +243,16 @@ def _check(transform: Transform, rows: Any, shape: Sequence[int]) -> None:
         raise TransformError(f"made rows of shape {list(rows.shape)} of {list(shape)}")
 
 
-def _dose(transform: Transform, before: Tensor, after: Tensor, context: Context) -> Dose | None:
+def _dose(transform: Transform, before: Tensor, exact: Tensor, sent: Tensor, context: Context) -> Dose | None:
     if transform.dose is None:
         return None
-    achieved = transform.achieved(before, after, context)
-    return None if achieved is None else Dose(float(getattr(transform, transform.dose)), achieved)
+    requested = float(getattr(transform, transform.dose))
+    if transform.proportional:
+        left = share(sent - before, exact - before)
+        achieved = None if left is None else left * requested
+    else:
+        achieved = transform.achieved(before, sent, context)
+    return None if achieved is None else Dose(requested, achieved)
 
 
 def _random_of_equal_norm(change: Tensor, kind: str, context: Context) -> Tensor:
@@ -252,6 +265,13 @@ def _random_of_equal_norm(change: Tensor, kind: str, context: Context) -> Tensor
         random = torch.randn(change.shape[-1], generator=context.generator(shared=True))
     scaled: Tensor = norms * random / random.norm(dim=-1, keepdim=True)
     return scaled
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: Path, modified: int) -> str:
+    """Return a file's SHA-256; read once, not once for each point, as long as it is not `modified`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sweep.checks import require, require_choice, require_finite
-from sweep.transforms._math import blend, blended
+from sweep.transforms._math import blend
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context
 
@@ -35,6 +35,7 @@ class Quantize(Transform):
 
     dose: ClassVar[str] = "strength"
     neutral: ClassVar[float] = 0.0
+    proportional: ClassVar[bool] = True
     examples: ClassVar = (
         {"format": "int4"},
         {"format": "int8", "granularity": "tensor"},
@@ -58,10 +59,6 @@ class Quantize(Transform):
     def apply(self, rows: Tensor, context: Context) -> Tensor:
         """Return rounded rows, or rows on their way there."""
         return blend(rows, self._rounded(rows), self.strength)
-
-    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return how much of the whole change has been made."""
-        return blended(before, after, self._rounded(before))
 
     def _rounded(self, rows: Tensor) -> Tensor:
         import torch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sweep.checks import require, require_choice, require_finite
-from sweep.transforms._math import blend, blended, resized, row_rms, share
+from sweep.transforms._math import blend, resized, row_rms, share
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context
 
@@ -63,6 +63,7 @@ class RMSMatch(Transform):
 
     dose: ClassVar[str] = "strength"
     neutral: ClassVar[float] = 0.0
+    proportional: ClassVar[bool] = True
     examples: ClassVar = (
         {"to": "table"},
         {"to": "prompt"},
@@ -81,10 +82,6 @@ class RMSMatch(Transform):
     def apply(self, rows: Tensor, context: Context) -> Tensor:
         """Return rows that have the RMS, or are on their way to it."""
         return blend(rows, resized(rows, self._rms(rows, context) * rows.shape[-1] ** 0.5), self.strength)
-
-    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return how much of the whole change has been made."""
-        return blended(before, after, resized(before, self._rms(before, context) * before.shape[-1] ** 0.5))
 
     def _rms(self, rows: Tensor, context: Context) -> Tensor | float:
         if self.to == "original":
@@ -144,6 +141,7 @@ class Normalize(Transform):
 
     dose: ClassVar[str] = "strength"
     neutral: ClassVar[float] = 0.0
+    proportional: ClassVar[bool] = True
     examples: ClassVar = ({}, {"norm": 2.0, "strength": 0.5})
 
     norm: float = 1.0
@@ -156,7 +154,3 @@ class Normalize(Transform):
     def apply(self, rows: Tensor, context: Context) -> Tensor:
         """Return rows of that norm, or on their way to it."""
         return blend(rows, resized(rows, self.norm), self.strength)
-
-    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return how much of the whole change has been made."""
-        return blended(before, after, resized(before, self.norm))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from sweep.checks import require
@@ -124,7 +125,7 @@ class Typo(Rearrangement):
 
         places = [place for place in offsets if place[0] < place[1]]
         first, last = min((a for a, _ in places), default=0), max((b for _, b in places), default=0)
-        pairs = list(_pairs(layout))
+        pairs = _pairs(layout)
         letters = list(layout.text)
         for i, chance in zip(pairs, torch.rand(len(pairs), generator=context.generator()).tolist(), strict=True):
             if chance < self.rate and first <= i and i + 2 <= last:
@@ -132,12 +133,15 @@ class Typo(Rearrangement):
         return "".join(letters)
 
 
-def _pairs(layout: Layout) -> Iterator[int]:
-    """Yield the first of every two neighbouring letters that can be swapped."""
+@lru_cache(maxsize=1024)  # once for each prompt, not for each point's
+def _pairs(layout: Layout) -> list[int]:
+    """Return the first of every two neighbouring letters that can be swapped."""
     if layout.contents is None:
         raise TransformError("the messages' texts cannot be found in the prompt: its chat template rewrites them")
     names = [place for name, place in layout.placeholders if layout.text[slice(*place)] == f"{{{name}}}"]
+    found: list[int] = []
     for content in layout.contents:
         for word in WORD.finditer(layout.text, content.start, content.stop):
             if not any(start <= word.start() < stop for start, stop in names):
-                yield from range(word.start() + 1, word.end() - 2, 2)
+                found += range(word.start() + 1, word.end() - 2, 2)
+    return found

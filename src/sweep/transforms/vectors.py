@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from sweep.checks import require, require_choice
 from sweep.errors import ConfigError
@@ -115,7 +115,7 @@ class VectorSource:
         if self.path is not None:
             return load_tensor(self.path, self.key, width=corpus.table.hidden_size, what=f"{KEY}.path")
         texts = tuple(self.positive), tuple(self.negative)
-        return _contrast(*texts, self.method, self.rank or 1, cast(Hashable, corpus))
+        return _contrast(*texts, self.method, self.rank or 1, corpus)
 
 
 @lru_cache(maxsize=16)

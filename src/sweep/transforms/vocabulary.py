@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from sweep.checks import require, require_choice, require_finite
 from sweep.errors import ConfigError, TransformError
-from sweep.transforms._math import blend, blended
+from sweep.transforms._math import blend
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context, Corpus
 
@@ -33,6 +34,7 @@ class NearestToken(Transform):
 
     dose: ClassVar[str] = "strength"
     neutral: ClassVar[float] = 0.0
+    proportional: ClassVar[bool] = True
     examples: ClassVar = ({}, {"strength": 0.5, "metric": "cosine"})
 
     strength: float = 1.0
@@ -66,6 +68,7 @@ class KnnBlend(Transform):
 
     dose: ClassVar[str] = "alpha"
     neutral: ClassVar[float] = 0.0
+    proportional: ClassVar[bool] = True
     examples: ClassVar = ({"alpha": 0.5}, {"alpha": 1.0, "k": 3, "metric": "cosine", "temperature": 0.1})
 
     alpha: float = 0.0
@@ -85,7 +88,7 @@ class KnnBlend(Transform):
     def apply(self, rows: Tensor, context: Context) -> Tensor:
         """Return `rows`, moved towards the mixtures of their nearest tokens."""
         distances, ids = context.table.nearest(rows, self.k, self.metric)
-        tokens = context.table.rows(ids.flatten().tolist()).view(*ids.shape, rows.shape[1])
+        tokens = context.table.rows(ids.flatten()).view(*ids.shape, rows.shape[1])
         shares = (-distances / (self.temperature * self._scale(context))).softmax(1)
         return blend(rows, (shares[:, None] @ tokens)[:, 0], self.alpha)
 
@@ -142,6 +145,7 @@ class TokenMixture(Transform):
 
     dose: ClassVar[str] = "strength"
     neutral: ClassVar[float] = 0.0
+    proportional: ClassVar[bool] = True
     examples: ClassVar = ({"tokens": {"a": 1.0}}, {"tokens": {"a": 1.0, "b": 3.0}, "strength": 0.5})
 
     tokens: dict[str, float] | None = None  # not {}, to which Hydra would add only by +transform.tokens
@@ -159,7 +163,7 @@ class TokenMixture(Transform):
     def check(self, corpus: Corpus) -> None:
         """Check that each text is one token of the model."""
         try:
-            self._ids(corpus)
+            _mixture(corpus, tuple(self._weights.items()))
         except TransformError as error:
             raise ConfigError(f"transform.tokens: {error}.") from error
 
@@ -167,32 +171,31 @@ class TokenMixture(Transform):
         """Return `rows`, moved towards the mixture."""
         return blend(rows, self._mixture(rows, context), self.strength)
 
-    def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return the share of the way to the mixture that the rows have gone."""
-        return blended(before, after, self._mixture(before, context))
-
     @property
     def _weights(self) -> dict[str, float]:
         return self.tokens or {}
 
     def _mixture(self, rows: Tensor, context: Context) -> Tensor:
-        tokens = context.table.rows(self._ids(context.corpus))
-        total = sum(self._weights.values())
-        shares = tokens.new_tensor([weight / total for weight in self._weights.values()])
-        return (shares @ tokens).repeat(len(rows), 1)
+        return _mixture(context.corpus, tuple(self._weights.items())).expand_as(rows)
 
-    def _ids(self, corpus: Corpus) -> list[int]:
-        tokenized = {text: corpus.tokenize(text) for text in self._weights}
-        for text, ids in tokenized.items():
-            if len(ids) != 1:
-                raise TransformError(f"the text {text!r} must be one token of the model, but is {len(ids)}: {ids}")
-        return [ids[0] for ids in tokenized.values()]
+
+@lru_cache(maxsize=64)  # not once for each prompt
+def _mixture(corpus: Corpus, weights: tuple[tuple[str, float], ...]) -> Tensor:
+    """Return the weighted mean of some tokens' rows, [hidden_size]."""
+    tokenized = {text: corpus.tokenize(text) for text, _ in weights}
+    for text, ids in tokenized.items():
+        if len(ids) != 1:
+            raise TransformError(f"the text {text!r} must be one token of the model, but is {len(ids)}: {ids}")
+    tokens = corpus.table.rows([ids[0] for ids in tokenized.values()])
+    total = sum(weight for _, weight in weights)
+    mixed: Tensor = tokens.new_tensor([weight / total for _, weight in weights]) @ tokens
+    return mixed
 
 
 def _nearest(rows: Tensor, context: Context, metric: str) -> Tensor:
     """Return the row of each row's nearest token, [n, hidden_size]."""
     _, ids = context.table.nearest(rows, 1, metric)
-    return context.table.rows(ids[:, 0].tolist())
+    return context.table.rows(ids[:, 0])
 
 
 def _length(unit: str, context: Context) -> float:
