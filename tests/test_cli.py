@@ -52,6 +52,9 @@ def bad(folder: Path) -> dict[str, tuple[list[str], str]]:
     (folder / "nomodel").mkdir()
     (folder / "broken").mkdir()
     (folder / "broken" / "config.json").write_text("{}")
+    mistake, failing = folder / "bad_syntax_plugin.py", folder / "failing_plugin.py"
+    mistake.write_text("import torch\nclass (:\n")
+    failing.write_text("1 / 0\n")
     scale = ["transform=scale", "transform.factor=1.2,1.5"]
     return {
         "mistyped option": (["transform=scael"], "transform=scael: there is no such option. Did you mean 'scale'?"),
@@ -76,7 +79,13 @@ def bad(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no such control": (["transform=noise", "transform.control=nose"], "transform.control: 'nose' is no value. Did you mean 'noise'?"),
         "no such vector file": (["transform=add_vector", "transform.vector.path=nowhere.safetensors", "transform.coefficient=1"], "nowhere.safetensors"),
         "no such other prompt": (["transform=lerp", "transform.t=0.5", "transform.other=x"], "there is no prompt 'x'"),
-        "too many rows": (["transform=repeat", "transform.times=600"], "there is room for 511"),
+        "too many rows": (["transform=repeat", "transform.times=600"], "engine.max_model_len has room for 511"),
+        "half a composition": (["transform=scale+"], "a composition names its steps"),
+        "control of nothing": (["transform=identity", "transform.control=noise"], "needs a transform that changes something"),
+        "control of another length": (["transform=repeat", "transform.times=2", "transform.control=noise"], "repeat: control=noise needs a transform that keeps the number of rows"),
+        "plugin with a mistake": ([f"plugins=[{mistake.stem}]"], f"plugins: {mistake}:2: "),
+        "plugin that fails": ([f"plugins=[{failing.stem}]"], "ZeroDivisionError: division by zero"),
+        "own transform without its plugin": (["transform=fade"], "plugins=[its_module]"),
         "not finite": (["transform=scale", "transform.factor=nan"], "transform.factor must be a finite number"),
         "bad dtype": (["model.dtype=float8"], "model.dtype: 'float8' is no value"),
         "samples that are all alike": (["sampling.n=4"], "sampling.n above 1 needs sampling.temperature"),
@@ -106,7 +115,10 @@ def bad(folder: Path) -> dict[str, tuple[list[str], str]]:
     }  # fmt: skip
 
 
-def test_what_is_wrong_is_said_before_anything_starts(sweep: Sweep, tmp_path: Path, subtests: pytest.Subtests) -> None:
+def test_what_is_wrong_is_said_before_anything_starts(
+    sweep: Sweep, tmp_path: Path, subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
     for case, (arguments, message) in bad(tmp_path).items():
         with subtests.test(case):
             code, out, err = sweep(*arguments)

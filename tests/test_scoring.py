@@ -90,15 +90,25 @@ def test_perturbation_of_moved_rows_is_measured_place_by_place() -> None:
     assert measured["perturbation/relative_l2"] == pytest.approx(math.sqrt(20 / 50))
 
 
-def test_perturbation_of_more_or_fewer_rows_is_measured_against_what_they_stem_from() -> None:
-    injected, merged = torch.full((1, 2), 9.0), ROWS.mean(0, keepdim=True)
+def test_rows_that_were_put_in_or_left_out_count_as_changed() -> None:
+    """‖E‖² is 25 + 25."""
+    injected = torch.tensor([[5.0, 5.0]])
     longer = perturbation(Comparison.of(torch.cat([injected, ROWS]), ROWS, [(), (0,), (1,)]))
-    assert (longer["perturbation/relative_l2"], longer["perturbation/rows"]) == (0.0, 3)
-    assert longer["perturbation/largest_entry"] == 9.0
-    shorter = perturbation(Comparison.of(2 * merged, ROWS, [(0, 1)]))
-    assert shorter["perturbation/relative_l2"] == pytest.approx(1.0)
-    measures = set(perturbation(Comparison.of(injected, ROWS, [()])))
-    assert measures == {"perturbation/largest_entry", "perturbation/rows"}
+    assert longer["perturbation/relative_l2"] == pytest.approx(1.0)
+    assert longer["perturbation/norm_ratio"] == pytest.approx(math.sqrt(2))
+    assert longer["perturbation/cosine"] == pytest.approx(1.0)
+    assert longer["perturbation/changed"] == pytest.approx(1 / 3)
+    assert (longer["perturbation/rows"], longer["perturbation/rows_kept"]) == (3, pytest.approx(2 / 3))
+    shorter = perturbation(Comparison.of(ROWS[:1], ROWS, [(0,)]))
+    assert shorter["perturbation/relative_l2"] == pytest.approx(math.sqrt(25 / 50))
+    assert (shorter["perturbation/rows_kept"], shorter["perturbation/changed"]) == (0.5, 0.5)
+    merged = perturbation(Comparison.of(ROWS.mean(0, keepdim=True), ROWS, [(0, 1)]))
+    assert merged["perturbation/relative_l2"] == pytest.approx(math.sqrt((1.5**2 + 0.5**2 + 25) / 50))
+    twice = perturbation(Comparison.of(torch.cat([ROWS, ROWS]), ROWS, [(0,), (1,), (0,), (1,)]))
+    assert (twice["perturbation/relative_l2"], twice["perturbation/rows_kept"]) == (pytest.approx(1.0), 0.5)
+    other = perturbation(Comparison.of(injected, ROWS, [()]))
+    assert other["perturbation/rows_kept"] == 0 and "perturbation/cosine" not in other
+    assert other["perturbation/relative_l2"] == pytest.approx(math.sqrt((50 + 50) / 50))
 
 
 def test_nearest_token_flips(table: EmbeddingTable) -> None:
@@ -109,6 +119,9 @@ def test_nearest_token_flips(table: EmbeddingTable) -> None:
     taken = [Neighbours.sample(Comparison.of(sent, rows), ids, 4) for sent in (rows, moved)]
     assert [len(n.rows) for n in taken] == [0, 2]
     assert nearest_token_flips(taken, table) == [0.0, 0.25]
+    assert [n.alone for n in taken] == [0, 0]
+    dropped = Neighbours.sample(Comparison.of(moved[1:], rows, [(1,), (2,), (3,)]), ids, 4)
+    assert nearest_token_flips([dropped], table) == [pytest.approx(0.5)]  # one at another token, one left out
     one_by_one = [nearest_token_flips([n], table)[0] for n in taken]
     assert one_by_one == [0.0, 0.25]
 

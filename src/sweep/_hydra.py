@@ -29,14 +29,14 @@ def pass_errors_on() -> None:
 
 
 def list_override(key: str, arguments: Sequence[str]) -> list[str]:
-    """Return the value of `key=[a,b]` on a command line; nothing if it is not there or cannot be read."""
+    """Return what `key=[a,b]` or `key=a` says on a command line; nothing if it is not there or cannot be read."""
     for argument in arguments:
-        if argument.partition("=")[0] == key:
+        if argument.partition("=")[0].lstrip("+") == key:
             try:
                 value = OverridesParser.create().parse_override(argument).value()
             except HydraException:
                 return []  # Hydra's own parsing will say what is wrong
-            return [str(entry) for entry in value] if isinstance(value, list) else []
+            return [str(entry) for entry in (value if isinstance(value, list) else [value]) if entry is not None]
     return []
 
 
@@ -54,6 +54,8 @@ def expand_compositions(arguments: Sequence[str]) -> list[str]:
             continue
         if "," in value:
             raise ConfigError(f"{argument}: compositions cannot stand in a comma list; run one sweep for each.")
+        if not all(value.split("+")):
+            raise ConfigError(f"{argument}: a composition names its steps: transform=scale+noise.")
         steps = [f"+transform@transform.{place}={name}" for place, name in enumerate(value.split("+"))]
         expanded += [f"transform={COMPOSE}", *steps]
     return expanded
@@ -63,7 +65,8 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     """Return an error of Hydra or OmegaConf in a line or three, with the nearest name that exists."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={option}: there is no such option. {did_you_mean(option, error.options)}"
+        own = "\nOne of your own needs plugins=[its_module] on the command line." if group == "transform" else ""
+        return f"{group}={option}: there is no such option. {did_you_mean(option, error.options)}{own}"
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException):
         parent, key = cause.parent_node, cause.key

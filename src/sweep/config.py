@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep.checks import require, require_choice
 from sweep.engines import ENGINES, EngineConfig
 from sweep.errors import ConfigError
-from sweep.transforms import CONTROLS, TRANSFORMS, Pipeline, Rearrangement, Stage, parse_span
+from sweep.transforms import CONTROLS, TRANSFORMS, Pipeline, Stage, parse_span
 
 T = TypeVar("T")
 
@@ -270,13 +270,8 @@ def _build_stage(key: str, values: Any) -> Stage:
     control = common["control"]
     if control is not None:
         require_choice(f"{key}.control", control, CONTROLS)
-        keeps = not isinstance(transform, Rearrangement)
-        require(
-            keeps,
-            f"{key}.control",
-            f"needs a transform that keeps rows in place, which {transform.name} does not",
-            None,
-        )
+        changes = transform.name != "identity"
+        require(changes, f"{key}.control", "needs a transform that changes something", None)
     return Stage(transform, span, control)
 
 
@@ -308,8 +303,12 @@ def _import_plugin(module: str) -> None:
         sys.path.append(here)
     try:
         importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"plugins: the module {module!r} cannot be imported: {error}.") from error
+    except SyntaxError as error:
+        raise ConfigError(f"plugins: {error.filename}:{error.lineno}: {error.msg}.") from error
+    except Exception as error:  # it is the user's, and may raise anything
+        reason = str(error).split("\n")[0]
+        what = f"{type(error).__name__}: {reason}"
+        raise ConfigError(f"plugins: the module {module!r} cannot be imported: {what}") from error
 
 
 def one_line(error: OmegaConfBaseException) -> str:

@@ -16,7 +16,8 @@ from sweep.errors import TransformError
 from sweep.scoring import Scores
 from sweep.scoring.perturbation import Comparison, Neighbours, perturbation
 from sweep.seeds import derive_seed
-from sweep.transforms.pipeline import Dose, Rows
+from sweep.transforms.pipeline import Dose
+from sweep.transforms.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,12 @@ def build(
     transformed, doses = config.transform.apply(rows, prompt_id, corpus, config.seed, table.dtype)
     length = len(transformed.tensor)
     if max_length is not None and length > max_length:
-        raise TransformError(f"made {length} rows of {len(rows)}; there is room for {max_length}")
+        raise TransformError(f"made {length} rows of {len(rows)}; engine.max_model_len has room for {max_length}")
     sent = transformed.tensor.to(table.dtype)
     # A finite sum has no NaN or infinity in it; one that is not may be but large.
     if not math.isfinite(sent.sum(dtype=torch.float32)) and not sent.isfinite().all():
         raise TransformError(f"{config.transform.name} made NaN or infinity (in {str(table.dtype)[6:]})")
-    token_ids = encoded.token_ids if transformed.origins is None else _token_ids(transformed, encoded.token_ids)
+    token_ids = _spoken(transformed, encoded.token_ids)
     request = Request(key, token_ids, sent.contiguous(), sampling_of(config.sampling, prompt_id))
     compared = Comparison.of(sent, rows, transformed.origins)
     most = -(-config.scoring.nearest_rows // len(corpus.prompts))
@@ -63,18 +64,19 @@ def build(
     return BuiltRequest(request, perturbation(compared) | _doses(doses), neighbours)
 
 
-def _token_ids(rows: Rows, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a token for each row, which repetition penalties read: the first that the row stems from.
+def _spoken(rows: Rows, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a token for each row, which repetition penalties read.
 
-    A row that stems from none is given its neighbour's, so that no token counts as seen that the prompt has not.
+    A row from outside is given its neighbour's, so that no token counts as seen that the prompt has not.
     """
-    own = [token_ids[stem[0]] if stem else None for stem in rows.origins or ()]
-    last = next((token for token in own if token is not None), token_ids[0])
-    filled = []
-    for token in own:
+    if rows.token_ids is None:
+        return token_ids
+    last = next((token for token in rows.token_ids if token is not None), token_ids[0])
+    spoken = []
+    for token in rows.token_ids:
         last = last if token is None else token
-        filled.append(last)
-    return tuple(filled)
+        spoken.append(last)
+    return tuple(spoken)
 
 
 def _doses(doses: list[Dose | None]) -> Scores:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ Parameters = Mapping[str, Any]
 Check = Callable[[type[Transform], Parameters, Corpus], None]
 
 PROMPTS = ("Why is the sky blue?", "What is the capital of Japan?", "Tell me what an owl says, or a dog.")
-SPAN = {"part": "content", "window": [1, 5]}
+SPANS = ({"part": "content", "window": [1, 5]}, {"part": "content", "positions": [1, 3, 4]})  # whole, and with a gap
 
 
 def check_transform(
@@ -81,7 +82,8 @@ def neutral_dose_changes_nothing(transform: type[Transform], parameters: Paramet
         chosen = corpus.numbers(stage.span, prompt_id)
         context = Context(1, 2, corpus, prompt_id, stage.span, [(i,) for i in chosen])
         formula = stage.transform.apply(rows[chosen], context)
-        assert formula.shape == rows[chosen].shape and formula.dtype == torch.float32
+        assert formula.shape == rows[chosen].shape, f"{transform.name} made rows of shape {list(formula.shape)}"
+        assert formula.dtype == torch.float32, f"{transform.name} returns {formula.dtype}"
         assert torch.allclose(formula, rows[chosen], rtol=1e-4, atol=1e-5), (
             f"{transform.name}: the formula at {transform.dose}={transform.neutral} is not the identity"
         )
@@ -113,8 +115,8 @@ def examples_change_something(transform: type[Transform], parameters: Parameters
 
 def rows_outside_the_span_are_untouched(transform: type[Transform], parameters: Parameters, corpus: Corpus) -> None:
     """Rows outside the span are bit-equal and in order."""
-    for prompt_id, rows in _prompts(corpus):
-        pipeline = _pipeline(transform, {**parameters, "span": SPAN})
+    for (prompt_id, rows), span in product(_prompts(corpus), SPANS):
+        pipeline = _pipeline(transform, {**parameters, "span": span})
         inside = set(corpus.numbers(pipeline.stages[0].span, prompt_id))
         result = _run(pipeline, prompt_id, rows, corpus)
         kept = [i for i, stem in enumerate(result.stems()) if stem and inside.isdisjoint(stem)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from sweep.config import build_pipeline
 from sweep.corpus import Corpus
 from sweep.errors import ConfigError, TransformError
-from sweep.transforms import Pipeline, Rows
+from sweep.transforms import Pipeline, Rows, Span, parse_span
 
 SCALE = {"name": "scale", "factor": 2.0, "span": "content"}
 NOISE = {"name": "noise", "sigma": 1.0}
@@ -108,9 +110,52 @@ def test_the_control_of_noise_is_not_the_noise_itself(corpus: Corpus) -> None:
     assert abs(float(alike)) < 0.2
 
 
-def test_a_control_of_rearranged_rows_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"transform\.control.*reverse"):
-        build_pipeline({"name": "reverse", "control": "noise"})
+def test_the_control_of_a_reordering_changes_each_row_by_as_much(corpus: Corpus) -> None:
+    change, control = (run({"name": "reverse", "control": c}, corpus).tensor - clean(corpus) for c in (None, "noise"))
+    assert torch.allclose(control.norm(dim=1), change.norm(dim=1), rtol=1e-4, atol=1e-6)
+    with pytest.raises(TransformError, match="keeps the number of rows"):
+        run({"name": "repeat", "times": 2, "control": "noise"}, corpus)
+
+
+def test_files_and_code_count_by_their_contents(tmp_path: Path) -> None:
+    def identity(file: Path) -> object:
+        return build_pipeline({"name": "add_vector", "coefficient": 1.0, "vector": {"path": str(file)}}).identity()
+
+    for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
+        np.save(tmp_path / f"{name}.npy", np.full(64, value, dtype=np.float32))
+    a, b, c = (identity(tmp_path / f"{name}.npy") for name in "abc")
+    assert a == b and a != c
+
+
+def test_equal_spans_are_one(corpus: Corpus) -> None:
+    def identity(span: object) -> object:
+        return build_pipeline({**NOISE, "span": span}).identity()
+
+    assert identity({"substring": "a"}) == identity({"part": "content", "substring": "a"})
+    assert identity({"window": [0, 5]}) == identity({"window": [None, 5]})
+    assert identity({"part": "all", "exclude": ["content", {"positions": [0]}]}) == identity(
+        {"part": "all", "exclude": [{"positions": [0]}, "content"]}
+    )
+    assert identity("content") != identity("all")
+
+
+def test_every_row_has_the_token_that_it_stands_for(corpus: Corpus) -> None:
+    ids = corpus.layout("hello").token_ids
+    spoken = {
+        "soft_prompt": corpus.tokenize("ab"),
+        "inject": corpus.tokenize("cat"),
+        "other_prompt": [corpus.layout("sky").token_ids[i] for i in corpus.numbers(Span("content"), "sky")],
+    }
+    soft = run({"name": "soft_prompt", "text": "ab"}, corpus).token_ids
+    assert soft == [*spoken["soft_prompt"], *ids]
+    injected = run({"name": "inject", "text": "cat", "span": {"substring": "Hello"}}, corpus).token_ids
+    first = corpus.numbers(parse_span({"substring": "Hello"}, "span"), "hello")
+    assert injected == [*ids[: first[0]], *spoken["inject"], *ids[first[-1] + 1 :]]
+    other = run({"name": "other_prompt"}, corpus).token_ids or ()
+    assert [token for token in other if token in spoken["other_prompt"]]
+    start = corpus.numbers(Span("content"), "hello")[0]
+    assert other[start : start + len(spoken["other_prompt"])] == spoken["other_prompt"]
+    assert run({"name": "soft_prompt", "random": 2}, corpus).token_ids == [None, None, *ids]
 
 
 def test_doses_are_measured_after_the_cast(corpus: Corpus) -> None:

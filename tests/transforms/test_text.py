@@ -163,7 +163,8 @@ def test_subwords_are_cut_anew(subwords: Corpus) -> None:
     more = len(after.tensor) - len(rows)
     assert torch.equal(after.tensor[: inside[0]], rows[: inside[0]])
     assert torch.equal(after.tensor[inside[-1] + 1 + more :], rows[inside[-1] + 1 :])
-    assert after.stems()[inside[0] : inside[-1] + 1 + more] == [tuple(inside)] * (len(inside) + more)
+    new = after.stems()[inside[0] : inside[-1] + 1 + more]
+    assert len(new) == len(inside) + more and {token for stem in new for token in stem} == set(inside)
     assert after.stems()[-1] == (len(rows) - 1,)
 
 
@@ -184,3 +185,16 @@ def test_typos_come_first(corpus: Corpus) -> None:
 def test_a_rate_is_a_share(rate: float) -> None:
     with pytest.raises(ConfigError, match=r"transform\.rate must be in \[0, 1\]"):
         build_pipeline({"name": "typo", "rate": rate})
+
+
+def test_later_spans_find_what_typos_left_alone(subwords: Corpus) -> None:
+    """Only what was tokenized anew stands for several tokens; the words beside it stay apart."""
+    rows, after = run(subwords, SENTENCE, {"name": "typo", "rate": 1.0})
+    layout = subwords.layout(SENTENCE)
+    assert len(after.tensor) != len(rows)
+    kept = [
+        stem for row, stem in zip(after.tensor, after.stems()) if len(stem) == 1 and torch.equal(row, rows[stem[0]])
+    ]
+    assert len(kept) > len(layout.token_ids) / 3
+    assert after.token_ids is not None and None not in after.token_ids
+    assert torch.equal(subwords.table.rows(after.token_ids), after.tensor)

@@ -21,6 +21,7 @@ SHARES = YES_OR_NO | {
     "divergence/edit_distance",
     "perturbation/changed",
     "perturbation/nearest_token_flips",
+    "perturbation/rows_kept",
 }
 # Measures that can be negative, by how they end.
 SIGNED = ("/snr_db", "/dose_requested", "/dose_achieved")

@@ -4,7 +4,8 @@ from sweep.errors import TransformError
 from sweep.transforms.base import TRANSFORMS, Rearranged, Rearrangement, Transform, register
 from sweep.transforms.context import Context, Corpus, Table
 from sweep.transforms.identity import Identity
-from sweep.transforms.pipeline import CONTROLS, Pipeline, Rows, Stage
+from sweep.transforms.pipeline import CONTROLS, Pipeline, Stage
+from sweep.transforms.rows import Rows
 from sweep.transforms.span import Span, parse_span
 
 # Each registers its transforms, in the order in which the catalogue lists them.

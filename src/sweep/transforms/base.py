@@ -45,6 +45,7 @@ class Transform(ABC):
             engine's dtype has left says how much of the dose has been given, and `achieved` is not asked.
         default_span: the part of the prompt that it is for, unless the user says otherwise.
         examples: parameters at which it changes something, for the conformance tests.
+        paths: the fields that name `files`, whose contents and not whose places say what the transform is.
     """
 
     name: ClassVar[str]
@@ -53,6 +54,7 @@ class Transform(ABC):
     proportional: ClassVar[bool] = False
     default_span: ClassVar[str] = "content"
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
+    paths: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def apply(self, rows: Tensor, context: Context) -> Tensor:
@@ -61,6 +63,10 @@ class Transform(ABC):
         Raises:
             TransformError: it cannot be applied to these rows.
         """
+
+    def requested(self, context: Context) -> float:
+        """Return the dose that is asked for."""
+        return float(getattr(self, self.dose or ""))
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
         """Return the dose that `after`, rounded to the engine's dtype, has really been given, in the dose's own unit.
@@ -97,10 +103,13 @@ class Rearranged:
     Attributes:
         rows: [m, hidden_size].
         parents: for each of them the rows of the stretch, by number, that it stems from; none for one from outside.
+        token_ids: for each of them the token that it stands for, which repetition penalties read; None for that of
+            its first parent.
     """
 
     rows: Tensor
     parents: Sequence[tuple[int, ...]]
+    token_ids: Sequence[int | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,7 @@ class Rearrangement(Transform):
     """A transform that moves, drops, repeats, merges or inserts rows.
 
     It is given each contiguous stretch of the span by itself; or, if `whole` is set, the rows from the span's first to
-    its last as one stretch, which it must then not change.
+    its last as one stretch, of which it must then change none.
     """
 
     whole: ClassVar[bool] = False

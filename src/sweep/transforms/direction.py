@@ -43,6 +43,7 @@ class AddVector(Transform):
         {"coefficient": 2.0, "vector": MOOD},
         {"coefficient": -0.5, "vector": MOOD, "unit": "row_rms", "renormalize": True},
     )
+    paths: ClassVar = ("vector.path",)
 
     coefficient: float = 0.0
     vector: VectorSource = field(default_factory=VectorSource)
@@ -62,6 +63,8 @@ class AddVector(Transform):
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
         """Return the coefficient whose addition comes nearest to the change."""
+        if self.renormalize:  # then the change is no multiple of the vector
+            return None
         return share(after - before, self._step(before, context).expand_as(before))
 
     def _step(self, rows: Tensor, context: Context) -> Tensor:
@@ -124,6 +127,7 @@ class Ablate(Projection):
     """
 
     examples: ClassVar = ({"vector": MOOD}, {"strength": 0.5, "vector": MOOD})
+    paths: ClassVar = ("vector.path",)
 
     def target(self, rows: Tensor, context: Context) -> Tensor:
         """Return `rows` less their projections."""
@@ -145,6 +149,7 @@ class Clamp(Projection):
     """
 
     examples: ClassVar = ({"vector": MOOD}, {"value": 1.0, "unit": "table_std", "vector": MOOD})
+    paths: ClassVar = ("vector.path",)
 
     value: float = 0.0
     unit: str = "absolute"
@@ -175,6 +180,7 @@ class Erase(Projection):
     """
 
     examples: ClassVar = ({"vector": {**MOOD, "method": "pca", "rank": 2}}, {"strength": 0.5, "vector": MOOD})
+    paths: ClassVar = ("vector.path",)
 
     def target(self, rows: Tensor, context: Context) -> Tensor:
         """Return `rows` less their projections into the subspace."""

@@ -46,6 +46,7 @@ class Encoder(Rearrangement):
     """
 
     examples: ClassVar = ()  # needs an encoder
+    paths: ClassVar = ("encoder", "projector")
 
     encoder: str | None = None
     revision: str | None = None

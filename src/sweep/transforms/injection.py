@@ -42,6 +42,7 @@ class SoftPrompt(Rearrangement):
     neutral: ClassVar[float | None] = 0
     default_span: ClassVar[str] = "all"
     examples: ClassVar = ({"random": 4}, {"text": "Answer briefly.", "tokens": 3, "place": "after"})
+    paths: ClassVar = ("path",)
     whole: ClassVar[bool] = True
 
     path: str | None = None
@@ -64,9 +65,17 @@ class SoftPrompt(Rearrangement):
         prompt = self._prompt(context.corpus, context.generator(shared=True))
         own: list[tuple[int, ...]] = [(i,) for i in range(len(rows))]
         none: list[tuple[int, ...]] = [()] * len(prompt)
+        spoken = _spoken(self.text, len(prompt), context.corpus)
+        rest: list[int | None] = [None] * len(rows)
         if self.place == "before":
-            return Rearranged(torch.cat([prompt, rows]), none + own)
-        return Rearranged(torch.cat([rows, prompt]), own + none)
+            return Rearranged(torch.cat([prompt, rows]), none + own, spoken + rest)
+        return Rearranged(torch.cat([rows, prompt]), own + none, rest + spoken)
+
+    def requested(self, context: Context) -> float:
+        """Return how many rows are asked for."""
+        import torch
+
+        return float(len(self._prompt(context.corpus, torch.Generator())) if self.tokens < 0 else self.tokens)
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
         """Return how many rows were put in."""
@@ -118,6 +127,7 @@ class Inject(Rearrangement):
     """
 
     examples: ClassVar = ({"text": "a cat"}, {"text": "a cat", "scale": "table_rms"})
+    paths: ClassVar = ("path",)
 
     path: str | None = None
     key: str | None = None
@@ -138,7 +148,8 @@ class Inject(Rearrangement):
         rms = float(given.square().mean()) ** 0.5
         if self.scale == "table_rms" and rms:
             given = given * (context.table.rms / rms)
-        return Rearranged(given, [tuple(range(len(rows)))] * len(given))
+        everything = tuple(range(len(rows)))
+        return Rearranged(given, [everything] * len(given), _spoken(self.text, len(given), context.corpus))
 
     def max_rows(self, count: int) -> int:
         """Return `count` and the rows of X, once; of a text, at most one for each of its bytes.
@@ -182,6 +193,11 @@ def _given(path: str | None, key: str | None, text: str | None, corpus: Corpus) 
     if not ids:
         raise ConfigError(f"transform.text: {text!r} has no tokens.")
     return corpus.table.rows(ids)
+
+
+def _spoken(text: str | None, count: int, corpus: Corpus) -> list[int | None]:
+    """Return the tokens that rows stand for, if they are a text's."""
+    return [None] * count if text is None else [*corpus.tokenize(text)[:count]]
 
 
 def _most_rows(path: str | None, key: str | None, text: str | None) -> int:

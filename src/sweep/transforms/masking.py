@@ -43,8 +43,8 @@ class Dropout(Transform):
         """Return `rows` with some entries 0."""
         import torch
 
-        kept = torch.rand(rows.shape, generator=context.generator()) >= self.p
-        return rows * kept / (1 - self.p) if self.rescale else rows * kept
+        kept = torch.rand(rows.shape, generator=context.generator()).ge_(self.p).mul_(rows)
+        return kept.div_(1 - self.p) if self.rescale else kept
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
         """Return the share of the entries other than 0 that have become 0."""

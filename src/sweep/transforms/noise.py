@@ -31,6 +31,7 @@ class Noise(Transform):
         sigma: the standard deviation, in `unit`.
         unit: `table_std`, a multiple of the standard deviation of the table's entries; `row_rms`, of the RMS of the
             row that the noise is added to; or `absolute`.
+        distribution: of Z: `normal`, or `uniform` between -√3 and √3, which has the same standard deviation.
     """
 
     dose: ClassVar[str] = "sigma"
@@ -38,23 +39,29 @@ class Noise(Transform):
     examples: ClassVar = (
         {"sigma": 1.0},
         {"sigma": 0.1, "unit": "absolute"},
-        {"sigma": 0.5, "unit": "row_rms"},
+        {"sigma": 0.5, "unit": "row_rms", "distribution": "uniform"},
     )
 
     sigma: float = 0.0
     unit: str = "table_std"
+    distribution: str = "normal"
 
     def __post_init__(self) -> None:
         require_finite("transform.sigma", self.sigma)
         require(self.sigma >= 0, "transform.sigma", "must be 0 or more", self.sigma)
         require_choice("transform.unit", self.unit, UNITS)
+        require_choice("transform.distribution", self.distribution, ("normal", "uniform"))
 
     def apply(self, rows: Tensor, context: Context) -> Tensor:
         """Return `rows` with noise added."""
         import torch
 
         size = self.sigma * unit_size(self.unit, rows, context.table)
-        return torch.randn(rows.shape, generator=context.generator()).mul_(size).add_(rows)
+        if self.distribution == "uniform":
+            noise = torch.empty(rows.shape).uniform_(-(3**0.5), 3**0.5, generator=context.generator())
+        else:
+            noise = torch.randn(rows.shape, generator=context.generator())
+        return noise.mul_(size).add_(rows)
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
         """Return the RMS of what was added."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,30 +16,14 @@ from sweep.seeds import derive_seed
 from sweep.transforms._math import share
 from sweep.transforms.base import Rearrangement, Transform
 from sweep.transforms.context import Context, Corpus
-from sweep.transforms.span import Origins, Span
+from sweep.transforms.rows import Rows, rearrange, require_rows
+from sweep.transforms.span import Span
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 CONTROLS = ("noise", "direction")
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A prompt's rows.
-
-    Attributes:
-        tensor: [n, hidden_size] in fp32.
-        origins: for each row the prompt's tokens that it stems from; None while they are the prompt's own, in order.
-    """
-
-    tensor: Tensor
-    origins: Origins | None = None
-
-    def stems(self) -> list[tuple[int, ...]]:
-        """Return `origins`, spelled out."""
-        return list(self.origins) if self.origins is not None else [(i,) for i in range(len(self.tensor))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +65,33 @@ class Stage:
         stems = rows.stems()
         context = Context(*seeds, corpus, prompt_id, self.span, [stems[i] for i in chosen])
         if isinstance(self.transform, Rearrangement):
-            return _rearrange(self.transform, rows.tensor, stems, chosen, context)
-        # A slice is read and written in a fraction of the time that a list of numbers takes.
-        contiguous = chosen[-1] - chosen[0] + 1 == len(chosen)
-        place: Any = slice(chosen[0], chosen[-1] + 1) if contiguous else chosen
-        before = rows.tensor if len(chosen) == len(rows.tensor) else rows.tensor[place]
-        after = self.transform.apply(before, context)
-        _check(self.transform, after, before.shape)
+            result, before, after = rearrange(self.transform, rows, chosen, context)
+            if self.control is None:
+                return result, self._dose(before, after, after, context)
+            if after.shape != before.shape:
+                raise TransformError(f"control={self.control} needs a transform that keeps the number of rows")
+        else:
+            before = rows.tensor[_index(chosen)]
+            after = self.transform.apply(before, context)
+            require_rows(after, before.shape)
         if self.control is not None:
             after = before + _random_of_equal_norm(after - before, self.control, context.fork("control"))
         # A control's change is not the transform's, whose dose it has not been given.
-        dose = None if self.control else _dose(self.transform, before, after, after.to(dtype).float(), context)
-        if before is rows.tensor:
-            return Rows(after, rows.origins), dose
-        result = rows.tensor.clone()
-        result[place] = after
-        return Rows(result, rows.origins), dose
+        dose = None if self.control else self._dose(before, after, after.to(dtype).float(), context)
+        tensor = rows.tensor.clone()
+        tensor[_index(chosen)] = after
+        return replace(rows, tensor=tensor), dose
+
+    def _dose(self, before: Tensor, exact: Tensor, sent: Tensor, context: Context) -> Dose | None:
+        if self.transform.dose is None:
+            return None
+        requested = self.transform.requested(context)
+        if self.transform.proportional:
+            left = share(sent - before, exact - before)
+            achieved = None if left is None else left * requested
+        else:
+            achieved = self.transform.achieved(before, sent, context)
+        return None if achieved is None else Dose(requested, achieved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,21 +152,25 @@ class Pipeline:
         """Return the stages' parameters under their override names: `transform.factor`, `transform.0.factor`."""
         flat: dict[str, Any] = {}
         for prefix, stage in self._keys():
-            flat |= {f"{prefix}.{key}": value for key, value in _flat(asdict(stage.transform)) if value is not None}
+            flat |= {f"{prefix}.{key}": value for key, value in _flat(stage.transform)}
             flat |= {f"{prefix}.span": str(stage.span), f"{prefix}.control": stage.control or "none"}
             if len(self.stages) > 1:
                 flat[f"{prefix}.name"] = stage.transform.name
         return flat
 
     def identity(self) -> list[dict[str, Any]]:
-        """Return what the transforms are, files by their contents: equal for pipelines that do the same."""
+        """Return what the transforms are: equal for pipelines that do the same.
+
+        Files count by their contents, wherever they lie, and so does the module of a transform that is not ours.
+        """
         return [
             {
                 "name": stage.transform.name,
-                **asdict(stage.transform),
-                "span": asdict(stage.span),
+                "parameters": _without_paths(asdict(stage.transform), stage.transform.paths),
+                "span": stage.span.config(),
                 "control": stage.control,
                 "files": [_digest(path, path.stat().st_mtime_ns) for path in stage.transform.files()],
+                "code": _code(type(stage.transform)),
             }
             for stage in self.stages
         ]
@@ -193,66 +193,10 @@ class Pipeline:
             yield ("transform" if len(self.stages) == 1 else f"transform.{place}"), stage
 
 
-def _rearrange(
-    transform: Rearrangement, tensor: Tensor, stems: list[tuple[int, ...]], chosen: list[int], context: Context
-) -> tuple[Rows, Dose | None]:
-    import torch
-
-    at, pieces, origins, changed = 0, [], [], []
-    parts = [(chosen[0], chosen[-1] + 1)] if transform.whole else stretches(chosen)
-    for number, (start, stop) in enumerate(parts):
-        within = Context(
-            context.seed, context.shared_seed, context.corpus, context.prompt_id, context.span, stems[start:stop]
-        )
-        done = transform.rearrange(tensor[start:stop], within.fork(number) if number else within)
-        _check(transform, done.rows, (len(done.parents), tensor.shape[1]))
-        pieces += [tensor[at:start], done.rows]
-        changed.append(done.rows)
-        origins += stems[at:start]
-        own = stems[start:stop]
-        joined = {parents: _joined(own, parents) for parents in set(done.parents)}
-        origins += [joined[parents] for parents in done.parents]
-        at = stop
-    rows = torch.cat([*pieces, tensor[at:]])
-    if not len(rows):
-        raise TransformError("no row of the prompt is left")
-    given, new = torch.cat([tensor[start:stop] for start, stop in parts]), torch.cat(changed)
-    return Rows(rows, [*origins, *stems[at:]]), _dose(transform, given, new, new, context)
-
-
-def stretches(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the contiguous stretches [start, stop) of ascending numbers."""
-    breaks = [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1]
-    edges = [0, *breaks, len(numbers)]
-    return [(numbers[a], numbers[b - 1] + 1) for a, b in pairwise(edges)]
-
-
-def _joined(stems: Sequence[tuple[int, ...]], parents: tuple[int, ...]) -> tuple[int, ...]:
-    if len(parents) == 1:
-        return stems[parents[0]]
-    return tuple(sorted({token for parent in parents for token in stems[parent]}))
-
-
-def _check(transform: Transform, rows: Any, shape: Sequence[int]) -> None:
-    import torch
-
-    if not isinstance(rows, torch.Tensor) or rows.dtype != torch.float32:
-        got = rows.dtype if isinstance(rows, torch.Tensor) else type(rows).__name__
-        raise TransformError(f"must return rows in torch.float32, not {got}")
-    if list(rows.shape) != list(shape):
-        raise TransformError(f"made rows of shape {list(rows.shape)} of {list(shape)}")
-
-
-def _dose(transform: Transform, before: Tensor, exact: Tensor, sent: Tensor, context: Context) -> Dose | None:
-    if transform.dose is None:
-        return None
-    requested = float(getattr(transform, transform.dose))
-    if transform.proportional:
-        left = share(sent - before, exact - before)
-        achieved = None if left is None else left * requested
-    else:
-        achieved = transform.achieved(before, sent, context)
-    return None if achieved is None else Dose(requested, achieved)
+def _index(chosen: Sequence[int]) -> Any:
+    """Return what picks some rows: a slice where it can be, which takes a fraction of a list's time."""
+    contiguous = chosen[-1] - chosen[0] + 1 == len(chosen)
+    return slice(chosen[0], chosen[-1] + 1) if contiguous else list(chosen)
 
 
 def _random_of_equal_norm(change: Tensor, kind: str, context: Context) -> Tensor:
@@ -267,6 +211,27 @@ def _random_of_equal_norm(change: Tensor, kind: str, context: Context) -> Tensor
     return scaled
 
 
+def _without_paths(parameters: dict[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    for path in paths:
+        *parents, key = path.split(".")
+        inner = parameters
+        for parent in parents:
+            inner = inner[parent]
+        inner[key] = inner[key] is not None
+    return parameters
+
+
+def _code(transform: type[Transform]) -> str | None:
+    """Return the digest of the module of a transform that is not this project's."""
+    if transform.__module__.startswith("sweep.transforms."):
+        return None
+    try:
+        file = inspect.getsourcefile(transform)
+    except TypeError:  # a class of an interactive session
+        file = None
+    return _digest(Path(file), Path(file).stat().st_mtime_ns) if file and Path(file).is_file() else None
+
+
 @lru_cache(maxsize=1024)
 def _digest(path: Path, modified: int) -> str:
     """Return a file's SHA-256; read once, not once for each point, as long as it is not `modified`."""
@@ -274,9 +239,11 @@ def _digest(path: Path, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _flat(transform: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a dataclass and of those within it; a mapping, whose keys may be anything, as JSON."""
+    for field in fields(transform):
+        value = getattr(transform, field.name)
+        if is_dataclass(value):
+            yield from ((f"{field.name}.{key}", inner) for key, inner in _flat(value))
+        elif value is not None:
+            yield field.name, json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value

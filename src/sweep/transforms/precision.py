@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -78,7 +79,8 @@ class Quantize(Transform):
 
         integer = self.format in LEVELS
         dtype = torch.float32 if integer else getattr(torch, FLOATS[self.format])
-        scale = groups.abs().amax(-1, keepdim=True) / (LEVELS[self.format] if integer else torch.finfo(dtype).max)
+        largest = LEVELS[self.format] if integer else torch.finfo(dtype).max
+        scale: Tensor = torch.linalg.vector_norm(groups, math.inf, dim=-1, keepdim=True) / largest
         scale = scale.where(scale >= torch.finfo(torch.float32).tiny, 1.0)  # zero groups stay zero
         scaled = groups / scale
         return (scaled.round_() if integer else scaled.to(dtype).float()).mul_(scale)

@@ -96,7 +96,9 @@ class Span:
             ranges = self._contents(layout)
         if self.substring is not None or self.regex is not None:
             pattern = re.compile(self.regex if self.regex is not None else re.escape(self.substring or ""))
-            matches = [match.span() for a, b in ranges or () for match in pattern.finditer(layout.text, a, b)]
+            # In the text by itself, where ^ is its start and nothing of the template can be looked at.
+            texts = [(a, layout.text[a:b]) for a, b in ranges or ()]
+            matches = [(a + m.start(), a + m.end()) for a, text in texts for m in pattern.finditer(text)]
             ranges = [(start, stop) for start, stop in matches if start < stop]
         tokens = range(len(layout.offsets))
         chosen = set(tokens if ranges is None else layout.overlapping(ranges))
@@ -173,10 +175,13 @@ def parse_span(value: Any, key: str) -> Span:
         window = given["window"]
         pair = isinstance(window, Sequence) and len(window) == 2 and all(v is None or _is_int(v) for v in window)
         require(pair, f"{key}.window", "must be [start, stop]", window)
-        given["window"] = tuple(window)
+        given["window"] = (window[0] or None, window[1])
     if "exclude" in given:
         excluded = given["exclude"] if isinstance(given["exclude"], list | tuple) else [given["exclude"]]
-        given["exclude"] = tuple(parse_span(one, f"{key}.exclude") for one in excluded)
+        spans = {parse_span(one, f"{key}.exclude") for one in excluded}
+        given["exclude"] = tuple(sorted(spans, key=str))
+    if given["part"] == "content" and {"role", "substring", "regex"} & set(given):
+        given["part"] = "all"  # they look in the contents anyway
     return Span(**given)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,7 +14,7 @@ from sweep.errors import ConfigError, TransformError
 from sweep.layout import Characters, Layout
 from sweep.transforms.base import Rearranged, Rearrangement, register
 from sweep.transforms.context import Context, Corpus
-from sweep.transforms.pipeline import stretches
+from sweep.transforms.rows import stretches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,8 +54,8 @@ class OtherPrompt(Rearrangement):
         if place not in mine:
             raise TransformError("an earlier transform has moved or split the span's rows: put other_prompt first")
         start, stop = theirs[mine.index(place)]
-        new = corpus.table.rows(corpus.layout(other).token_ids[start:stop])
-        return Rearranged(new, [()] * len(new))
+        ids = corpus.layout(other).token_ids[start:stop]
+        return Rearranged(corpus.table.rows(ids), [()] * len(ids), ids)
 
     def max_rows(self, count: int) -> int:
         """Return twice `count`: no prompt of that many rows has more of them in the span."""
@@ -94,7 +95,7 @@ class Typo(Rearrangement):
         require(0 <= self.rate <= 1, "transform.rate", "must be in [0, 1]", self.rate)
 
     def rearrange(self, rows: Tensor, context: Context) -> Rearranged:
-        """Return the rows of the misspelt text's tokens; where there are as many as before, one stems from one."""
+        """Return the rows of the misspelt text's tokens."""
         import torch
 
         layout = context.corpus.layout(context.prompt_id)
@@ -111,9 +112,8 @@ class Typo(Rearrangement):
         count = len(tokens) - len(before) - len(after)
         if count < 1 or tokens[:start] != before or tokens[start + count :] != after:
             raise TransformError("the tokens beside the span change with its text; take a span of whole words")
-        everything = tuple(range(len(rows)))
-        parents = [(i,) if count == len(rows) else everything for i in range(count)]
-        return Rearranged(context.table.rows(tokens[start : start + count]), parents)
+        new = tokens[start : start + count]
+        return Rearranged(context.table.rows(new), _aligned(ids, new), new)
 
     def max_rows(self, count: int) -> int:
         """Return three times `count`, which misspelt words hardly ever need."""
@@ -145,3 +145,17 @@ def _pairs(layout: Layout) -> list[int]:
             if not any(start <= word.start() < stop for start, stop in names):
                 found += range(word.start() + 1, word.end() - 2, 2)
     return found
+
+
+def _aligned(old: Sequence[int], new: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return for each new token the old ones, by number, in whose place it stands."""
+    if len(old) == len(new):
+        return [(i,) for i in range(len(old))]
+    parents: list[tuple[int, ...]] = []
+    a = b = 0
+    for block in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
+        # What differs between two blocks stands for what was there, or beside it if there was nothing.
+        between = tuple(range(a, block.a)) or (max(a - 1, 0),)
+        parents += [between] * (block.b - b) + [(block.a + i,) for i in range(block.size)]
+        a, b = block.a + block.size, block.b + block.size
+    return parents
