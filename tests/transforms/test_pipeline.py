@@ -209,3 +209,10 @@ def test_the_pipeline_of_the_control() -> None:
     assert build_pipeline({"name": "identity"}).is_identity
     assert not build_pipeline({"name": "scale", "factor": 1.0}).is_identity
     assert isinstance(build_pipeline([NOISE]), Pipeline)
+
+
+def test_parameters_are_names_that_any_tracker_takes() -> None:
+    parameters = build_pipeline({"name": "token_mixture", "tokens": {"?": 1.0, "東": 2.0}}).parameters()
+    assert parameters["transform.tokens"] == '{"?": 1.0, "東": 2.0}'
+    vector = build_pipeline({"name": "ablate", "vector": {"positive": ["a"], "negative": ["b"]}}).parameters()
+    assert vector["transform.vector.positive"] == ["a"] and "transform.vector.path" not in vector

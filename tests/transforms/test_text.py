@@ -193,7 +193,9 @@ def test_later_spans_find_what_typos_left_alone(subwords: Corpus) -> None:
     layout = subwords.layout(SENTENCE)
     assert len(after.tensor) != len(rows)
     kept = [
-        stem for row, stem in zip(after.tensor, after.stems()) if len(stem) == 1 and torch.equal(row, rows[stem[0]])
+        stem
+        for row, stem in zip(after.tensor, after.stems(), strict=True)
+        if len(stem) == 1 and torch.equal(row, rows[stem[0]])
     ]
     assert len(kept) > len(layout.token_ids) / 3
     assert after.token_ids is not None and None not in after.token_ids
