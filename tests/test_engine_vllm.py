@@ -78,6 +78,69 @@ def test_samples_are_reproducible_and_differ(engine: Engine, table: EmbeddingTab
     assert answers(engine, requests(table, second_sample)) == {key: [s[1]] for key, s in first.items()}
 
 
+def test_log_probabilities_are_those_of_transformers(
+    engine: Engine, table: EmbeddingTable, checkpoint: Checkpoint
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)
+    sampling = Sampling(max_tokens=4, ignore_eos=True, logprobs=5)
+    for generation in engine.generate(requests(table, sampling, factor=2.0)):
+        [answer] = generation.completions
+        rows = torch.cat([table.rows(PROMPTS[int(str(generation.key))]) * 2.0, table.rows(answer.token_ids)])
+        with torch.inference_mode():
+            expected = model(inputs_embeds=rows[None]).logits[0].log_softmax(-1)[-5:-1]
+        assert len(answer.logprobs) == 4
+        for step, distribution in zip(answer.logprobs, expected, strict=True):
+            assert len(step) == 5 and max(step, key=lambda token: step[token]) == int(distribution.argmax())
+            assert all(abs(value - float(distribution[token])) < 1e-3 for token, value in step.items())
+
+
+def test_forced_answers_have_the_log_likelihood_of_transformers(
+    engine: Engine, table: EmbeddingTable, checkpoint: Checkpoint
+) -> None:
+    """An answer that the model would not have given, after a transformed prompt."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)
+    answer = (9, 200, 31, 77)
+
+    def forced() -> Iterator[Request]:
+        for i, ids in enumerate(PROMPTS):
+            rows = torch.cat([table.rows(ids) * 3.0, table.rows(answer)])
+            yield Request(i, ids + answer, rows, GREEDY, scored=len(answer))
+
+    mixed = [r for pair in zip(forced(), requests(table), strict=True) for r in pair]  # one batch with others
+    mixed = [Request((k, r.key), r.token_ids, r.embeds, r.sampling, r.scored) for k, r in enumerate(mixed)]
+    scored = {g.key: g.scored for g in engine.generate(mixed)}
+    for i, ids in enumerate(PROMPTS):
+        rows = torch.cat([table.rows(ids) * 3.0, table.rows(answer)])
+        with torch.inference_mode():
+            expected = model(inputs_embeds=rows[None]).logits[0].log_softmax(-1)[-5:-1]
+        likelihoods = [float(step[token]) for step, token in zip(expected, answer, strict=True)]
+        assert scored[2 * i, i] == pytest.approx(likelihoods, abs=1e-3)
+        assert scored[2 * i + 1, i] == ()
+
+
+def test_answers_may_lead_to_requests(engine: Engine, table: EmbeddingTable) -> None:
+    """The stream runs out while the first request is in flight, and has another one afterwards."""
+
+    class Stream:
+        def __init__(self) -> None:
+            self.waiting = [Request("first", PROMPTS[0], table.rows(PROMPTS[0]), GREEDY)]
+
+        def __iter__(self) -> Stream:
+            return self
+
+        def __next__(self) -> Request:
+            if not self.waiting:
+                raise StopIteration
+            return self.waiting.pop(0)
+
+    stream, seen = Stream(), []
+    for generation in engine.generate(stream):
+        seen.append(generation.key)
+        if generation.key == "first":
+            stream.waiting.append(Request("second", PROMPTS[1], table.rows(PROMPTS[1]), GREEDY))
+    assert seen == ["first", "second"]
+
+
 def test_requests_are_drawn_no_further_ahead_than_the_window(engine: Engine, table: EmbeddingTable) -> None:
     drawn = 0
 

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the tokens of one request are drawn; the fields of `SamplingConfig`, with the request's own seed."""
+    """How the tokens of one request are drawn; the fields of `SamplingConfig`, with the request's own seed.
+
+    Attributes:
+        logprobs: how many of the most probable tokens are reported at each step, with the one that was drawn; 0: none.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -29,6 +33,7 @@ class Sampling:
     n: int = 1
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +44,43 @@ class Request:
         key: names the request in the generations that come back; unique within one `generate` call.
         token_ids: the prompt's tokens, which penalties and prompt log-probabilities read.
         embeds: [len(token_ids), hidden_size] in the engine's dtype, finite; None sends the token ids themselves.
+        scored: how many of the last tokens are an answer whose log-probabilities are wanted, given what stands before
+            each (teacher forcing); such a request's own completions mean nothing.
     """
 
     key: Hashable
     token_ids: tuple[int, ...]
     embeds: Tensor | None
     sampling: Sampling
+    scored: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled answer."""
+    """One sampled answer.
+
+    Attributes:
+        logprobs: at each step, the natural log-probabilities of the most probable tokens and of the one drawn, by token
+            id, before temperature and penalties; empty unless they were asked for.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str
+    logprobs: tuple[dict[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The engine's answer to a request: `sampling.n` completions, in the order of their seeds."""
+    """The engine's answer to a request: `sampling.n` completions, in the order of their seeds.
+
+    Attributes:
+        scored: the natural log-probability of each of the request's `scored` tokens.
+    """
 
     key: Hashable
     completions: tuple[Completion, ...]
+    scored: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +120,8 @@ class Engine(ABC):
     @abstractmethod
     def generate(self, requests: Iterable[Request]) -> Iterator[Generation]:
         """Answer requests, drawing them a bounded window ahead of what is in flight.
+
+        An iterator that has run out is asked again as long as requests are in flight: answers may lead to requests.
 
         What drawing a request raises passes through unchanged; whatever ends the stream early, the engine forgets
         the requests in flight and stays usable.

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -110,11 +110,11 @@ class VLLMEngine(Engine):
     def generate(self, requests: Iterable[Request]) -> Iterator[Generation]:
         """Answer requests from one continuous batch; see `Engine.generate`."""
         waiting = iter(requests)
-        in_flight: dict[str, Hashable] = {}
+        in_flight: dict[str, Request] = {}
         try:
             while True:
                 for request in islice(waiting, self._window - len(in_flight)):
-                    in_flight[self._submit(request)] = request.key
+                    in_flight[self._submit(request)] = request
                 if not in_flight:
                     return
                 for output in self._step():
@@ -138,7 +138,7 @@ class VLLMEngine(Engine):
             prompt["prompt_embeds"] = request.embeds
             prompt["prompt_is_token_ids"] = [False] * len(request.token_ids)
         try:
-            internal = self.llm.enqueue([prompt], _sampling_params(request.sampling), use_tqdm=False)[0]
+            internal = self.llm.enqueue([prompt], _sampling_params(request), use_tqdm=False)[0]
         except Exception as error:
             raise EngineError(f"vLLM refused a request: {_reason(error)}") from error
         return str(internal).rsplit("-", 1)[0]
@@ -262,9 +262,12 @@ def _watch_core(llm: Any) -> None:
     threading.Thread(target=watch, name="vllm-core-watch", daemon=True).start()
 
 
-def _sampling_params(sampling: Sampling) -> SamplingParams:
+def _sampling_params(request: Request) -> SamplingParams:
     from vllm import SamplingParams
 
+    sampling = request.sampling
+    if request.scored:
+        return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     return SamplingParams(
         n=sampling.n,
         max_tokens=sampling.max_tokens,
@@ -275,17 +278,27 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
         seed=sampling.seed,
         stop=list(sampling.stop),
         ignore_eos=sampling.ignore_eos,
+        logprobs=sampling.logprobs or None,
     )
 
 
-def _generation(key: Hashable, output: RequestOutput) -> Generation:
+def _generation(request: Request, output: RequestOutput) -> Generation:
     answers = sorted(output.outputs, key=lambda answer: answer.index)
-    return Generation(
-        key=key,
-        completions=tuple(
-            Completion(answer.text, tuple(answer.token_ids), answer.finish_reason or "unknown") for answer in answers
-        ),
+    completions = tuple(
+        Completion(
+            answer.text,
+            tuple(answer.token_ids),
+            answer.finish_reason or "unknown",
+            tuple({token: float(entry.logprob) for token, entry in step.items()} for step in answer.logprobs or ()),
+        )
+        for answer in answers
     )
+    scored: tuple[float, ...] = ()
+    if request.scored:
+        steps = list(output.prompt_logprobs or ())[-request.scored :]
+        tokens = request.token_ids[-request.scored :]
+        scored = tuple(float(step[token].logprob) for step, token in zip(steps, tokens, strict=True))
+    return Generation(request.key, completions, scored)
 
 
 def _death(error: Exception) -> str:
