@@ -111,6 +111,13 @@ def test_rows_that_were_put_in_or_left_out_count_as_changed() -> None:
     assert other["perturbation/relative_l2"] == pytest.approx(math.sqrt((50 + 50) / 50))
 
 
+def test_perturbations_beyond_the_squares_of_fp32() -> None:
+    measured = perturbation(Comparison.of(ROWS * 1e30, ROWS))
+    assert measured["perturbation/relative_l2"] == pytest.approx(1e30)
+    assert measured["perturbation/snr_db"] == pytest.approx(-600)
+    assert measured["perturbation/cosine"] == pytest.approx(1.0)
+
+
 def test_nearest_token_flips(table: EmbeddingTable) -> None:
     ids = [10, 20, 30, 40]
     rows = table.rows(ids)

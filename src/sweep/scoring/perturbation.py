@@ -110,15 +110,21 @@ def perturbation(compared: Comparison) -> Scores:
     if change > 0 and size > 0:
         scores["perturbation/snr_db"] = 20 * math.log10(size / change)
     if len(own):
-        squares = np.einsum("ij,ij->i", own, own) * np.einsum("ij,ij->i", clean, clean)
-        cosines = np.einsum("ij,ij->i", own, clean) / np.sqrt(np.maximum(squares, np.float32(1e-30)))
+        lengths = [np.maximum(np.abs(m).max(axis=1, keepdims=True), np.float32(1e-30)) for m in (own, clean)]
+        u, v = own / lengths[0], clean / lengths[1]  # directions do not change, and squares stay within fp32
+        squares = np.einsum("ij,ij->i", u, u) * np.einsum("ij,ij->i", v, v)
+        cosines = np.einsum("ij,ij->i", u, v) / np.sqrt(np.maximum(squares, np.float32(1e-30)))
         scores["perturbation/cosine"] = min(max(float(cosines.mean()), -1.0), 1.0)
     return scores
 
 
 def _norm(matrix: NDArray[np.float32]) -> float:
     flat = matrix.ravel()
-    return math.sqrt(float(flat @ flat))
+    squares = float(flat @ flat)
+    if not math.isfinite(squares):  # finite entries whose squares are not, in fp32
+        wide = flat.astype(np.float64)
+        squares = float(wide @ wide)
+    return math.sqrt(squares)
 
 
 @dataclass(frozen=True, slots=True)
