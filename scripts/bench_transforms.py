@@ -4,10 +4,10 @@
     .venv/bin/python scripts/bench_transforms.py --sweep           # their share of a whole sweep's time
 
 The first hands 8,192 rows of widths 2048 and 4096, more than caches hold, to each transform's `apply`, at the slowest
-of its examples; 256 rows to those that look at the whole table, of 32,768 tokens.  The copy is `rows.clone()`, which
-allocates its result as a transform does.  The second builds the requests of P=32 points x N=64 prompts of the demo
-model, with span, cast and measures, takes the identity's time off, and compares with (b) of `bench_overhead.py`, such a
-sweep of 32 tokens each, run before and after in the same process.
+of its examples; 256 rows to those that look at the whole table, of 32,768 tokens, or at components.  The copy is
+`rows.clone()`, which allocates its result as a transform does.  The second builds the requests of P=32 points x N=64
+prompts of the demo model, with span, cast and measures, takes the identity's time off, and compares with (b) of
+`bench_overhead.py`, such a sweep of 32 tokens each, run before and after in the same process.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from sweep.terminal import Terminal
 from sweep.transforms import TRANSFORMS, Context, Rearrangement, Span, Stage
 
 ROWS, TOKENS = 8192, 32768
-FEW = 256  # rows for those that compare each row with the whole table
-LOOK_UP = ("nearest_token", "knn_blend", "anchor", "dx_privacy")
+FEW = 256  # rows for those that compare each row with the whole table, or look for the rows' own components
+HEAVY = ("nearest_token", "knn_blend", "anchor", "dx_privacy", "remove_components", "truncate_rank")
 POINTS, PROMPTS = 32, 64
 
 
@@ -85,7 +85,7 @@ def rows_per_second(width: int) -> dict[str, float]:
         if name == "typo":  # its work is the tokenizer's, on a whole text
             continue
         stage.transform.check(corpus)
-        count = FEW if name in LOOK_UP else ROWS
+        count = FEW if name in HEAVY else ROWS
         context = Context(1, 2, corpus, "a", span, [(i,) for i in range(count)])
         given = rows[:count]
         speed = count / seconds(lambda stage=stage, given=given, context=context: stage.transform.apply(given, context))
