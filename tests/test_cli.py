@@ -133,7 +133,9 @@ def test_a_dry_run_lists_points_and_starts_nothing(sweep: Sweep, tmp_path: Path)
     code, out, _ = sweep("transform=scale", "transform.factor=1.2,1.5", "sampling.max_tokens=4,8", "sweep.dry_run=true")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0].startswith("engine 1: vllm") and "6 points, 12 requests, 72 prompt tokens" in lines[0]
+    assert (
+        lines[0].startswith("engine 1: vllm") and "6 points, 16 requests, 96 prompt tokens" in lines[0]
+    )  # controls twice
     assert [line.split(":")[0].strip() for line in lines[1:7]] == [
         "control (max_tokens=4)",
         "factor=1.2, max_tokens=4",
@@ -142,7 +144,7 @@ def test_a_dry_run_lists_points_and_starts_nothing(sweep: Sweep, tmp_path: Path)
         "factor=1.2, max_tokens=8",
         "factor=1.5, max_tokens=8",
     ]
-    assert lines[7] == "6 points, 1 engine starts, 12 requests"
+    assert lines[7] == "6 points, 1 engine starts, 16 requests"
     assert not (tmp_path / "outputs" / "mlflow.db").exists()
 
 

@@ -7,12 +7,21 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
+from servers import chromium, mlflow_server
 
-def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
+SHOTS = os.environ.get("SWEEP_SCREENSHOTS")  # a folder to leave pictures in
+
+
+@pytest.fixture(scope="module")
+def first_command(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The first command of the README, run in an empty folder."""
+    tmp_path = tmp_path_factory.mktemp("user")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "VLLM_"))}
     home = tmp_path / "home"
     home.mkdir()
@@ -25,10 +34,17 @@ def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
         timeout=300,
         check=False,
     )
+    return tmp_path, done
+
+
+def test_the_first_command_of_the_readme(first_command: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    tmp_path, done = first_command
+    home = tmp_path / "home"
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "INFO" not in done.stderr, done.stderr
     assert re.search(r"control .*factor=1\.2 .*factor=1\.5 ", done.stdout, re.DOTALL), done.stdout
     assert "Compare: run scripts/ui, then open http://127.0.0.1:5000/#/experiments/1/runs?" in done.stdout
+    assert re.search(r"\* differs from the control", done.stdout)
 
     outputs = tmp_path / "outputs"
     assert {path.name for path in tmp_path.iterdir()} == {"home", "outputs"}
@@ -52,3 +68,41 @@ def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
     assert "summer" in answers["When is the day longest during the year?"].lower()
     assert "sun" in answers["Where is bigger, the moon or the sun?"].lower()
     assert len(answers["Tell me a creative story."].split()) > 10
+
+
+def test_the_printed_links_show_the_points_side_by_side(
+    first_command: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """The real MLflow UI in a real browser: answers of two points to one prompt, in the order of the swept value."""
+    folder, done = first_command
+    links = dict(re.findall(r"^(Compare|Charts): .*(http://\S+)$", done.stdout, re.MULTILINE))
+    outputs = folder / "outputs"
+    with mlflow_server(tmp_path, outputs / "mlflow.db", outputs / "artifacts") as server, chromium() as browser:
+        page = browser.new_page(viewport={"width": 1900, "height": 950})
+
+        def open_link(name: str) -> None:
+            page.goto(links[name].replace("http://127.0.0.1:5000", server))
+            with suppress(Exception):  # the pane of MLflow's assistant, which is open on a first visit
+                page.locator('button[aria-label*="lose"]').first.click(timeout=5000)
+
+        open_link("Compare")
+        page.get_by_text("Tokyo is the capital of Japan.").first.wait_for(timeout=60_000)
+        if SHOTS:
+            page.screenshot(path=f"{SHOTS}/mlflow_comparison.png")
+        headers = [
+            page.get_by_text(name, exact=True).last.bounding_box() for name in ("control", "factor=1.2", "factor=1.5")
+        ]
+        places = [box["x"] for box in headers if box is not None]
+        assert len(places) == 3 and places == sorted(places)
+        answers = page.get_by_text("Tokyo is the capital of Japan.")
+        boxes = [box for i in range(answers.count()) if (box := answers.nth(i).bounding_box()) is not None]
+        assert len({round(box["x"]) for box in boxes}) >= 2 and len({round(box["y"]) for box in boxes}) == 1
+
+        open_link("Charts")
+        if SHOTS:
+            page.wait_for_timeout(8000)
+            page.screenshot(path=f"{SHOTS}/mlflow_charts.png")
+        page.get_by_text("axis/transform.factor vs. quality/exact_match").first.wait_for(timeout=60_000)
+        if SHOTS:
+            page.wait_for_timeout(3000)
+            page.screenshot(path=f"{SHOTS}/mlflow_charts.png")

@@ -20,6 +20,7 @@ from sweep.point import Point
 from sweep.runner import Runner
 from sweep.terminal import Terminal
 from sweep.transforms import Context, Transform, register
+from sweep.workload import Key
 
 Configure = Callable[..., SweepConfig]
 
@@ -87,7 +88,7 @@ def test_a_sweep_in_mlflow(runner: Runner, configure: Configure) -> None:
     assert far.data.metrics["divergence/edit_distance"] > 0
     assert far.data.metrics["perturbation/relative_l2"] == pytest.approx(3.0)
     assert far.data.metrics["quality/exact_match/ci_high"] < 1.0
-    assert "divergence/edit_distance" not in control.data.metrics
+    assert control.data.metrics["divergence/edit_distance"] == 0.0  # of its second run: the noise floor
 
 
 def test_points_keep_their_order_however_they_finish(runner: Runner, configure: Configure) -> None:
@@ -141,7 +142,7 @@ def test_points_of_a_sweep_share_one_stream_and_repeated_ones_run_once(
     monkeypatch.setattr(on_shared_engine, "generate", counted)
     with runner:
         runner.run(scaled(configure, 1.5, 2.0, 1.5))
-        assert streams == [3, 3, 9]  # the gate twice, then control and two points, of three prompts each
+        assert streams == [3, 3, 12]  # the gate twice, then control, again, and two points, of three prompts each
         runner.run(scaled(configure, 2.0, 3.0))
         assert streams[3:] == [3]  # neither the control nor 2.0 again
     assert len(runner.results) == 4
@@ -191,7 +192,7 @@ def test_an_engine_that_fails_ends_the_sweep_and_keeps_what_was_finished(
         for generation in generate(requests):
             if control == 3:
                 raise EngineError("it died")
-            control += isinstance(generation.key, tuple) and generation.key[0] == 0
+            control += isinstance(generation.key, Key) and generation.key.point == 0
             yield generation
 
     monkeypatch.setattr(on_shared_engine, "generate", dying)
@@ -209,7 +210,7 @@ def test_an_interrupted_sweep_is_killed_and_not_left_running(
 
     def interrupted(requests: Iterator[Request]) -> Iterator[Generation]:
         for done, generation in enumerate(generate(requests)):
-            if isinstance(generation.key, tuple) and done == 5:
+            if isinstance(generation.key, Key) and done == 5:
                 raise KeyboardInterrupt
             yield generation
 

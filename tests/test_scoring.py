@@ -10,9 +10,10 @@ import torch
 
 from sweep.embedding import EmbeddingTable
 from sweep.engines.base import Completion
-from sweep.scoring import divergence, mean_scores, score, summarise_scores, text
+from sweep.scoring import by_measure, divergence, mean_scores, score, summarise_scores, text
 from sweep.scoring.perturbation import Comparison, Neighbours, nearest_token_flips, perturbation
 from sweep.scoring.statistics import summarise
+from sweep.scoring.text import select
 
 UNLIMITED = (-math.inf, math.inf)
 
@@ -48,10 +49,14 @@ def test_divergence(
 
 
 def test_scores_need_a_reference_and_a_control() -> None:
+    scorers = select(["exact_match"])
     answer = completion("Paris", (4, 5), "length")
-    assert score(answer, [], None) == {"cost/output_tokens": 2.0, "cost/truncated": 1.0}
-    full = score(answer, ["Paris"], completion("Rome", (4, 6)))
+    bare = score(answer, [], None, scorers)
+    assert (bare["cost/output_tokens"], bare["cost/truncated"], bare["health/empty"]) == (2.0, 1.0, 0.0)
+    assert not any(name.startswith(("quality/", "divergence/")) for name in bare)
+    full = score(answer, ["Paris"], completion("Rome", (4, 6)), scorers)
     assert full["quality/exact_match"] == 1 and full["divergence/first_divergence"] == 1
+    assert "divergence/prefix_kl" not in full  # no log-probabilities were asked for
 
 
 def test_samples_are_averaged_within_their_prompt() -> None:
@@ -60,9 +65,11 @@ def test_samples_are_averaged_within_their_prompt() -> None:
 
 
 def test_measures_are_summarised_over_the_prompts_that_have_them() -> None:
-    summaries = summarise_scores([{"a/x": 1.0, "a/y": 2.0}, {"a/x": 3.0}], 0.95)
+    values = by_measure([{"a/x": 1.0, "a/y": 2.0}, {"a/x": 3.0}])
+    summaries = summarise_scores(values, 0.95)
     assert (summaries["a/x"].mean, summaries["a/x"].n) == (2.0, 2)
     assert (summaries["a/y"].mean, summaries["a/y"].n) == (2.0, 1)
+    assert math.isnan(summaries["a/y"].ci_low)
 
 
 ROWS = torch.tensor([[3.0, 4.0], [0.0, 5.0]])

@@ -106,13 +106,25 @@ class ScoringConfig:
     Attributes:
         confidence: of the intervals.
         nearest_rows: embedding rows of a point whose nearest tokens are looked up; 0: none.
+        noise_floor: run each control a second time, in other company of the batch.
+        logprobs: how many of the most probable tokens are reported at each step, to compare distributions; 0: none.
+        teacher_forced: ask how probable the control's answer is under each point's prompt, and the other way round.
+        quality: measures of answers against references; names of ours, and functions of the user's own, as
+            `module.function`, from a generation and its references to a number.
     """
 
     confidence: float = 0.95
     nearest_rows: int = 256
+    noise_floor: bool = True
+    logprobs: int = 0
+    teacher_forced: bool = False
+    quality: list[str] = field(
+        default_factory=lambda: ["exact_match", "normalised_exact_match", "contains", "token_f1"]
+    )
 
     def __post_init__(self) -> None:
         require(0 < self.confidence < 1, "scoring.confidence", "must be in (0, 1)", self.confidence)
+        require(0 <= self.logprobs <= 20, "scoring.logprobs", "must be in [0, 20]", self.logprobs)
         require(self.nearest_rows >= 0, "scoring.nearest_rows", "must be 0 or more", self.nearest_rows)
 
 

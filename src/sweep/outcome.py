@@ -9,32 +9,63 @@ from typing import Any
 
 import yaml
 
-from sweep.encoding import EncodedPrompt
 from sweep.engines.base import Completion
 from sweep.plan import PlannedPoint
 from sweep.point import Point
-from sweep.scoring import Scores, mean_scores, score, summarise_scores
+from sweep.scoring import Scores, by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import Neighbours, nearest_token_flips
-from sweep.scoring.statistics import Summary
+from sweep.scoring.statistics import Floats, Summary
+from sweep.scoring.text import select
 from sweep.tracking import PointRecord
 from sweep.transforms import Pipeline
 
+OWN, CONTROL = "own answer", "control's answer"  # whose answer is forced
+UNSHOWN = ("sample", "token_ids", "point", "name", "role")  # columns that MLflow's table does without
+
+Forced = dict[tuple[int, str], float]  # mean log-probability per token, by prompt and whose answer
 Answers = list[tuple[Completion, ...]]  # one entry for each prompt, one completion for each sample
 
 
 @dataclass(frozen=True, slots=True)
 class PointResult:
-    """A finished point, as the user is shown it; `index` is its place in the sweep."""
+    """A finished point, as the user is shown it.
+
+    Attributes:
+        index: its place in the sweep.
+        values: each measure's value per prompt, [prompts], NaN where it does not apply.
+    """
 
     index: int
     point: Point
     summaries: dict[str, Summary] = field(default_factory=dict)
+    values: dict[str, Floats] = field(default_factory=dict)
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """What a point is compared with.
+
+    Attributes:
+        control: its control's answers.
+        floor: those of the control's second run.
+        forced: the log-probabilities of the control's answers under the control's prompts.
+    """
+
+    control: Answers | None = None
+    floor: Answers | None = None
+    forced: Forced = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Progress:
-    """A point in the making, the `index`-th of its sweep: what has come back so far."""
+    """A point in the making, the `index`-th of its sweep: what has come back so far.
+
+    Attributes:
+        is_floor: whether it is a control's second run, whose answers are only compared with the first's.
+        forced: the mean log-probability per token of an answer, by prompt and by whose answer it is.
+        awaited: how many of those have been asked for and not come back.
+    """
 
     index: int
     planned: PlannedPoint
@@ -43,10 +74,13 @@ class Progress:
     answers: dict[int, tuple[Completion, ...]] = field(default_factory=dict)
     perturbations: dict[int, Scores] = field(default_factory=dict)
     neighbours: dict[int, Neighbours] = field(default_factory=dict)
+    is_floor: bool = False
+    forced: Forced = field(default_factory=dict)
+    awaited: int = 0
     error: str | None = None
 
     @property
-    def complete(self) -> bool:
+    def answered(self) -> bool:
         """Whether all prompts have been answered."""
         return len(self.answers) == len(self.planned.prompts)
 
@@ -55,29 +89,38 @@ class Progress:
         return [self.answers[i] for i in range(len(self.planned.prompts))]
 
 
-def conclude(progress: Progress, control: Answers | None, tokens_per_second: float) -> tuple[PointResult, PointRecord]:
+def conclude(
+    progress: Progress, against: Against, tokens_per_second: float
+) -> tuple[PointResult, PointRecord, list[dict[str, Any]]]:
     """Score a complete or failed point.
 
     Args:
         progress: the point; if it failed, whatever answers are there are neither scored nor published.
-        control: the control's answers to the same prompts; None for the control itself.
+        against: the control's answers to the same prompts; the control itself is compared with its second run.
         tokens_per_second: of the whole batch, which the point shared.
+
+    Returns:
+        What is shown of it, what is published of it, and a row for each of its generations.
     """
     planned = progress.planned
     point, prompts = planned.point, planned.prompts
+    control = against.floor if point.is_control else against.control
+    scoring = point.config.scoring
     scored: list[list[Scores]] = []
     if progress.error is None:
+        scorers = select(scoring.quality)
         scored = [
             [
-                score(answer, encoded.prompt.references, control[i][k] if control else None)
+                score(answer, encoded.prompt.references, control[i][k] if control else None, scorers, scoring.logprobs)
                 for k, answer in enumerate(answers)
             ]
             for i, (encoded, answers) in enumerate(zip(prompts, progress.in_order(), strict=True))
         ]
-    perturbations = _perturbations(progress) if scored else []
-    rows = [mean_scores(samples) | own for samples, own in zip(scored, perturbations, strict=True)]
-    summaries = summarise_scores(rows, point.config.scoring.confidence)
-    columns, table = _table(prompts, progress, scored) if scored else (["prompt", "generation"], [])
+    of_prompts = _of_prompts(progress, against) if scored else []
+    values = by_measure([mean_scores(samples) | own for samples, own in zip(scored, of_prompts, strict=True)])
+    summaries = summarise_scores(values, scoring.confidence)
+    rows = _rows(progress, scored, of_prompts) if scored else []
+    columns = list(dict.fromkeys(column for row in rows for column in row if column not in UNSHOWN))
     record = PointRecord(
         name=point.name,
         role=point.role,
@@ -88,12 +131,25 @@ def conclude(progress: Progress, control: Answers | None, tokens_per_second: flo
         axes=point.axes,
         summaries=summaries,
         metrics={"sweep/index": float(progress.index), "cost/batch_tokens_per_second": tokens_per_second},
-        columns=columns,
-        rows=table,
+        columns=columns or ["prompt", "generation"],
+        rows=[[row.get(column) for column in columns] for row in rows],
         config=as_yaml(point),
         error=progress.error,
     )
-    return PointResult(progress.index, point, summaries, progress.error), record
+    return PointResult(progress.index, point, summaries, values, progress.error), record, rows
+
+
+def _of_prompts(progress: Progress, against: Against) -> list[Scores]:
+    """Return what is measured once for a prompt, whatever its samples: the perturbation, and forced answers."""
+    scores = _perturbations(progress)
+    for j, own in enumerate(scores):
+        if (given := progress.forced.get((j, OWN))) is not None:
+            own["divergence/answer_logprob"] = given
+        if (given := progress.forced.get((j, CONTROL))) is not None:
+            own["divergence/control_answer_logprob"] = given
+            if (before := against.forced.get((j, OWN))) is not None:
+                own["divergence/control_answer_logprob_change"] = given - before
+    return scores
 
 
 def _perturbations(progress: Progress) -> list[Scores]:
@@ -116,20 +172,28 @@ def as_yaml(point: Point) -> str:
     return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
-def _table(
-    prompts: Sequence[EncodedPrompt], progress: Progress, scored: Sequence[Sequence[Scores]]
-) -> tuple[list[str], list[list[Any]]]:
-    """Return the columns and rows of the table of generations, one row for each sample."""
-    texts = Counter(encoded.prompt.text for encoded in prompts)
-    measures = list(dict.fromkeys(name for samples in scored for sample in samples for name in sample))
-    columns = ["prompt", "generation", "prompt_id", "reference", "finish_reason", *measures]
+def _rows(progress: Progress, scored: Sequence[Sequence[Scores]], of_prompts: Sequence[Scores]) -> list[dict[str, Any]]:
+    """Return a row for each generation: `prompt` differs in every one, and `generation` comes second."""
+    planned = progress.planned
+    texts = Counter(encoded.prompt.text for encoded in planned.prompts)
     rows = []
-    for i, (encoded, samples) in enumerate(zip(prompts, scored, strict=True)):
+    for i, (encoded, samples) in enumerate(zip(planned.prompts, scored, strict=True)):
         prompt, answers = encoded.prompt, progress.answers[i]
         for k, (answer, scores) in enumerate(zip(answers, samples, strict=True)):
             label = prompt.text if texts[prompt.text] == 1 else f"{prompt.text} [{prompt.id}]"
             label += f" #{k + 1}" if len(answers) > 1 else ""
-            reference = " | ".join(prompt.references)
-            values = [scores.get(measure) for measure in measures]
-            rows.append([label, answer.text, prompt.id, reference, answer.finish_reason, *values])
-    return columns, rows
+            row: dict[str, Any] = {
+                "prompt": label,
+                "generation": answer.text,
+                "prompt_id": prompt.id,
+                "reference": " | ".join(prompt.references),
+                "finish_reason": answer.finish_reason,
+                "sample": k,
+                "token_ids": list(answer.token_ids),
+                "point": progress.index,
+                "name": planned.point.name,
+                "role": planned.point.role,
+            }
+            row |= {f"axis/{key}": value for key, value in planned.point.axes}
+            rows.append(row | scores | of_prompts[i])
+    return rows

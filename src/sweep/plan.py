@@ -18,6 +18,7 @@ from sweep.encoding import EncodedPrompt, check_lengths, encode
 from sweep.engines.gate import GATE_TOKENS
 from sweep.errors import ConfigError, TransformError
 from sweep.point import EngineSpec, Point, by_engine
+from sweep.scoring.text import select
 
 # How many transforms are tried before the engine starts, and for how long; all points have at least one prompt tried.
 # What lies beyond fails its own point when its turn comes.
@@ -32,6 +33,11 @@ class PlannedPoint:
     point: Point
     corpus: Corpus
     fingerprint: str
+
+    @property
+    def runs(self) -> int:
+        """How often its prompts are answered: a control twice, for the noise floor."""
+        return 2 if self.point.is_control and self.point.config.scoring.noise_floor else 1
 
     @property
     def prompts(self) -> list[EncodedPrompt]:
@@ -60,18 +66,18 @@ class EngineGroup:
 
     @property
     def requests(self) -> int:
-        """The number of requests."""
-        return sum(len(planned.prompts) for planned in self.points)
+        """The number of requests, the controls' second runs among them, and not those of teacher forcing."""
+        return sum(len(planned.prompts) * planned.runs for planned in self.points)
 
     @property
     def prompt_tokens(self) -> int:
         """The number of prompt tokens over all requests."""
-        return sum(len(e.token_ids) for planned in self.points for e in planned.prompts)
+        return sum(len(e.token_ids) * planned.runs for planned in self.points for e in planned.prompts)
 
     @property
     def max_output_tokens(self) -> int:
         """The most tokens that can be generated."""
-        samplings = ((len(planned.prompts), planned.point.config.sampling) for planned in self.points)
+        samplings = ((len(planned.prompts) * planned.runs, planned.point.config.sampling) for planned in self.points)
         return sum(count * sampling.n * sampling.max_tokens for count, sampling in samplings)
 
 
@@ -81,6 +87,8 @@ def make_plan(points: Sequence[Point]) -> list[EngineGroup]:
     Raises:
         ConfigError: what is wrong, with the key, file or point that it is about.
     """
+    for point in points:
+        select(point.config.scoring.quality)
     groups = [_plan_group(spec, members) for spec, members in by_engine(points).items()]
     for group in groups:
         _try_transforms(group)
@@ -119,7 +127,9 @@ def _needed(planned: PlannedPoint) -> int:
     """Return the most tokens of prompt and answer that a point can have."""
     config = planned.point.config
     longest = max(len(encoded.token_ids) for encoded in planned.prompts)
-    return config.transform.max_rows(longest) + max(config.sampling.max_tokens, GATE_TOKENS)
+    # A forced answer stands in the prompt, and one more token is generated after it.
+    answer = max(config.sampling.max_tokens, GATE_TOKENS) + config.scoring.teacher_forced
+    return config.transform.max_rows(longest) + answer
 
 
 def _try_transforms(group: EngineGroup) -> None:

@@ -116,10 +116,14 @@ def make_points(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> list[Point]
     values = [_axis_values(overrides) for overrides, _ in jobs]
     swept = [key for key in values[0] if len({job.get(key) for job in values}) > 1] if values else []
     keys = swept or [key for job in values for key in job]
-    return [
-        Point(config, tuple((key, _number(job[key])) for key in dict.fromkeys(keys) if key in job))
-        for config, job in zip(configs, values, strict=True)
-    ]
+    # Values of one key are all numbers or all texts, `null` among numbers being the latter.
+    numeric = {key for key in keys if all(isinstance(_number(job[key]), float) for job in values if key in job)}
+    points = []
+    for config, job in zip(configs, values, strict=True):
+        given = [(key, job[key]) for key in dict.fromkeys(keys) if key in job]
+        axes = tuple((key, _number(value) if key in numeric else value) for key, value in given)
+        points.append(Point(config, axes))
+    return points
 
 
 def with_controls(points: Iterable[Point], known: Collection[str] = ()) -> list[Point]:

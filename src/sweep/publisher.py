@@ -7,8 +7,9 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from sweep.archive import Archive
 from sweep.errors import TrackingError
-from sweep.outcome import Answers, PointResult, Progress, conclude
+from sweep.outcome import Against, Answers, Forced, PointResult, Progress, conclude
 from sweep.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -17,20 +18,25 @@ UNPUBLISHED = 64  # finished points that may wait for MLflow before the engine w
 
 
 class Publisher:
-    """Takes points as they finish; those that finish before their control wait for it.
+    """Takes points as they finish; those that finish before their control and its second run wait for both.
 
     Attributes:
         results: what became of each point, by `Point.key`, in the order in which they were published.
         controls: the controls' answers, by `Point.control_key`.
         errors: what MLflow did not take.
+        runs: MLflow's id of each point's run, by the point's index.
+        archive: every published generation.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: Tracker, archive: Archive) -> None:
         self.results: dict[str, PointResult] = {}
         self.controls: dict[str, Answers] = {}
         self.errors: list[str] = []
-        self._tracker = tracker
-        self._waiting: dict[str, list[Progress]] = {}
+        self.runs: dict[int, str] = {}
+        self._tracker, self.archive = tracker, archive
+        self._forced: dict[str, Forced] = {}
+        self._floors: dict[str, Answers | None] = {}
+        self._held: dict[str, list[Progress]] = {}
         self._thread = ThreadPoolExecutor(1, "publisher")
         self._unpublished: deque[Future[None]] = deque()
         self._tokens, self._seconds = 0, 0.0
@@ -48,28 +54,35 @@ class Publisher:
     def complete(self, progress: Progress) -> None:
         """Take a point whose prompts have all been answered."""
         point = progress.planned.point
-        if point.is_control:
-            self.controls[point.control_key] = progress.in_order()
-            self._submit(progress)
-            for waiting in self._waiting.pop(point.control_key, []):
-                self._submit(waiting)
-        elif point.control_key in self.controls:
-            self._submit(progress)
+        if progress.is_floor:
+            self._floors[point.control_key] = progress.in_order()
         else:
-            self._waiting.setdefault(point.control_key, []).append(progress)
+            self._held.setdefault(point.control_key, []).append(progress)
+        if point.is_control and not progress.is_floor:
+            self.controls[point.control_key] = progress.in_order()
+            self._forced[point.control_key] = progress.forced
+            if not point.config.scoring.noise_floor:
+                self._floors[point.control_key] = None
+        if point.control_key in self.controls and point.control_key in self._floors:
+            self._release(point.control_key)
 
     def fail(self, progress: Progress, reason: str) -> None:
         """Take a point that could not be finished."""
+        if progress.is_floor:  # then there is no noise floor, and nothing is lost but that
+            self._floors.setdefault(progress.planned.point.control_key, None)
+            return
         log.warning("%s failed: %s", progress.planned.point.name, reason)
         progress.error = reason
         self._submit(progress)
 
-    def fail_waiting(self, reason: str) -> None:
-        """Take the points whose control will never be finished."""
-        for waiting in self._waiting.values():
-            for progress in waiting:
+    def end_waiting(self, reason: str) -> None:
+        """Publish what waits for a noise floor that will never come, and fail what waits for a control."""
+        for control_key in list(self._held):
+            if control_key in self.controls:
+                self._floors.setdefault(control_key, None)
+                self._release(control_key)
+            for progress in self._held.pop(control_key, []):
                 self.fail(progress, reason)
-        self._waiting.clear()
 
     def drain(self) -> None:
         """Wait until all that was taken is published."""
@@ -82,17 +95,24 @@ class Publisher:
         finally:
             self._thread.shutdown()
 
+    def _release(self, control_key: str) -> None:
+        held = self._held.pop(control_key, [])
+        for progress in sorted(held, key=lambda progress: not progress.planned.point.is_control):
+            self._submit(progress)
+
     def _submit(self, progress: Progress) -> None:
-        control = None if progress.planned.point.is_control else self.controls.get(progress.planned.point.control_key)
+        key = progress.planned.point.control_key
+        against = Against(self.controls.get(key), self._floors.get(key), self._forced.get(key, {}))
         progress.ended = time.time()
-        self._unpublished.append(self._thread.submit(self._publish, progress, control, self.tokens_per_second))
+        self._unpublished.append(self._thread.submit(self._publish, progress, against, self.tokens_per_second))
         self._wait_for(UNPUBLISHED)
 
-    def _publish(self, progress: Progress, control: Answers | None, tokens_per_second: float) -> None:
-        result, record = conclude(progress, control, tokens_per_second)
+    def _publish(self, progress: Progress, against: Against, tokens_per_second: float) -> None:
+        result, record, rows = conclude(progress, against, tokens_per_second)
         self.results[result.point.key] = result
+        self.archive.add(result.index, rows)
         try:
-            self._tracker.publish(record)
+            self.runs[result.index] = self._tracker.publish(record)
         except TrackingError as error:
             self.errors.append(str(error))
             log.warning("%s", error)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sweep.config import SamplingConfig, SweepConfig
+from sweep.config import SweepConfig
 from sweep.corpus import Corpus
 from sweep.encoding import EncodedPrompt
 from sweep.engines.base import Request, Sampling
@@ -57,7 +57,7 @@ def build(
     if not math.isfinite(sent.sum(dtype=torch.float32)) and not sent.isfinite().all():
         raise TransformError(f"{config.transform.name} made NaN or infinity (in {str(table.dtype)[6:]})")
     token_ids = _spoken(transformed, encoded.token_ids)
-    request = Request(key, token_ids, sent.contiguous(), sampling_of(config.sampling, prompt_id))
+    request = Request(key, token_ids, sent.contiguous(), sampling_of(config, prompt_id))
     compared = Comparison.of(sent, rows, transformed.origins)
     most = -(-config.scoring.nearest_rows // len(corpus.prompts))
     neighbours = Neighbours.sample(compared, encoded.token_ids, most)
@@ -88,20 +88,22 @@ def _doses(doses: list[Dose | None]) -> Scores:
     return {name: score for name, score in scores.items() if math.isfinite(score)}
 
 
-def sampling_of(config: SamplingConfig, prompt_id: str) -> Sampling:
+def sampling_of(config: SweepConfig, prompt_id: str) -> Sampling:
     """Return how a prompt's answers are drawn.
 
     The seed depends on the sampling seed and the prompt, not on the point, so that points are compared under the same
     random numbers; engines count it up by one for each further sample.
     """
+    own = config.sampling
     return Sampling(
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        repetition_penalty=config.repetition_penalty,
-        seed=derive_seed(config.seed, prompt_id) if config.temperature > 0 else None,
-        n=config.n,
-        stop=tuple(config.stop),
-        ignore_eos=config.ignore_eos,
+        max_tokens=own.max_tokens,
+        temperature=own.temperature,
+        top_p=own.top_p,
+        top_k=own.top_k,
+        repetition_penalty=own.repetition_penalty,
+        seed=derive_seed(own.seed, prompt_id) if own.temperature > 0 else None,
+        n=own.n,
+        stop=tuple(own.stop),
+        ignore_eos=own.ignore_eos,
+        logprobs=config.scoring.logprobs,
     )

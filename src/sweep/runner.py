@@ -7,25 +7,31 @@ soon as its last answer is in.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import cast
 
+from sweep.archive import Archive
+from sweep.comparison import Comparison, Difference, compare
 from sweep.config import SweepConfig
-from sweep.engines.base import Engine, Generation, Request
+from sweep.engines.base import Engine, Generation
 from sweep.engines.gate import GATE_TOKENS, GatePrompt, identity_gate
-from sweep.errors import ConfigError, EngineError, TransformError
+from sweep.errors import ConfigError, EngineError
 from sweep.journal import Journal
-from sweep.outcome import PointResult, Progress, as_yaml
+from sweep.outcome import PointResult, as_yaml
 from sweep.plan import EngineGroup, describe, make_plan
 from sweep.point import EngineSpec, Point, with_controls
 from sweep.publisher import Publisher
-from sweep.request import build
+from sweep.results import tables
 from sweep.terminal import Terminal
-from sweep.tracking import Tracker
+from sweep.tracking import Closing, Tracker
+from sweep.workload import Key, Workload
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +52,7 @@ class Runner:
         self._journal: Journal | None = None
         self._engine: tuple[EngineSpec, int, Engine] | None = None
         self.engine_starts = 0
+        self.comparison: Comparison | None = None
         self._begun = 0
 
     @property
@@ -111,7 +118,39 @@ class Runner:
             if self._publisher is not None:
                 undo.callback(self._publisher.close)
 
+    def _report(self, tracker: Tracker, publisher: Publisher) -> None:
+        """Compare the points, and write and publish what there is to be seen of that."""
+        # Or Matplotlib would leave its cache in the user's home.
+        os.environ.setdefault("MPLCONFIGDIR", str(self._base.sweep.root / ".cache" / "matplotlib"))
+        from sweep.report import closing, files
+
+        confidence = self._base.scoring.confidence
+        self.comparison = comparison = compare(publisher.results.values(), confidence)
+        laid_out = tables(
+            comparison,
+            publisher.archive.read(),
+            sweep_id=self._sweep_id,
+            name=self._base.sweep.name or self._sweep_id,
+            command=self._command,
+            confidence=confidence,
+        )
+        files.write(laid_out, self.folder / "report")
+        for index, differences in comparison.differences.items():
+            if index in publisher.runs:
+                tracker.add(publisher.runs[index], _metrics_of(differences))
+        axes = [f"axis/{key}" for key in laid_out.axes]
+        shown = closing.shown_measures(comparison)
+        describe = partial(closing.describe, comparison, self._command)
+        tracker.close(Closing(describe, closing.series(comparison), self.folder / "report", axes, shown))
+
     def _finish(self, tracker: Tracker, error: BaseException | None) -> None:
+        if self._publisher is not None and self.results:
+            try:
+                with self._terminal.waiting("Report"):
+                    self._report(tracker, self._publisher)
+            except Exception as problem:  # the points are published, and what is wrong with the report is said
+                log.warning("The report could not be made: %s", problem, exc_info=True)
+                self._publisher.errors.append(f"the report could not be made: {problem}")
         failed = sum(result.error is not None for result in self.results.values())
         status = "FAILED" if error or failed or self.publishing_errors else "FINISHED"
         if error is not None and not isinstance(error, Exception):
@@ -135,7 +174,8 @@ class Runner:
         """Create the parent run and the journal, once something is about to be generated."""
         if self._publisher is None or self._journal is None:
             tracker.start(self._base.sweep.name or self._sweep_id, self._command, as_yaml(Point(self._base)))
-            self._publisher, self._journal = Publisher(tracker), Journal(self.folder / "journal")
+            self._publisher = Publisher(tracker, Archive(self.folder / "points"))
+            self._journal = Journal(self.folder / "journal")
         return self._publisher, self._journal
 
     def _open_engine(self, group: EngineGroup) -> Engine:
@@ -160,51 +200,50 @@ class Runner:
             engine.close()
 
     def _generate(self, group: EngineGroup, engine: Engine, publisher: Publisher, journal: Journal) -> None:
-        active: dict[int, Progress] = {}
+        workload = Workload(group, self._begun, publisher.controls)
         then = time.monotonic()
         try:
             with self._terminal.progress(group.requests) as advance:
-                for generation in engine.generate(self._requests(group, active, publisher)):
+                for generation in engine.generate(workload):
                     tokens = sum(len(completion.token_ids) for completion in generation.completions)
                     now = time.monotonic()
                     publisher.count(tokens, now - then)
                     then = now
-                    _receive(generation, active, publisher, journal)
+                    _record(generation, workload, journal)
+                    for progress in workload.receive(generation):
+                        journal.finish(progress.planned.fingerprint)
+                        publisher.complete(progress)
+                    while workload.failed:
+                        publisher.fail(*workload.failed.popleft())
                     advance(tokens)
         except EngineError as error:
-            for progress in active.values():
+            for progress in workload.active.values():
                 publisher.fail(progress, str(error))
             raise
         finally:
-            publisher.fail_waiting("its control was not finished")
-
-    def _requests(self, group: EngineGroup, active: dict[int, Progress], publisher: Publisher) -> Iterator[Request]:
-        """Build the requests of all points, one after the other, as the engine asks for them."""
-        for i, planned in enumerate(group.points):
-            progress = active[i] = Progress(self._begun, planned, started=time.time())
-            self._begun += 1
-            for j, encoded in enumerate(planned.prompts):
-                try:
-                    built = build((i, j), planned.point.config, encoded, planned.corpus, group.max_prompt_len)
-                except TransformError as error:
-                    publisher.fail(active.pop(i), f"prompt {encoded.prompt.id!r}: {error}")
-                    break
-                progress.perturbations[j], progress.neighbours[j] = built.perturbation, built.neighbours
-                yield built.request
+            self._begun += workload.begun
+            while workload.failed:
+                publisher.fail(*workload.failed.popleft())
+            publisher.end_waiting("its control was not finished")
 
 
-def _receive(generation: Generation, active: dict[int, Progress], publisher: Publisher, journal: Journal) -> None:
-    """Record an answer; hand its point on if it was the last one."""
-    i, j = cast(tuple[int, int], generation.key)
-    progress = active.get(i)
-    if progress is None:  # the point has failed meanwhile
-        return
-    planned = progress.planned
-    journal.append(planned.fingerprint, planned.prompts[j].prompt.id, generation.completions)
-    progress.answers[j] = generation.completions
-    if progress.complete:
-        journal.finish(planned.fingerprint)
-        publisher.complete(active.pop(i))
+def _metrics_of(differences: Mapping[str, Difference]) -> dict[str, float]:
+    """Return what a point's run is told of its differences to the control."""
+    metrics = {}
+    for measure, difference in differences.items():
+        metrics[f"{measure}/difference"] = difference.mean
+        metrics[f"{measure}/difference/ci_low"] = difference.ci_low
+        metrics[f"{measure}/difference/ci_high"] = difference.ci_high
+        metrics |= {f"{measure}/p": difference.p, f"{measure}/q": difference.q}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _record(generation: Generation, workload: Workload, journal: Journal) -> None:
+    key = cast(Key, generation.key)
+    progress = workload.active.get(key.point)
+    if progress is not None and key.forced is None and not progress.is_floor:
+        planned = progress.planned
+        journal.append(planned.fingerprint, planned.prompts[key.prompt].prompt.id, generation.completions)
 
 
 def _gate_prompts(group: EngineGroup) -> list[GatePrompt]:

@@ -61,7 +61,7 @@ class Session:
 
     def _open(self, point: Point) -> Runner:
         # Here, so that help and wrong configurations are answered without waiting for PyTorch.
-        from sweep.report import print_report
+        from sweep.report.terminal import print_report
         from sweep.runner import Runner
 
         runner = Runner(point.config, self.id, f"sweep {shlex.join(sys.argv[1:])}", self.terminal)

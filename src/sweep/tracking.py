@@ -12,24 +12,28 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from filelock import FileLock
 
 from sweep.config import TrackingConfig
 from sweep.errors import ConfigError, TrackingError
 from sweep.scoring.statistics import Summary
+from sweep.views import LIMIT as VIEW_LIMIT
+from sweep.views import sweep_view, view_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LOCAL_UI = "http://127.0.0.1:5000"
 TABLE = "generations.json"
+ORDER = "metrics.`sweep/index`"
+NOTE_LIMIT = 8000  # characters of a tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,24 @@ class PointRecord:
     rows: Sequence[Sequence[Any]]
     config: str
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """What the sweep's own run is given once all points are done.
+
+    Attributes:
+        describe: makes the run's description, in Markdown, of the links to its views by their titles.
+        series: (metric, value, step) of measures over the points, whose step is the point's place in the sweep.
+        files: what is kept with the run, a folder and all that lies in it.
+        axes, measures: metrics of the points that the view of charts shows.
+    """
+
+    describe: Callable[[Mapping[str, str]], str]
+    series: Sequence[tuple[str, float, int]]
+    files: Path
+    axes: Sequence[str]
+    measures: Sequence[str]
 
 
 class Tracker:
@@ -94,8 +116,8 @@ class Tracker:
             self._parent = run.info.run_id
             self._client.log_text(self._parent, _without_password(config, self.uri), "config.yaml")
 
-    def publish(self, record: PointRecord) -> None:
-        """Create, fill and end the run of one point.
+    def publish(self, record: PointRecord) -> str:
+        """Create, fill and end the run of one point, and return its id.
 
         Raises:
             TrackingError: MLflow failed; a run that was begun is marked FAILED if it can be.
@@ -128,6 +150,19 @@ class Tracker:
                 self._client.set_terminated(run_id, "FAILED")
                 raise
             self._client.set_terminated(run_id, "FAILED" if record.error else "FINISHED", ended)
+            return str(run_id)
+
+    def add(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Add metrics to a point's run.
+
+        Raises:
+            TrackingError: MLflow failed.
+        """
+        from mlflow.entities import Metric
+
+        with self._as_tracking_error("the comparison of a point"):
+            now = int(time.time() * 1000)
+            self._client.log_batch(run_id, [Metric(key, value, now, 0) for key, value in metrics.items()])
 
     def finish(self, status: str, metrics: Mapping[str, float]) -> None:
         """End the parent run as FINISHED, FAILED or KILLED."""
@@ -143,20 +178,56 @@ class Tracker:
             finally:
                 self._client.set_terminated(self._parent, status)
 
+    def close(self, closing: Closing) -> None:
+        """Give the parent run its description, series, files and view.
+
+        Raises:
+            TrackingError: MLflow failed; the points' runs are complete without.
+        """
+        from mlflow.entities import Metric
+
+        if self._parent is None:
+            return
+        with self._as_tracking_error("the sweep's report"):
+            now = int(time.time() * 1000)
+            self._client.log_batch(self._parent, [Metric(key, v, now, step) for key, v, step in closing.series])
+            self._client.log_artifacts(self._parent, str(closing.files))
+            state = sweep_view(self._sweep_id, self._search, ORDER, closing.axes, closing.measures)
+            key, value = view_tag(self._sweep_id, f"sweep {self._sweep_id}", now, state)
+            if len(value) <= VIEW_LIMIT:
+                self._client.set_experiment_tag(self._experiment, key, value)
+            links = {"side by side": self._side_by_side, "charts": self._charts}
+            description = _without_password(closing.describe(links), self.uri)
+            self._client.set_tag(self._parent, "mlflow.note.content", description[:NOTE_LIMIT])
+
     def comparison_url(self) -> str:
         """Return the link to this sweep's points side by side: prompts as rows, points as columns.
 
         An experiment's bare link shows an empty page; this one carries filter, order and view.
         """
-        base = _without_credentials(self.uri) if self._is_server else LOCAL_UI
-        query = {
-            "searchFilter": f"tags.`sweep.id` = '{self._sweep_id}' AND tags.`sweep.role` != 'sweep'",
-            "orderByKey": "metrics.`sweep/index`",
-            "orderByAsc": "true",
-            "compareRunsMode": "ARTIFACT",
-        }
-        arguments = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())
-        return f"{base.rstrip('/')}/#/experiments/{self._experiment}/runs?{arguments}"
+        return self._base + self._side_by_side
+
+    def charts_url(self) -> str:
+        """Return the link to the view of this sweep's charts."""
+        return self._base + self._charts
+
+    @property
+    def _base(self) -> str:
+        return (_without_credentials(self.uri) if self._is_server else LOCAL_UI).rstrip("/") + "/"
+
+    @property
+    def _search(self) -> str:
+        return f"tags.`sweep.id` = '{self._sweep_id}' AND tags.`sweep.role` != 'sweep'"
+
+    @property
+    def _side_by_side(self) -> str:
+        query = {"searchFilter": self._search, "orderByKey": ORDER, "orderByAsc": "true", "compareRunsMode": "ARTIFACT"}
+        return f"#/experiments/{self._experiment}/runs?{urlencode(query, quote_via=quote, safe='')}"
+
+    @property
+    def _charts(self) -> str:
+        query = {"viewStateShareKey": self._sweep_id, "compareRunsMode": "CHART"}
+        return f"#/experiments/{self._experiment}/runs?{urlencode(query, quote_via=quote, safe='')}"
 
     @property
     def is_local(self) -> bool:

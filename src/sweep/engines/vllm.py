@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sweep.checks import require
-from sweep.engines.base import Completion, Engine, EngineConfig, Generation, ModelFiles, Request, Sampling
+from sweep.engines.base import Completion, Engine, EngineConfig, Generation, ModelFiles, Request
 from sweep.errors import EngineError
 
 if TYPE_CHECKING:

@@ -1,58 +1,104 @@
 """Measures of a point's generations.  This package knows text, token ids and numbers; not points, engines or MLflow.
 
-Metric names are `group/measure`; the groups are `quality`, `divergence`, `perturbation` and `cost`.
+Metric names are `group/measure`; the groups are `quality`, `divergence`, `health`, `perturbation` and `cost`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from sweep.engines.base import Completion
-from sweep.scoring import divergence, text
-from sweep.scoring.statistics import Summary, summarise
+from sweep.scoring import divergence
+from sweep.scoring.distributions import distances
+from sweep.scoring.health import SHARES as HEALTH_SHARES
+from sweep.scoring.health import YES_OR_NO as HEALTH_YES_OR_NO
+from sweep.scoring.health import health
+from sweep.scoring.statistics import Floats, Summary, intervals
+from sweep.scoring.text import QUALITY, Scorer
 
 Scores = dict[str, float]
 
+YES_OR_NO = (
+    {name for name, scorer in QUALITY.items() if scorer.yes_or_no}
+    | HEALTH_YES_OR_NO
+    | {"cost/truncated", "divergence/first_token_top1"}
+)
 # What an answer's measure can be; intervals do not reach beyond.
-YES_OR_NO = frozenset({"quality/exact_match", "quality/contains", "cost/truncated"})
-SHARES = YES_OR_NO | {
-    "divergence/token_agreement",
-    "divergence/edit_distance",
-    "perturbation/changed",
-    "perturbation/nearest_token_flips",
-    "perturbation/rows_kept",
-}
+SHARES = (
+    YES_OR_NO
+    | HEALTH_SHARES
+    | {
+        "divergence/token_agreement",
+        "divergence/prefix_agreement",
+        "divergence/edit_distance",
+        "divergence/prefix_top1",
+        "perturbation/changed",
+        "perturbation/nearest_token_flips",
+        "perturbation/rows_kept",
+    }
+)
 # Measures that can be negative, by how they end.
-SIGNED = ("/snr_db", "/dose_requested", "/dose_achieved")
+SIGNED = ("/snr_db", "/dose_requested", "/dose_achieved", "_logprob", "_logprob_change")
 
 
-def score(answer: Completion, references: Sequence[str], control: Completion | None) -> Scores:
-    """Measure one answer: against the references, if there are any, and against the control's, if it is given."""
-    scores: Scores = {}
-    if references:
-        scores["quality/exact_match"] = text.exact_match(answer.text, references)
-        scores["quality/contains"] = text.contains(answer.text, references)
+def score(
+    answer: Completion,
+    references: Sequence[str],
+    control: Completion | None,
+    scorers: Mapping[str, Scorer],
+    top_k: int = 0,
+) -> Scores:
+    """Measure one answer.
+
+    Args:
+        references: what counts as right; without them the measures that need them are left out.
+        control: the answer that it is compared with; None: it is not.
+        scorers: measures of quality, by name.
+        top_k: how many log-probabilities there are at each step.
+    """
+    scores = {name: scorer(answer.text, references) for name, scorer in scorers.items()}
     if control is not None:
-        scores["divergence/first_divergence"] = divergence.first_divergence(answer.token_ids, control.token_ids)
-        scores["divergence/token_agreement"] = divergence.token_agreement(answer.token_ids, control.token_ids)
-        scores["divergence/edit_distance"] = divergence.edit_distance(answer.token_ids, control.token_ids)
+        own, other = answer.token_ids, control.token_ids
+        scores |= {
+            "divergence/first_divergence": divergence.first_divergence(own, other),
+            "divergence/prefix_agreement": divergence.prefix_agreement(own, other),
+            "divergence/token_agreement": divergence.token_agreement(own, other),
+            "divergence/edit_distance": divergence.edit_distance(own, other),
+        }
+        if top_k:
+            scores |= distances(own, answer.logprobs, other, control.logprobs, top_k)
+    scores |= health(answer.text, answer.token_ids)
     scores["cost/output_tokens"] = float(len(answer.token_ids))
     scores["cost/truncated"] = float(answer.finish_reason == "length")
-    return scores
+    return {name: value for name, value in scores.items() if not math.isnan(value)}
 
 
 def mean_scores(samples: Sequence[Scores]) -> Scores:
     """Return the mean of each measure over the samples of one prompt, which is the unit of all statistics."""
-    return {name: sum(sample[name] for sample in samples) / len(samples) for name in samples[0]}
+    names = dict.fromkeys(name for sample in samples for name in sample)
+    values = {name: [sample[name] for sample in samples if name in sample] for name in names}
+    return {name: sum(own) / len(own) for name, own in values.items()}
 
 
-def summarise_scores(prompts: Sequence[Scores], confidence: float) -> dict[str, Summary]:
+def by_measure(prompts: Sequence[Scores]) -> dict[str, Floats]:
+    """Return for each measure one value per prompt, [prompts], NaN where it does not apply."""
+    names = dict.fromkeys(name for scores in prompts for name in scores)
+    return {name: np.array([scores.get(name, math.nan) for scores in prompts]) for name in names}
+
+
+def summarise_scores(values: Mapping[str, Floats], confidence: float) -> dict[str, Summary]:
     """Summarise each measure over the prompts that have it."""
     summaries = {}
-    for name in dict.fromkeys(name for scores in prompts for name in scores):
-        values = [scores[name] for scores in prompts if name in scores]
-        summaries[name] = summarise(values, confidence, limits(name), name in YES_OR_NO)
+    for name, own in values.items():
+        found = intervals(own[None], confidence, yes_or_no=name in YES_OR_NO)
+        low, high = limits(name)
+        bounds = max(float(found.ci_low[0]), low), min(float(found.ci_high[0]), high)
+        if math.isnan(found.ci_low[0]):
+            bounds = math.nan, math.nan
+        summaries[name] = Summary(float(found.mean[0]), *bounds, int(found.n[0]))
     return summaries
 
 
@@ -61,5 +107,9 @@ def limits(name: str) -> tuple[float, float]:
     if name == "perturbation/cosine":
         return -1.0, 1.0
     if name.endswith(SIGNED):
+        return -math.inf, math.inf
+    if name in QUALITY:
+        return QUALITY[name].limits
+    if name.startswith("quality/"):  # the user's own, of which nothing is known
         return -math.inf, math.inf
     return 0.0, 1.0 if name in SHARES else math.inf

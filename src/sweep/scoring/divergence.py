@@ -25,3 +25,11 @@ def token_agreement(answer: Sequence[int], control: Sequence[int]) -> float:
 def edit_distance(answer: Sequence[int], control: Sequence[int]) -> float:
     """Return the Levenshtein distance over the longer answer's length: 0 for equal answers, 1 for nothing in common."""
     return float(Levenshtein.normalized_distance(answer, control))
+
+
+def prefix_agreement(answer: Sequence[int], control: Sequence[int]) -> float:
+    """Return the share of the control's tokens before the first that differs.
+
+    Where the control has none it is 1 if the answer has none either, else 0.
+    """
+    return first_divergence(answer, control) / len(control) if control else float(not answer)

@@ -120,7 +120,8 @@ def perturbation(compared: Comparison) -> Scores:
 
 def _norm(matrix: NDArray[np.float32]) -> float:
     flat = matrix.ravel()
-    squares = float(flat @ flat)
+    with np.errstate(over="ignore"):
+        squares = float(flat @ flat)
     if not math.isfinite(squares):  # finite entries whose squares are not, in fp32
         wide = flat.astype(np.float64)
         squares = float(wide @ wide)

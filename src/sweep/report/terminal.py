@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from sweep.config import SweepConfig
-from sweep.outcome import PointResult
-from sweep.runner import Runner
-from sweep.scoring.statistics import Summary
-from sweep.terminal import Terminal
+if TYPE_CHECKING:
+    from sweep.comparison import Comparison
+    from sweep.config import SweepConfig
+    from sweep.outcome import PointResult
+    from sweep.runner import Runner
+    from sweep.scoring.statistics import Summary
+    from sweep.terminal import Terminal
 
 COLUMNS = {
     "quality/exact_match": "exact match",
@@ -22,6 +25,7 @@ COLUMNS = {
     "cost/output_tokens": "tokens",
 }
 INTERVALS = ("quality", "divergence")
+LEVEL = 0.05
 
 
 def print_report(terminal: Terminal, runner: Runner, config: SweepConfig) -> None:
@@ -35,19 +39,31 @@ def print_report(terminal: Terminal, runner: Runner, config: SweepConfig) -> Non
     terminal.table(
         f"{len(results)} points; mean over prompts [{level} interval]",
         ["point", *measured.values()],
-        [[r.point.name, *_cells(r, list(measured))] for r in results],
+        [[r.point.name, *_cells(r, list(measured), runner.comparison)] for r in results],
     )
+    if runner.comparison is not None and runner.comparison.differences:
+        terminal.result(f"* differs from the control (q < {LEVEL:g}); the control's divergence is the noise floor")
     if tracker.is_local:
         folder = "" if config.sweep.dir == "outputs" else f" {config.sweep.dir}"
         terminal.result(f"Compare: run scripts/ui{folder}, then open {tracker.comparison_url()}")
+        terminal.result(f"Charts: {tracker.charts_url()}")
     else:
         terminal.result(f"Compare: {tracker.comparison_url()}")
+        terminal.result(f"Charts: {tracker.charts_url()}")
+    if (report := runner.folder / "report" / "report.html").is_file():
+        terminal.result(f"Report: {report}")
 
 
-def _cells(result: PointResult, names: list[str]) -> list[str]:
+def _cells(result: PointResult, names: list[str], comparison: Comparison | None) -> list[str]:
     if result.error:
         return ["failed", *([""] * (len(names) - 1))]
-    return [_cell(result.summaries.get(name), name.split("/")[0] in INTERVALS) for name in names]
+    differences = comparison.differences.get(result.index, {}) if comparison else {}
+    cells = []
+    for name in names:
+        difference = differences.get(name)
+        mark = " *" if difference is not None and difference.significant else ""
+        cells.append(_cell(result.summaries.get(name), name.split("/")[0] in INTERVALS) + mark)
+    return cells
 
 
 def _cell(summary: Summary | None, interval: bool) -> str:

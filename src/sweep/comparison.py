@@ -1,0 +1,154 @@
+"""Points against their controls and along their axes: from what was measured to what may be said of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from sweep.outcome import PointResult
+from sweep.scoring import YES_OR_NO
+from sweep.scoring.response import Response, dose_response
+from sweep.scoring.significance import benjamini_hochberg, p_values
+from sweep.scoring.statistics import Floats, Intervals, paired_difference
+
+COMPARED = ("quality/", "divergence/", "health/")
+LEVEL = 0.05  # of the false discovery rate, below which a difference is called significant
+NEUTRAL = {"transform.factor": 1.0}  # axes whose doses lie on both sides of one that does nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A point's mean difference to its control in one measure.
+
+    Attributes:
+        mean, ci_low, ci_high: of the differences, prompt by prompt.
+        p: of no difference, two-sided.
+        q: the same after Benjamini and Hochberg, over all points and all measures of one group.
+    """
+
+    mean: float
+    ci_low: float
+    ci_high: float
+    p: float
+    q: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether it is taken for more than chance."""
+        return self.q < LEVEL
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a sweep's points say beside each other.
+
+    Attributes:
+        results: in the order of the sweep.
+        controls: the index of each point's control, by index.
+        differences: by index and measure.
+        responses: by axis and measure.
+    """
+
+    results: Sequence[PointResult]
+    controls: Mapping[int, int] = field(default_factory=dict)
+    differences: Mapping[int, Mapping[str, Difference]] = field(default_factory=dict)
+    responses: Mapping[tuple[str, str], Response] = field(default_factory=dict)
+
+
+def compare(results: Iterable[PointResult], confidence: float) -> Comparison:
+    """Compare all points with their controls, and describe the responses to each swept number."""
+    ordered = sorted(results, key=lambda result: result.index)
+    groups: dict[str, list[PointResult]] = {}
+    for result in ordered:
+        if result.values:
+            groups.setdefault(result.point.control_key, []).append(result)
+    controls: dict[int, int] = {}
+    found: dict[tuple[int, str], tuple[Intervals, int, float]] = {}
+    responses: dict[tuple[str, str], Response] = {}
+    for group in groups.values():
+        control = next((result for result in group if result.point.is_control), None)
+        if control is None:
+            continue
+        others = [result for result in group if result is not control]
+        controls |= {result.index: control.index for result in others}
+        for measure in _measures(others):
+            found |= _differences(measure, others, control, confidence)
+        if len(groups) == 1:  # along the axes of several models or prompt files there is no one curve
+            responses = dict(_responses(others, control, confidence))
+    return Comparison(ordered, controls, _adjusted(found), responses)
+
+
+def _measures(points: Sequence[PointResult]) -> list[str]:
+    names = dict.fromkeys(name for result in points for name in result.values)
+    return [name for name in names if name.startswith(COMPARED)]
+
+
+def _table(measure: str, points: Sequence[PointResult], prompts: int) -> Floats:
+    empty = np.full(prompts, math.nan)
+    return np.stack([result.values.get(measure, empty) for result in points])
+
+
+def _reference(measure: str, control: PointResult, prompts: int) -> Floats:
+    """Return what a point is compared with: the control's own values, which for divergences are its second run's."""
+    return control.values.get(measure, np.full(prompts, math.nan))
+
+
+def _differences(
+    measure: str, points: Sequence[PointResult], control: PointResult, confidence: float
+) -> Iterator[tuple[tuple[int, str], tuple[Intervals, int, float]]]:
+    prompts = len(next(iter(control.values.values())))
+    table, own = _table(measure, points, prompts), _reference(measure, control, prompts)
+    yes_or_no = measure in YES_OR_NO
+    difference = paired_difference(table, own, confidence, yes_or_no=yes_or_no)
+    p = p_values(table, own, yes_or_no=yes_or_no, permutations=1999)
+    for row, result in enumerate(points):
+        if difference.n[row]:
+            yield (result.index, measure), (difference, row, float(p[row]))
+
+
+def _adjusted(
+    found: Mapping[tuple[int, str], tuple[Intervals, int, float]],
+) -> dict[int, dict[str, Difference]]:
+    differences: dict[int, dict[str, Difference]] = {}
+    for group in COMPARED:
+        keys = [key for key in found if key[1].startswith(group)]
+        adjusted = benjamini_hochberg([found[key][2] for key in keys])
+        for (index, measure), q in zip(keys, adjusted, strict=True):
+            of, row, p = found[index, measure]
+            bounds = float(of.mean[row]), float(of.ci_low[row]), float(of.ci_high[row])
+            differences.setdefault(index, {})[measure] = Difference(*bounds, p, float(q))
+    return differences
+
+
+def _responses(
+    points: Sequence[PointResult], control: PointResult, confidence: float
+) -> Iterator[tuple[tuple[str, str], Response]]:
+    """Yield the response along each axis on which numbers were swept and nothing else with them."""
+    axes = dict.fromkeys(key for result in points for key, value in result.point.axes if isinstance(value, float))
+    prompts = len(next(iter(control.values.values())))
+    for axis in axes:
+        if axis.endswith("seed"):  # a name, not a dose
+            continue
+        values = [(dict(result.point.axes).get(axis), result) for result in points]
+        doses = [(value, result) for value, result in values if isinstance(value, float)]
+        if len({dose for dose, _ in doses}) < 2:
+            continue
+        for measure in _measures(points):
+            own = _reference(measure, control, prompts)
+            if np.isnan(own).all():
+                continue
+            # The control's own divergence is its second run's: what is compared with it is clear of the floor.
+            found = dose_response(
+                [dose for dose, _ in doses],
+                _table(measure, [r for _, r in doses], prompts),
+                own,
+                neutral=NEUTRAL.get(axis),
+                yes_or_no=measure in YES_OR_NO,
+                confidence=confidence,
+                resamples=1000,
+            )
+            is_divergence = measure.startswith("divergence/")
+            yield (axis, measure), replace(found, floor=float(np.nanmean(own)) if is_divergence else math.nan)

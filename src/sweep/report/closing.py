@@ -1,0 +1,112 @@
+"""What is said of a sweep on its own run in MLflow: a description, and measures over its points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from sweep.comparison import Comparison
+from sweep.outcome import PointResult
+from sweep.scoring.response import Response
+
+SHOWN = 12  # rows of the description's table
+
+
+def main_measure(comparison: Comparison) -> str | None:
+    """Return the measure by which points are called best and worst: of quality if there is one, else of divergence."""
+    measured = {name for result in comparison.results for name in result.summaries}
+    for name in ("quality/exact_match", "quality/contains", "divergence/token_agreement"):
+        if name in measured:
+            return name
+    return next((name for name in sorted(measured) if name.startswith("quality/")), None)
+
+
+def shown_measures(comparison: Comparison) -> list[str]:
+    """Return the measures that a reader wants first, of those that there are."""
+    wanted = [
+        main_measure(comparison),
+        "divergence/token_agreement",
+        "divergence/edit_distance",
+        "divergence/control_answer_logprob_change",
+        "perturbation/relative_l2",
+        "health/loop",
+    ]
+    measured = {name for result in comparison.results for name in result.summaries}
+    return [name for name in dict.fromkeys(wanted) if name in measured]
+
+
+def series(comparison: Comparison) -> list[tuple[str, float, int]]:
+    """Return each measure's mean over the points, and the swept numbers, as (metric, value, the point's place)."""
+    found = []
+    for result in comparison.results:
+        axes = [(f"sweep/axis/{key}", value) for key, value in result.point.axes if isinstance(value, float)]
+        means = [(f"sweep/{name}", summary.mean) for name, summary in result.summaries.items()]
+        found += [(name, value, result.index) for name, value in [*axes, *means] if math.isfinite(value)]
+    return found
+
+
+def describe(comparison: Comparison, command: str, links: Mapping[str, str]) -> str:
+    """Return the description in Markdown: what was swept, best and worst, where it begins to matter, links."""
+    return "\n".join(_lines(comparison, command, links))
+
+
+def _lines(comparison: Comparison, command: str, links: Mapping[str, str]) -> Iterator[str]:
+    yield f"`{command}`\n"
+    yield " · ".join(f"[{title}]({link})" for title, link in links.items())
+    yield "· `report.html`, `points.csv`, `generations.parquet` and plots are among the artifacts\n"
+    for key, values in _swept(comparison.results).items():
+        yield f"- swept `{key}`: {', '.join(values)}"
+    measure = main_measure(comparison)
+    points = [r for r in comparison.results if measure in r.summaries and not r.point.is_control]
+    if measure and points:
+        ranked = sorted(points, key=lambda result: result.summaries[measure].mean)
+        worst, best = ranked[0], ranked[-1]
+        yield f"- `{measure}`: best {_mean(best, measure)}, worst {_mean(worst, measure)}"
+        for (axis, name), response in comparison.responses.items():
+            if name == measure:
+                yield from _said(axis, name, response)
+    yield ""
+    yield from _table(comparison)
+
+
+def _swept(results: Sequence[PointResult]) -> dict[str, list[str]]:
+    swept: dict[str, list[str]] = {}
+    for result in results:
+        for key, value in result.point.axes:
+            text = f"{value:g}" if isinstance(value, float) else value
+            if text not in swept.setdefault(key, []):
+                swept[key].append(text)
+    return swept
+
+
+def _said(axis: str, measure: str, response: Response) -> Iterator[str]:
+    if math.isfinite(response.first_effective):
+        interval = _interval(response.first_effective_ci_low, response.first_effective_ci_high)
+        yield f"- `{measure}` differs from the control's from `{axis}` = {response.first_effective:g}{interval} on"
+    if math.isfinite(response.breaking_point):
+        interval = _interval(response.breaking_point_ci_low, response.breaking_point_ci_high)
+        yield f"- it is half the control's at `{axis}` = {response.breaking_point:.3g}{interval}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) or math.isnan(high) else f" [{low:.3g}, {high:.3g}]"
+
+
+def _mean(result: PointResult, measure: str) -> str:
+    return f"{result.summaries[measure].mean:.3g} ({result.point.name})"
+
+
+def _table(comparison: Comparison) -> Iterator[str]:
+    measures = shown_measures(comparison)
+    yield f"| point | {' | '.join(measures)} |"
+    yield f"|---|{'---|' * len(measures)}"
+    for result in comparison.results[:SHOWN]:
+        cells = []
+        for measure in measures:
+            summary = result.summaries.get(measure)
+            difference = comparison.differences.get(result.index, {}).get(measure)
+            mark = " *" if difference is not None and difference.significant else ""
+            cells.append("" if summary is None else f"{summary.mean:.3g}{mark}")
+        yield f"| {result.point.name.replace('|', '/')} | {' | '.join(cells)} |"
+    if len(comparison.results) > SHOWN:
+        yield f"\nand {len(comparison.results) - SHOWN} more"

@@ -1,0 +1,101 @@
+"""The report: one file that needs nothing else, not even a network.
+
+Python works out everything that is shown, and the browser only shows it.  Texts of prompts and models reach the page
+in two ways, both of which keep them texts: through Jinja's escaping, and as JSON that the script puts into text nodes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from sweep.report.doses import responses
+from sweep.report.figures import figure
+from sweep.report.matrix import Matrix, by_strength
+from sweep.report.measures import main, short
+from sweep.report.overview import Table, findings, points_table
+from sweep.results import SweepResults
+
+FOLDER = Path(__file__).parent
+
+
+def render(results: SweepResults) -> str:
+    """Return the report as HTML.
+
+    Of sweeps with more than `matrix.LARGEST` generations it shows the first prompts, and says so.
+
+    Args:
+        results: at least one point; generations may be missing for points that failed.
+    """
+    doses = responses(results)
+    order = by_strength(results.points)
+    matrix = Matrix.of(results, order)
+    axes = [Axis(key, short(key), findings(doses, key)) for key in dict.fromkeys(dose.axis for dose in doses)]
+    points = points_table(results, order)
+    data = matrix.payload() | {
+        "figures": [figure(dose) for dose in doses],
+        "main": main((dose.measure for dose in doses), ("quality", "divergence")),
+    }
+    scripts = {"plotly": _plotly(), "program": (FOLDER / "report.js").read_text("utf-8")}
+    template = _environment().get_template("report.html.jinja")
+    return template.render(
+        results=results,
+        points=points,
+        matrix=matrix,
+        axes=axes,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        style=Markup((FOLDER / "report.css").read_text("utf-8")),
+        scripts={name: Markup(text) for name, text in scripts.items()},
+        policy=_policy(list(scripts.values())),
+        data=as_script(data),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A numeric axis: its key, its short name, what was found along it."""
+
+    key: str
+    name: str
+    findings: Table
+
+
+def as_script(value: Any) -> Markup:
+    """Return JSON that cannot end the script element that it stands in, whatever texts it holds."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _policy(scripts: list[str]) -> str:
+    # The browser refuses every request and every script but ours, even if an escape were forgotten somewhere.
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # here, since notebooks that only load results need not have it
+
+    return str(get_plotlyjs())
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

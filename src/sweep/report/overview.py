@@ -1,0 +1,116 @@
+"""What the report says in numbers: a table of the points, and what was found along each axis."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sweep.report.doses import Response, Value, is_true
+from sweep.report.measures import main, measures, title
+from sweep.results import SweepResults
+
+NONE = "–"
+SAMPLED = ("quality/", "divergence/", "health/")  # of the others an interval says little
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A measure; `main` ones are shown at once, the others when asked for."""
+
+    measure: str
+    title: str
+    main: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A mean, its interval, "▲" or "▼" if it differs significantly from the control's, and what lies behind."""
+
+    mean: str
+    interval: str = ""
+    mark: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A point, or a measure along an axis."""
+
+    name: str
+    role: str
+    error: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows with a cell for each column."""
+
+    columns: list[Column]
+    rows: list[Row]
+
+
+def points_table(results: SweepResults, order: list[int]) -> Table:
+    """Return the means of all points, in the order that is given (positions in `results.points`)."""
+    names = measures(results.points.columns)
+    chosen = main(names)
+    columns = [Column(name, title(name), name in chosen) for name in sorted(names, key=_first(chosen))]
+    records = results.points.to_dict("records")
+    rows = []
+    for record in (records[place] for place in order):
+        error = "" if pd.isna(record.get("error")) else str(record["error"])
+        cells = [_cell(record, column.measure) for column in columns]
+        rows.append(Row(str(record["name"]), str(record["role"]), error, cells))
+    return Table(columns, rows)
+
+
+def findings(doses: list[Response], axis: str) -> Table:
+    """Return what was found of each measure along an axis."""
+    rows = [dose for dose in doses if dose.axis == axis]
+    found = [
+        (dose, [_found(v) for v in (dose.rho, dose.first_effective, dose.breaking_point)] + [Cell(_number(dose.floor))])
+        for dose in rows
+    ]
+    titles = ("Spearman’s ρ", "first effective", "breaking point", "noise floor")
+    said = [
+        Row(title(dose.measure), dose.measure, "", cells)
+        for dose, cells in found
+        if any(c != Cell(NONE) for c in cells)
+    ]
+    return Table([Column(name, name, True) for name in titles], said)
+
+
+def _first(chosen: list[str]) -> Any:
+    return lambda name: chosen.index(name) if name in chosen else len(chosen)
+
+
+def _cell(record: dict[Any, Any], name: str) -> Cell:
+    def number(suffix: str) -> float:
+        value = record.get(f"{name}{suffix}", math.nan)
+        return math.nan if pd.isna(value) else float(value)
+
+    difference = number("/difference")
+    hints = [f"n = {number('/n'):.0f}"] if number("/n") == number("/n") else []
+    if not math.isnan(difference):
+        low, high = number("/difference/ci_low"), number("/difference/ci_high")
+        hints.append(f"difference to the control {difference:+.3g}" + _interval(low, high))
+        hints += [f"{letter} = {number(f'/{letter}'):.2g}" for letter in "pq" if number(f"/{letter}") >= 0]
+    mark = ("▼" if difference < 0 else "▲") if is_true(record.get(f"{name}/significant", False)) else ""
+    interval = _interval(number("/ci_low"), number("/ci_high")) if name.startswith(SAMPLED) else ""
+    return Cell(_number(number("")), interval, mark, ", ".join(hints))
+
+
+def _found(value: Value) -> Cell:
+    middle, low, high = value
+    return Cell(_number(middle), _interval(low, high))
+
+
+def _number(value: float) -> str:
+    return NONE if math.isnan(value) else f"{value:.3g}".replace("inf", "∞")
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) or math.isnan(high) else f" [{_number(low)}, {_number(high)}]"

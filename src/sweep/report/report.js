@@ -1,0 +1,349 @@
+"use strict";
+// Texts are put into the page as text nodes only, never as HTML.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const byId = (id) => document.getElementById(id);
+  const element = (tag, name, ...children) => {
+    const made = document.createElement(tag);
+    if (name) made.className = name;
+    made.append(...children);
+    return made;
+  };
+
+  // ---- dose and response -------------------------------------------------------------------------------------------
+
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+
+  function themed(figure) {
+    const style = getComputedStyle(document.documentElement);
+    const [ink, soft, line, paper] = ["--ink", "--soft", "--line", "--paper"].map((name) => style.getPropertyValue(name));
+    const axis = { gridcolor: line, zeroline: false, linecolor: soft, tickcolor: soft, ticks: "outside", automargin: true };
+    const { layout } = figure;
+    return {
+      ...layout,
+      title: { ...layout.title, font: { size: 14 }, x: 0.02, xanchor: "left", y: 0.97, yanchor: "top" },
+      xaxis: { ...axis, ...layout.xaxis, title: { ...layout.xaxis.title, standoff: 8 } },
+      yaxis: { ...axis, ...layout.yaxis },
+      font: { color: ink, size: 12, family: "system-ui, sans-serif" },
+      paper_bgcolor: paper,
+      plot_bgcolor: paper,
+      hoverlabel: { bgcolor: paper, bordercolor: soft, font: { color: ink } },
+      legend: { orientation: "h", yref: "container", y: 0.01, yanchor: "bottom", x: 0, font: { size: 11 } },
+      margin: { l: 50, r: 20, t: 62, b: layout.showlegend ? 76 : 52 },
+    };
+  }
+
+  // Okabe and Ito's blue is too dark for a dark page.
+  const series = ({ data }) => (dark.matches ? JSON.parse(JSON.stringify(data).replaceAll("#0072B2", "#3d97d8")) : data);
+
+  const drawn = new Map(); // element: figure
+  const draw = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) if (isIntersecting) plot(target);
+  }, { rootMargin: "300px" });
+
+  function plot(target) {
+    draw.unobserve(target);
+    const figure = drawn.get(target);
+    const buttons = ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"];
+    Plotly.newPlot(target, series(figure), themed(figure), { responsive: true, displaylogo: false, modeBarButtonsToRemove: buttons });
+  }
+
+  for (const article of document.querySelectorAll("#responses article")) {
+    const [first, others] = article.querySelectorAll(".plots");
+    const own = data.figures.filter((figure) => figure.axis === article.dataset.axis);
+    own.sort((a, b) => rank(a.measure) - rank(b.measure));
+    for (const figure of own) {
+      const place = element("div", "plot");
+      place.dataset.measure = figure.measure;
+      const main = data.main.includes(figure.measure);
+      (main ? first : others).append(place);
+      if (!main) article.querySelector(".others").hidden = false;
+      drawn.set(place, figure);
+    }
+  }
+  // Plotly's own script comes after this one, so that the generations need not wait for it.
+  document.addEventListener("DOMContentLoaded", () => { for (const place of drawn.keys()) draw.observe(place); });
+  function rank(measure) {
+    return (data.main.indexOf(measure) + data.main.length + 1) % (data.main.length + 1);
+  }
+  dark.addEventListener("change", () => {
+    for (const [place, figure] of drawn) if (place.data) Plotly.react(place, series(figure), themed(figure));
+  });
+  byId("more")?.addEventListener("change", (event) => byId("points").classList.toggle("all", event.target.checked));
+
+  // ---- generations -------------------------------------------------------------------------------------------------
+
+  const SPANS = 0, DISTANCE = 1, END = 2, SCORES = 3;
+  const matrix = document.querySelector(".matrix");
+  const [head, body, empty] = [".head", ".body", ".empty"].map((name) => matrix.querySelector(name));
+  const state = { query: "", differs: false, sort: "order", sample: 0, columns: [], scores: [] };
+  const cellOf = (row, column) => row.cells[column][state.sample];
+  const equals = (cell) => cell[DISTANCE] === 0;
+
+  function textOf(cell) {
+    return cell[SPANS].map((span) => span.slice(1)).join("");
+  }
+
+  // Lower-cased once, since searching lower-cases all of it for every letter typed otherwise.
+  const lowered = new WeakMap();
+  function haystack(cell) {
+    let text = lowered.get(cell);
+    if (text === undefined) lowered.set(cell, (text = textOf(cell).toLowerCase()));
+    return text;
+  }
+
+  function visible() {
+    const query = state.query.toLowerCase();
+    const cells = (row) => state.columns.map((column) => cellOf(row, column)).filter(Boolean);
+    const divergence = (row) => {
+      const found = cells(row).map((cell) => cell[DISTANCE]).filter((distance) => distance !== null);
+      return found.length ? found.reduce((a, b) => a + b) / found.length : 0;
+    };
+    let rows = data.rows;
+    if (state.differs) rows = rows.filter((row) => cells(row).some((cell) => cell[DISTANCE] > 0));
+    if (query) {
+      rows = rows.filter((row) =>
+        [row.id, row.prompt, row.reference].some((text) => text.toLowerCase().includes(query)) ||
+        cells(row).some((cell) => haystack(cell).includes(query)));
+    }
+    if (state.sort === "id") {
+      rows = [...rows].sort((a, b) => a.id.localeCompare(b.id, undefined, { numeric: true }));
+    } else if (state.sort === "divergence") {
+      const key = new Map(rows.map((row) => [row, divergence(row)]));
+      rows = [...rows].sort((a, b) => key.get(b) - key.get(a));
+    }
+    return rows;
+  }
+
+  function texts(cell) {
+    const text = element("div", "text");
+    text.dir = "auto";
+    const spans = cell[SPANS];
+    if (!spans.some((span) => span.length > 1)) text.append(element("span", "nothing", "empty"));
+    let diverged = false;
+    for (const span of spans) {
+      const [kind, content] = [span[0], span.slice(1)];
+      if (kind !== "=" && !diverged) {
+        diverged = true;
+        const mark = element("i", "diverges");
+        mark.title = "first divergence from the control";
+        text.append(mark);
+      }
+      if (kind === "=") text.append(content);
+      else if (kind === "~") text.append(element("span", "agrees", content));
+      else if (kind === "+") text.append(element("span", "differs", content));
+      else {
+        const mark = element("i", "missing");
+        mark.title = "words of the control are missing here";
+        text.append(mark);
+      }
+    }
+    return text;
+  }
+
+  const TRIVIAL = /(first_divergence|agreement|edit_distance)$/;
+  function measures(cell, control) {
+    const line = element("div", "measures");
+    for (const score of state.scores) {
+      // A control's divergence is its second run's, which is not what this cell shows; an equal text diverges nowhere.
+      const { name } = data.scores[score];
+      if ((control && name.startsWith("divergence/")) || (equals(cell) && TRIVIAL.test(name))) continue;
+      const value = cell[SCORES][score];
+      if (value !== null) line.append(element("span", "", `${data.scores[score].title} `, element("b", "", String(+value.toPrecision(3)))));
+    }
+    if (equals(cell)) line.append(element("span", "", "= control"));
+    if (cell[END] && cell[END] !== "stop") line.append(element("span", "cut", cell[END]));
+    return line;
+  }
+
+  function cellElement(row, column) {
+    const { name, control, error } = data.columns[column];
+    const cell = cellOf(row, column);
+    const made = element("div", control ? "control" : "");
+    made.setAttribute("role", "cell");
+    made.dataset.name = name;
+    if (!cell) made.append(element("span", "nothing", error ? "failed" : "–"));
+    else {
+      if (!control && equals(cell)) made.classList.add("equal");
+      made.append(texts(cell), measures(cell, control));
+    }
+    return made;
+  }
+
+  function rowHead(row, shell) {
+    const made = element("div", "", element("div", "id", row.id));
+    made.setAttribute("role", "rowheader");
+    const prompt = element("div", "prompt", row.prompt);
+    prompt.dir = "auto";
+    made.append(prompt);
+    if (row.reference) made.append(element("div", "reference", `reference: ${row.reference}`));
+    const button = element("button", "expand", shell.classList.contains("open") ? "less" : "more");
+    button.type = "button";
+    button.setAttribute("aria-expanded", String(shell.classList.contains("open")));
+    button.addEventListener("click", () => {
+      const open = shell.classList.toggle("open");
+      button.textContent = open ? "less" : "more";
+      button.setAttribute("aria-expanded", String(open));
+    });
+    made.firstChild.append(button);
+    return made;
+  }
+
+  // A row has content only while it is near the part that is seen; otherwise it keeps its height.
+  const shells = new Map(data.rows.map((row) => {
+    const shell = element("div", "row");
+    shell.setAttribute("role", "row");
+    shell.dataset.id = row.id;
+    return [row, shell];
+  }));
+  const rowOf = new Map([...shells].map(([row, shell]) => [shell, row]));
+
+  function fill(shell) {
+    if (shell.firstChild) return;
+    const row = rowOf.get(shell);
+    shell.append(rowHead(row, shell), ...state.columns.map((column) => cellElement(row, column)));
+    const cut = [...shell.querySelectorAll(".prompt, .text")].some((text) => text.scrollHeight > text.clientHeight + 2);
+    shell.querySelector(".expand").hidden = !cut && !shell.classList.contains("open");
+  }
+
+  function drop(shell) {
+    if (!shell.firstChild || shell.contains(document.activeElement)) return;
+    shell.style.setProperty("--height", `${shell.offsetHeight}px`);
+    shell.replaceChildren();
+  }
+
+  const near = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) isIntersecting && fill(target);
+    for (const { target, isIntersecting } of entries) isIntersecting || drop(target);
+    mark();
+  }, { root: matrix, rootMargin: "600px 0px" });
+
+  function header() {
+    const first = element("div", "", element("span", "", "prompt"));
+    const cells = state.columns.map((column) => {
+      const { name, control, error } = data.columns[column];
+      const made = element("div", control ? "control" : "", element("span", "", name));
+      if (error) {
+        const failed = element("b", "failed", "failed");
+        failed.title = error;
+        made.append(failed);
+      }
+      if (!control) {
+        const hide = element("button", "", "×");
+        hide.type = "button";
+        hide.title = `hide ${name}`;
+        hide.setAttribute("aria-label", `hide ${name}`);
+        hide.addEventListener("click", () => choose(state.columns.filter((other) => other !== column)));
+        made.append(hide);
+      }
+      return made;
+    });
+    head.replaceChildren(first, ...cells);
+    for (const made of head.children) made.setAttribute("role", "columnheader");
+  }
+
+  function show() {
+    const rows = visible();
+    const wanted = rows.map((row) => shells.get(row));
+    near.disconnect();
+    for (const shell of rowOf.keys()) {
+      shell.replaceChildren();
+      shell.style.removeProperty("--height");
+    }
+    header();
+    body.replaceChildren(...wanted);
+    for (const shell of wanted) near.observe(shell);
+    empty.hidden = rows.length > 0;
+    byId("status").textContent = `${rows.length} of ${data.rows.length} prompts, ${state.columns.length} of ${data.columns.length} columns`;
+  }
+
+  // What was searched for stands out, where the browser can do that without changing the page.
+  function mark() {
+    if (!window.Highlight || !CSS.highlights) return;
+    const ranges = [];
+    const query = state.query.toLowerCase();
+    const walker = query && document.createTreeWalker(body, NodeFilter.SHOW_TEXT);
+    while (query && walker.nextNode()) {
+      const node = walker.currentNode;
+      const text = node.data.toLowerCase();
+      if (text.length !== node.data.length) continue;
+      for (let at = text.indexOf(query); at >= 0; at = text.indexOf(query, at + query.length)) {
+        const range = new Range();
+        range.setStart(node, at);
+        range.setEnd(node, at + query.length);
+        ranges.push(range);
+      }
+    }
+    CSS.highlights.set("hit", new Highlight(...ranges));
+  }
+
+  function checks(list, titles, chosen, changed) {
+    const boxes = titles.map((name, index) => {
+      const box = element("input");
+      box.type = "checkbox";
+      box.value = index;
+      box.checked = chosen.includes(index);
+      box.addEventListener("change", () => changed(boxes.filter((b) => b.checked).map((b) => +b.value)));
+      list.append(element("li", "", element("label", "", box, ` ${name}`)));
+      return box;
+    });
+    return boxes;
+  }
+
+  const indices = (items, test) => items.map((_, index) => index).filter((index) => test(items[index]));
+  const columnBoxes = checks(byId("columns").querySelector("ul"), data.columns.map((column) => column.name), [], choose);
+  function choose(columns) {
+    state.columns = columns;
+    columnBoxes.forEach((box, index) => (box.checked = columns.includes(index)));
+    byId("columns").querySelector(".count").textContent = `${columns.length}/${data.columns.length}`;
+    show();
+  }
+  const picks = { all: () => true, first: (column) => column.shown, none: (column) => column.control };
+  for (const button of document.querySelectorAll("[data-pick]")) {
+    button.addEventListener("click", () => choose(indices(data.columns, picks[button.dataset.pick])));
+  }
+  state.scores = indices(data.scores, (score) => score.shown);
+  checks(byId("scores").querySelector("ul"), data.scores.map((score) => score.title), state.scores, (scores) => {
+    state.scores = scores;
+    show();
+  });
+  byId("scores").hidden = data.scores.length === 0;
+
+  let waiting;
+  byId("search").addEventListener("input", (event) => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => { state.query = event.target.value.trim(); show(); }, 120);
+  });
+  byId("differs").addEventListener("change", (event) => { state.differs = event.target.checked; show(); });
+  byId("sort").addEventListener("change", (event) => { state.sort = event.target.value; show(); });
+  byId("sample")?.addEventListener("change", (event) => { state.sample = +event.target.value; show(); });
+  byId("full").addEventListener("change", (event) => { matrix.classList.toggle("clamped", !event.target.checked); show(); });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName)) {
+      event.preventDefault();
+      byId("search").focus();
+    } else if (event.key === "Escape") closeMenus(null);
+  });
+  document.addEventListener("click", (event) => closeMenus(event.target));
+  function closeMenus(inside) {
+    for (const menu of document.querySelectorAll(".menu[open]")) if (!inside || !menu.contains(inside)) menu.open = false;
+  }
+  // On paper nothing can be scrolled to, and a plot does not notice that its page has become narrower.
+  const PAPER = { autosize: false, width: 340, height: 290 };
+  addEventListener("beforeprint", () => {
+    near.disconnect();
+    for (const shell of body.children) fill(shell);
+    for (const place of drawn.keys()) {
+      if (!place.offsetParent) continue;
+      if (!place.data) plot(place);
+      Plotly.relayout(place, PAPER);
+    }
+  });
+  addEventListener("afterprint", () => {
+    show();
+    for (const place of drawn.keys()) if (place.data) Plotly.relayout(place, { autosize: true, width: null, height: null });
+  });
+
+  matrix.classList.add("clamped");
+  choose(indices(data.columns, (column) => column.shown));
+})();

@@ -1,0 +1,79 @@
+"""A sweep's results as tables, for reports and notebooks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from sweep.comparison import Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResults:
+    """What a sweep found.
+
+    Attributes:
+        sweep_id, name, command: of the sweep.
+        confidence: of all intervals.
+        points: one row for each point, in the order of the sweep: `point`, `name`, `role`, `control`, `axis/<key>` for
+            each swept key, `error`, and for each measure its mean `m` with `m/ci_low`, `m/ci_high`, `m/n`, and against
+            the control `m/difference`, `m/difference/ci_low`, `m/difference/ci_high`, `m/p`, `m/q`, `m/significant`.
+        generations: one row for each generation: `point`, `name`, `role`, `axis/<key>`, `prompt_id`, `prompt`,
+            `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column for each measure.
+        responses: one row for each numeric axis and measure: `axis`, `measure`, `rho`, `first_effective`,
+            `breaking_point`, each with `/ci_low` and `/ci_high`, and `floor`.
+    """
+
+    sweep_id: str
+    name: str
+    command: str
+    confidence: float
+    points: pd.DataFrame
+    generations: pd.DataFrame
+    responses: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def axes(self) -> list[str]:
+        """The swept keys."""
+        return [column.removeprefix("axis/") for column in self.points.columns if column.startswith("axis/")]
+
+
+def tables(
+    comparison: Comparison, generations: pd.DataFrame, *, sweep_id: str, name: str, command: str, confidence: float
+) -> SweepResults:
+    """Lay a comparison out as tables, beside the generations that it is of."""
+    points = [_point_row(comparison, i) for i in range(len(comparison.results))]
+    responses = [
+        {"axis": axis, "measure": measure} | {_column(key): value for key, value in asdict(response).items()}
+        for (axis, measure), response in comparison.responses.items()
+    ]
+    return SweepResults(sweep_id, name, command, confidence, pd.DataFrame(points), generations, pd.DataFrame(responses))
+
+
+def _point_row(comparison: Comparison, place: int) -> dict[str, Any]:
+    result = comparison.results[place]
+    row: dict[str, Any] = {
+        "point": result.index,
+        "name": result.point.name,
+        "role": result.point.role,
+        "control": comparison.controls.get(result.index),
+        "error": result.error,
+    }
+    row |= {f"axis/{key}": value for key, value in result.point.axes}
+    for measure, summary in result.summaries.items():
+        row |= {_column(f"{measure}_{key}" if key != "mean" else measure): v for key, v in asdict(summary).items()}
+    for measure, difference in comparison.differences.get(result.index, {}).items():
+        row[f"{measure}/difference"] = difference.mean
+        row[f"{measure}/difference/ci_low"] = difference.ci_low
+        row[f"{measure}/difference/ci_high"] = difference.ci_high
+        row[f"{measure}/p"], row[f"{measure}/q"] = difference.p, difference.q
+        row[f"{measure}/significant"] = difference.significant
+    return row
+
+
+def _column(key: str) -> str:
+    for end in ("ci_low", "ci_high", "n"):
+        key = key.removesuffix(f"_{end}") + f"/{end}" if key.endswith(f"_{end}") else key
+    return key

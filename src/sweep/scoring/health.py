@@ -1,0 +1,187 @@
+"""Whether an answer looks like text at all: repetition, loops, emptiness, refusals.  No reference or control needed.
+
+256,000 answers of 64 tokens take 10 to 15 s (one core).
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+import zlib
+from collections.abc import Sequence
+
+LOOP_REPETITIONS = 3
+LOOP_SHARE = 0.25
+LOOP_TOKENS = 8
+
+# How English-speaking chat models begin a refusal: whole openings, since "sorry" alone also begins an answer.
+# After the list of Zou et al. 2023, arXiv:2307.15043.
+REFUSALS = (
+    "as a language model",
+    "as a large language model",
+    "as an ai",
+    "can't assist with",
+    "cannot assist with",
+    "i am not able to",
+    "i am sorry, but",
+    "i am unable to",
+    "i apologise, but",
+    "i apologize, but",
+    "i can not",
+    "i can't answer",
+    "i can't assist",
+    "i can't fulfill",
+    "i can't help",
+    "i can't provide",
+    "i cannot",
+    "i must decline",
+    "i will not",
+    "i won't",
+    "i'm not able to",
+    "i'm sorry, but",
+    "i'm unable to",
+    "my apologies, but",
+    "not able to assist",
+    "unable to assist",
+)
+REFUSAL_CHARACTERS = 200
+
+YES_OR_NO = frozenset({"health/loop", "health/empty", "health/refusal"})
+SHARES = YES_OR_NO | {"health/distinct_1", "health/distinct_2", "health/distinct_3", "health/non_printable"}
+
+# Characters of a text need not be looked at one by one if it has none of these.
+_LAYOUT = str.maketrans("", "", "\t\n\r\v\f")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def health(text: str, token_ids: Sequence[int]) -> dict[str, float]:
+    """Measure one answer; NaN where a measure does not apply.
+
+    Args:
+        text: as decoded.
+        token_ids: below 0x110000 each.
+
+    Returns:
+        The measures of this module as `health/…`, and `health/characters` and `health/tokens`, its length.
+    """
+    packed = _pack(token_ids)
+    different = [distinct(token_ids, n) for n in (1, 2, 3)]
+    # Where no n-gram occurs twice, no longer one does: most texts need no search.
+    shorter = next((n for n, share in enumerate(different) if not share < 1), None)
+    return {
+        "health/distinct_1": different[0],
+        "health/distinct_2": different[1],
+        "health/distinct_3": different[2],
+        "health/longest_repeat": _longest_repeat(packed, 3) if shorter is None else float(shorter),
+        "health/loop": _loop(packed),
+        "health/compression_ratio": compression_ratio(text),
+        "health/empty": empty(text),
+        "health/non_printable": non_printable(text),
+        "health/refusal": refusal(text),
+        "health/characters": float(len(text)),
+        "health/tokens": float(len(token_ids)),
+    }
+
+
+def distinct(token_ids: Sequence[int], n: int) -> float:
+    """Return distinct-n, different n-grams over all n-grams (Li et al. 2016, arXiv:1510.03055); NaN if none is."""
+    grams = len(token_ids) - n + 1
+    if grams < 1:
+        return math.nan
+    different = set(token_ids) if n == 1 else set(zip(*(token_ids[i:] for i in range(n)), strict=False))
+    return len(different) / grams
+
+
+def longest_repeat(token_ids: Sequence[int]) -> float:
+    """Return the length, in tokens, of the longest n-gram that occurs at least twice; occurrences may overlap."""
+    return _longest_repeat(_pack(token_ids), 0)
+
+
+def loop(token_ids: Sequence[int]) -> float:
+    """Return 1 if the answer ends in a loop, else 0.
+
+    That is: its end repeats one n-gram, of any length, at least `LOOP_REPETITIONS` times in a row, and these
+    repetitions, with the part of one before them, are at least `LOOP_TOKENS` tokens and `LOOP_SHARE` of the answer.
+    What is said of the end also counts one token before it, since the last token may be an end-of-text mark.
+    """
+    return _loop(_pack(token_ids))
+
+
+def compression_ratio(text: str) -> float:
+    """Return the bytes of the text in UTF-8 over those that zlib makes of them; NaN if it is empty.
+
+    Text is at 1 to 2, repetition above: Whisper takes 2.4 as its mark (Radford et al. 2022, arXiv:2212.04356).  Below
+    some 50 bytes zlib's own header weighs, and the ratio is less than 1.
+    """
+    raw = text.encode("utf-8", "surrogatepass")
+    return len(raw) / len(zlib.compress(raw)) if raw else math.nan
+
+
+def empty(text: str) -> float:
+    """Return 1 if there is nothing but white space, else 0."""
+    return float(not text or text.isspace())
+
+
+def non_printable(text: str) -> float:
+    """Return the share of characters that no text should have; 0 for an empty text.
+
+    These are control characters other than tabs and line ends, surrogates, private-use characters, and U+FFFD, which
+    stands for bytes that are no UTF-8.
+    """
+    if not text or (text.translate(_LAYOUT).isprintable() and _REPLACEMENT not in text):
+        return 0.0
+    return sum(text.count(character) for character in set(text) if _is_garbage(character)) / len(text)
+
+
+def _is_garbage(character: str) -> bool:
+    if character in "\t\n\r\v\f":
+        return False
+    return character == _REPLACEMENT or unicodedata.category(character) in ("Cc", "Cs", "Co")
+
+
+def refusal(text: str) -> float:
+    """Return 1 if one of `REFUSALS` occurs in the first `REFUSAL_CHARACTERS` characters, else 0.
+
+    A heuristic, for English: a model can refuse otherwise, and can quote a refusal.  Case and the kind of apostrophe do
+    not matter.
+    """
+    start = text[:REFUSAL_CHARACTERS].lower().replace("’", "'")
+    return float(any(phrase in start for phrase in REFUSALS))
+
+
+def _pack(token_ids: Sequence[int]) -> str:
+    """Return the ids as characters: a string is searched in C, for whole n-grams at once."""
+    return "".join(map(chr, token_ids))
+
+
+def _longest_repeat(packed: str, known: int) -> float:
+    """Return the length of the longest repeat, which is at least `known`."""
+    # It starts with one of size `known`, so only where those are is a search worth while.
+    size = max(known, 1)
+    grams = [packed[i : i + size] for i in range(len(packed) - size + 1)]
+    last = dict(zip(grams, range(len(grams)), strict=True))
+    longest = known
+    for start in (i for i, gram in enumerate(grams) if last[gram] > i):
+        while packed.find(packed[start : start + longest + 1], start + 1) >= 0:
+            longest += 1
+    return float(longest)
+
+
+def _loop(packed: str) -> float:
+    return float(_ends_in_loop(packed) or _ends_in_loop(packed[:-1]))
+
+
+def _ends_in_loop(packed: str) -> bool:
+    end = len(packed)
+    least = max(LOOP_TOKENS, LOOP_SHARE * end)
+    # The unit begins after an earlier occurrence of the last token, the nearest one first.
+    before = packed.rfind(packed[-1:], 0, max(end - 1, 0)) if end else -1
+    while before >= 0 and (size := end - 1 - before) * LOOP_REPETITIONS <= end:
+        if packed.endswith(packed[-size:] * LOOP_REPETITIONS):
+            start = end - size * LOOP_REPETITIONS
+            while start and packed[start - 1] == packed[start - 1 + size]:
+                start -= 1
+            if end - start >= least:
+                return True
+        before = packed.rfind(packed[-1], 0, before)
+    return False

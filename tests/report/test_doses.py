@@ -1,0 +1,90 @@
+"""What is plotted along an axis."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from synthetic import make
+
+from sweep.report.doses import numeric_axes, responses
+from sweep.report.figures import figure
+from sweep.report.measures import measures
+from sweep.results import SweepResults
+
+
+def test_lines_follow_the_doses_and_carry_intervals() -> None:
+    results = make(factors=4, seeds=2)
+    found = {(r.axis, r.measure): r for r in responses(results)}
+    assert {axis for axis, _ in found} == {"transform.factor"}  # a seed is a number, but no dose
+    response = found["transform.factor", "quality/exact_match"]
+    assert [line.label for line in response.lines] == ["seed=0", "seed=1"]
+    line = response.lines[1]
+    assert line.doses == [1.2, 1.4, 1.6, 1.8]
+    point = results.points[results.points["name"] == "factor=1.6, seed=1"].iloc[0]
+    ends = [point[f"quality/exact_match{end}"] for end in ("", "/ci_low", "/ci_high")]
+    assert list(line.means[2]) == ends and line.names[2] == point["name"]
+    assert line.significant[2] == bool(point["quality/exact_match/significant"])
+    assert response.control == 1 and math.isnan(response.floor)
+    assert response.breaking_point == (1.4, pytest.approx(1.2), pytest.approx(1.6)) or response.breaking_point[0] == 1.6
+
+
+def test_the_floor_lies_on_the_side_of_no_difference() -> None:
+    found = {r.measure: r for r in responses(make())}
+    assert found["divergence/token_agreement"].floor_band == (0.98, 1)
+    assert found["divergence/edit_distance"].floor_band == (0, 0.02)
+    assert found["divergence/first_divergence"].floor_band[0] == pytest.approx(39.2)  # the control's own, no response
+    assert math.isnan(found["quality/contains"].floor_band[0])
+    assert found["quality/contains"].control == 1 and math.isnan(found["divergence/edit_distance"].control)
+
+
+def test_axes_of_texts_have_no_doses() -> None:
+    columns = {
+        "role": ["control", "point", "point", "point"],
+        "axis/a": [math.nan, 1, 2, "auto"],
+        "axis/b": [math.nan, "x", "y", "z"],
+        "axis/c": [None, 3, 1, 2],
+        "axis/d": [1.0, 2.0, 2.0, 2.0],
+    }
+    assert numeric_axes(pd.DataFrame(columns)) == ["c"]
+
+
+def test_measures_are_not_their_statistics() -> None:
+    columns = [
+        "point",
+        "axis/x",
+        "cost/tokens",
+        "quality/f1",
+        "quality/f1/ci_low",
+        "quality/f1/difference/ci_high",
+        "quality/n",
+        "perturbation/start/cosine",
+        "perturbation/start/cosine/n",
+    ]
+    assert measures(columns) == ["quality/f1", "quality/n", "perturbation/start/cosine", "cost/tokens"]
+
+
+def test_doses_that_span_much_are_logarithmic_and_labels_follow() -> None:
+    results = make(factors=3)
+    spread = {1.2: 0.01, 1.4: 0.1, 1.6: 1.0}
+    points = results.points.assign(**{"axis/transform.factor": results.points["axis/transform.factor"].map(spread)})
+    answered = results.responses.assign(first_effective=0.1)
+    moved = SweepResults("id", "", "", 0.95, points, results.generations, answered)
+    layout = figure(next(r for r in responses(moved) if r.measure == "divergence/edit_distance"))["layout"]
+    assert layout["xaxis"]["type"] == "log"
+    # Plotly wants shapes in the axis' units and annotations in their logarithm.
+    assert [s["x0"] for s in layout["shapes"] if s["type"] == "line"] == [0.1]
+    assert layout["annotations"][0]["x"] == pytest.approx(-1)
+
+
+def test_figures_have_intervals_floor_and_doses() -> None:
+    drawn = {f["measure"]: f for f in map(figure, responses(make(factors=5)))}
+    quality, agreement = drawn["quality/exact_match"], drawn["divergence/token_agreement"]
+    trace = quality["data"][0]
+    assert all(up > 0 for up in trace["error_y"]["array"]) and trace["x"] == [1.2, 1.4, 1.6, 1.8, 2.0]
+    texts = [note["text"] for note in quality["layout"]["annotations"]]
+    assert texts == ["first effective 1.4", "breaks at 1.7"]
+    bands = [s for s in agreement["layout"]["shapes"] if s.get("label", {}).get("text") == "noise floor"]
+    assert [(band["y0"], band["y1"]) for band in bands] == [(0.98, 1)]
+    assert [s["y0"] for s in quality["layout"]["shapes"] if s.get("label", {}).get("text") == "control"] == [1]

@@ -1,0 +1,185 @@
+"""Dose and response against data with known truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sweep.scoring.response import Response, _Series, _t_bound, dose_response
+from sweep.scoring.statistics import resampled_counts
+
+PROMPTS = 200
+
+
+def yes_or_no(shares: list[float], seed: int, prompts: int = PROMPTS) -> np.ndarray:
+    """Answers of which so many are right, each prompt as hard at all doses."""
+    draw = np.random.default_rng(seed)
+    hard = draw.normal(size=prompts)
+    noise = draw.normal(size=(len(shares), prompts))
+    return (hard + noise < math.sqrt(2) * stats.norm.ppf(shares)[:, None]).astype(float)
+
+
+DOSES = [1.0, 2.0, 4.0, 8.0, 16.0]
+SHARES = [0.9, 0.9, 0.7, 0.3, 0.1]
+
+
+def test_a_falling_quality() -> None:
+    control, *values = yes_or_no([0.9, *SHARES], 0)
+    found = dose_response(DOSES, values, control, yes_or_no=True)
+    assert found.rho == pytest.approx(stats.spearmanr(DOSES, np.mean(values, axis=1)).statistic)
+    assert found.rho <= -0.9 and found.rho_ci_low <= found.rho <= found.rho_ci_high <= -0.8
+    assert found.first_effective == 4 and found.first_effective_ci_low <= 4 <= found.first_effective_ci_high
+    assert 4 < found.breaking_point_ci_low < found.breaking_point < found.breaking_point_ci_high < 8.5
+    assert found.floor == 0
+
+
+def test_the_breaking_point_is_interpolated_where_half_of_the_control_is_crossed() -> None:
+    control = np.full(10, 0.8)
+    means = np.array([0.8, 0.6, 0.2, 0.9])
+    found = dose_response([1, 2, 4, 5], np.tile(means[:, None], 10), control)
+    assert found.breaking_point == pytest.approx(3)  # 0.4 is half way from 0.6 to 0.2; what comes later does not count
+    assert (found.breaking_point_ci_low, found.breaking_point_ci_high) == (pytest.approx(3), pytest.approx(3))
+    # From the neutral dose on: the control stands there.
+    found = dose_response([3.0], np.full((1, 10), 0.2), control, neutral=1.0)
+    assert found.breaking_point == pytest.approx(1 + 2 * (0.4 / 0.6))
+    assert (
+        dose_response([3.0], np.full((1, 10), 0.2), control).breaking_point == 3
+    )  # nothing before to interpolate from
+
+
+def test_doses_on_both_sides_of_the_neutral_one() -> None:
+    doses, shares = [0.25, 0.5, 0.8, 1.0, 1.2, 2.0, 5.0], [0.1, 0.6, 0.9, 0.9, 0.9, 0.3, 0.1]
+    control, *values = yes_or_no([0.9, *shares], 1)
+    found = dose_response(doses, values, control, neutral=1.0, yes_or_no=True)
+    others = [0, 1, 2, 4, 5, 6]  # what stands at the neutral dose is no point of its own
+    strengths, means = np.abs(np.array(doses) - 1)[others], np.mean(values, axis=1)[others]
+    assert found.rho == pytest.approx(stats.spearmanr(strengths, means).statistic)
+    assert found.rho < -0.6  # of strength; of the dose itself it would be small
+    assert abs(stats.spearmanr(doses, np.mean(values, axis=1)).statistic) < 0.4
+    assert found.first_effective == 0.5  # 0.5 away, against 1 on the other side
+    assert found.first_effective_ci_low == 0.5 and found.first_effective_ci_high in (0.5, 0.8)  # on that side
+    assert 0.25 < found.breaking_point_ci_low < found.breaking_point < found.breaking_point_ci_high < 0.5
+    mirrored = dose_response([2 - dose for dose in doses], values, control, neutral=1.0, yes_or_no=True)
+    assert mirrored.breaking_point == pytest.approx(2 - found.breaking_point)
+    assert mirrored.breaking_point_ci_low == pytest.approx(2 - found.breaking_point_ci_high)
+
+
+def test_order_and_repetition_of_points_do_not_matter() -> None:
+    control, *values = yes_or_no([0.9, *SHARES], 2)
+    table = np.array(values)
+    expected = dose_response(DOSES, table, control)
+    order = [3, 0, 4, 2, 1]
+    assert dose_response(np.array(DOSES)[order], table[order], control) == expected
+    halves = np.vstack([table, table])
+    halves[:5, ::2] = math.nan
+    halves[5:, 1::2] = math.nan
+    assert dose_response(DOSES * 2, halves, control) == expected
+
+
+def test_nothing_happens() -> None:
+    control, *values = yes_or_no([0.9] * 6, 3)
+    found = dose_response(DOSES, values, control, yes_or_no=True)
+    assert math.isnan(found.first_effective) and math.isnan(found.first_effective_ci_low)
+    assert math.isnan(found.breaking_point) and math.isnan(found.breaking_point_ci_high)
+    assert found.rho_ci_low < 0 < found.rho_ci_high
+    same = dose_response(DOSES, np.ones((5, 20)), np.ones(20))
+    assert math.isnan(same.rho) and math.isnan(same.first_effective)
+    useless = dose_response(DOSES, np.zeros((5, 20)), np.zeros(20))
+    assert math.isnan(useless.breaking_point)
+    negative = dose_response(DOSES, -np.ones((5, 20)), -np.ones(20))  # there is no half of it to fall below
+    assert math.isnan(negative.breaking_point)
+    assert math.isnan(dose_response([1.0, 2.0], np.eye(2), np.ones(2)).rho)
+
+
+def test_resamples_that_never_break_count_as_stronger_than_all_doses() -> None:
+    control, *values = yes_or_no([0.9, 0.85, 0.43], 4, 60)
+    found = dose_response([1.0, 2.0], values, control, yes_or_no=True)
+    assert found.breaking_point <= 2 and found.breaking_point_ci_high == math.inf
+    below = dose_response([-1.0, -2.0], values, control, neutral=0.0, yes_or_no=True)
+    assert below.breaking_point_ci_low == -math.inf and below.breaking_point_ci_high < 0
+
+
+@pytest.mark.parametrize("as_values", [False, True])
+def test_a_divergence_begins_above_the_noise_floor(as_values: bool) -> None:
+    draw = np.random.default_rng(5)
+    floor = draw.gamma(1, 0.1, PROMPTS)
+    values = np.array([draw.gamma(1, scale, PROMPTS) for scale in (0.1, 0.1, 0.2, 0.4)])
+    floor_given = floor if as_values else float(floor.mean())
+    found = dose_response([1, 2, 3, 4], values, np.zeros(PROMPTS), floor_given)
+    assert found.first_effective == 3 and found.floor == pytest.approx(floor.mean())
+    assert found.first_effective_ci_low >= 2
+    assert dose_response([1, 2, 3, 4], values, np.zeros(PROMPTS)).first_effective == 1
+    agreement = dose_response([1, 2, 3, 4], 1 - values, np.ones(PROMPTS), floor_given)  # falls from 1
+    assert agreement.first_effective == 3
+
+
+def test_an_effect_that_stronger_doses_do_not_have_is_taken_for_chance() -> None:
+    control, *values = yes_or_no([0.9, 0.6, 0.9, 0.6, 0.5], 6)
+    assert dose_response([1, 2, 3, 4], values, control).first_effective == 3
+    assert dose_response([1, 2, 3, 4], values, control, sustained=False).first_effective == 1
+
+
+def test_missing_values_are_left_out() -> None:
+    control, *values = yes_or_no([0.9, *SHARES], 7)
+    table = np.array(values)
+    expected = dose_response(DOSES, table[:, 50:], control[50:], yes_or_no=True)
+    table[:, :50] = math.nan
+    found = dose_response(DOSES, table, control, yes_or_no=True)
+    assert (found.rho, found.first_effective) == (expected.rho, expected.first_effective)
+    assert found.breaking_point_ci_low == pytest.approx(expected.breaking_point_ci_low, abs=0.1)
+    control[:50], table[:, :50] = math.nan, 0.0  # an answer whose control's is missing has nothing to be compared with
+    assert dose_response(DOSES, table, control).breaking_point == pytest.approx(expected.breaking_point)
+    table[:, :50] = math.nan
+    empty_row = np.vstack([table, np.full(PROMPTS, math.nan)])
+    assert dose_response([*DOSES, 32.0], empty_row, control).rho == found.rho
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    for given in ([1.0], np.ones((2, 3)), np.ones(3)), ([1.0, math.nan], np.ones((2, 3)), np.ones(3)):
+        with pytest.raises(ValueError):
+            dose_response(*given)
+    with pytest.raises(ValueError, match="negative"):
+        dose_response([1.0], np.ones((1, 3)), np.ones(3), -0.1)
+
+
+def test_bounds_in_resamples_are_students() -> None:
+    values = np.random.default_rng(0).normal(3, 1, (2, 15))
+    values[1, :5] = math.nan
+    counts = resampled_counts(15, 4, 0)
+    series = _Series(np.arange(2.0), values, np.zeros(15), 0.0, counts, 0.9, yes_or_no=False, seed=0)
+    for side, name in ((-1, "low"), (1, "high")):
+        found = _t_bound(values, series, side)
+        for row in range(2):
+            for column in range(4):
+                sample = np.repeat(values[row], counts[column].astype(int))
+                interval = stats.ttest_1samp(sample[~np.isnan(sample)], 0).confidence_interval(0.9)
+                assert found[row, column] == pytest.approx(getattr(interval, name))
+
+
+def simulate(shares: list[float], count: int, prompts: int) -> list[Response]:
+    found = []
+    for seed in range(count):
+        control, *values = yes_or_no([0.9, *shares], 100 + seed, prompts)
+        found.append(dose_response(DOSES, values, control, yes_or_no=True, resamples=1000))
+    return found
+
+
+def test_intervals_cover_the_truth() -> None:
+    """The breaking point lies where the true means cross 0.45, between 4 and 8; the first effective dose is 4."""
+    found = simulate(SHARES, 300, 100)
+    truth = 4 + 4 * (0.7 - 0.45) / 0.4
+    covered = np.mean([r.breaking_point_ci_low <= truth <= r.breaking_point_ci_high for r in found])
+    assert 0.92 <= covered <= 0.98
+    assert np.mean([r.breaking_point for r in found]) == pytest.approx(truth, abs=0.1)
+    first = np.array([r.first_effective for r in found])
+    assert np.mean(first == 4) > 0.85
+    assert np.mean([r.first_effective_ci_low <= 4 <= r.first_effective_ci_high for r in found]) >= 0.95
+
+
+def test_doses_that_do_nothing_are_seldom_called_effective() -> None:
+    found = simulate([0.9] * 5, 300, 100)
+    assert np.mean([not math.isnan(r.first_effective) for r in found]) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 300)
+    assert np.mean([r.rho_ci_low <= 0 <= r.rho_ci_high for r in found]) >= 0.92
