@@ -64,7 +64,7 @@ class Session:
         from sweep.report.terminal import print_report
         from sweep.runner import Runner
 
-        runner = Runner(point.config, self.id, f"sweep {shlex.join(sys.argv[1:])}", self.terminal)
+        runner = Runner(point.config, self.id, _command(), self.terminal)
         log = runner.folder / "sweep.log"
         try:
             self._undo.enter_context(self.terminal.divert(log, point.config.verbose))
@@ -79,6 +79,11 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._undo.__exit__(kind, error, tb)
+
+
+def _command() -> str:
+    """Return the command line as it was typed."""
+    return shlex.join(["sweep", *(argument for argument in sys.argv[1:] if argument != "--multirun")])
 
 
 _current: Session | None = None
