@@ -92,14 +92,18 @@ def by_measure(prompts: Sequence[Scores]) -> dict[str, Floats]:
 def summarise_scores(values: Mapping[str, Floats], confidence: float) -> dict[str, Summary]:
     """Summarise each measure over the prompts that have it."""
     summaries = {}
-    for name, own in values.items():
-        found = intervals(own[None], confidence, yes_or_no=name in YES_OR_NO)
-        low, high = limits(name)
-        bounds = max(float(found.ci_low[0]), low), min(float(found.ci_high[0]), high)
-        if math.isnan(found.ci_low[0]):
-            bounds = math.nan, math.nan
-        summaries[name] = Summary(float(found.mean[0]), *bounds, int(found.n[0]))
-    return summaries
+    for yes_or_no in (True, False):  # all measures of a kind at once, which share their resamples
+        names = [name for name in values if (name in YES_OR_NO) == yes_or_no]
+        if not names:
+            continue
+        found = intervals(np.stack([values[name] for name in names]), confidence, yes_or_no=yes_or_no)
+        for row, name in enumerate(names):
+            low, high = limits(name)
+            bounds = float(found.ci_low[row]), float(found.ci_high[row])
+            if not math.isnan(bounds[0]):
+                bounds = max(bounds[0], low), min(bounds[1], high)
+            summaries[name] = Summary(float(found.mean[row]), *bounds, int(found.n[row]))
+    return {name: summaries[name] for name in values}
 
 
 def limits(name: str) -> tuple[float, float]:
