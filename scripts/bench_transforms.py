@@ -28,8 +28,9 @@ from hydra import compose, initialize_config_dir
 
 from bench_overhead import compose_jobs
 from sweep import config
+from sweep.building import build_pipeline
 from sweep.checkpoint import find
-from sweep.config import ModelConfig, PromptsConfig, build_pipeline
+from sweep.config import ModelConfig, PromptsConfig
 from sweep.corpus import Corpus
 from sweep.embedding import EmbeddingTable, open_table
 from sweep.encoding import encode

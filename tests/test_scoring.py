@@ -12,10 +12,8 @@ from sweep.embedding import EmbeddingTable
 from sweep.engines.base import Completion
 from sweep.scoring import by_measure, divergence, mean_scores, score, summarise_scores, text
 from sweep.scoring.perturbation import Comparison, Neighbours, nearest_token_flips, perturbation
-from sweep.scoring.statistics import summarise
+from sweep.scoring.statistics import Summary
 from sweep.scoring.text import select
-
-UNLIMITED = (-math.inf, math.inf)
 
 
 def completion(answer: str, ids: tuple[int, ...], reason: str = "stop") -> Completion:
@@ -148,23 +146,26 @@ def test_a_sample_of_neighbours_stands_for_all(table: EmbeddingTable) -> None:
 
 
 def test_intervals_of_worked_examples() -> None:
-    t = summarise([1.0, 2.0, 3.0], 0.95, UNLIMITED)
-    assert (t.mean, t.n) == (2.0, 3)
-    assert t.ci_high - t.mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
-    wilson = summarise([1.0] * 10, 0.95, (0, 1), yes_or_no=True)
+    def of(name: str, *values: float) -> Summary:
+        return summarise_scores({name: np.array(values)}, 0.95)[name]
+
+    wilson = of("quality/exact_match", *[1.0] * 10)
     assert (wilson.ci_low, wilson.ci_high) == (pytest.approx(0.722467, rel=1e-5), 1.0)
-    assert summarise([0.9, 1.0], 0.95, (0, 1)).ci_high == 1.0
-    assert math.isnan(summarise([1.0], 0.95, UNLIMITED).ci_low)
+    shares = of("divergence/token_agreement", 0.9, 1.0, 1.0)
+    assert shares.ci_low < shares.mean < shares.ci_high <= 1.0
+    assert math.isnan(of("health/tokens", 1.0).ci_low)
+    assert of("health/tokens", 1.0, math.nan, 3.0).n == 2
 
 
 @pytest.mark.parametrize("kind", ["normal", "yes_or_no"])
 def test_intervals_cover_the_truth_as_often_as_they_say(kind: str) -> None:
-    random, covered, trials = np.random.default_rng(0), 0, 2000
-    for _ in range(trials):
-        if kind == "normal":
-            truth, summary = 2.0, summarise(random.normal(2.0, 3.0, 12).tolist(), 0.95, UNLIMITED)
-        else:
-            truth, sample = 0.8, (random.random(40) < 0.8).astype(float).tolist()
-            summary = summarise(sample, 0.95, (0, 1), yes_or_no=True)
-        covered += summary.ci_low <= truth <= summary.ci_high
+    random, trials = np.random.default_rng(0), 2000
+    if kind == "normal":
+        truth, samples = 2.0, {f"quality/mine_{i}": random.normal(2.0, 3.0, 20) for i in range(trials)}
+        summaries = list(summarise_scores(samples, 0.95).values())
+    else:
+        truth, name = 0.8, "quality/exact_match"
+        drawn = [(random.random(40) < truth).astype(float) for _ in range(trials)]
+        summaries = [summarise_scores({name: sample}, 0.95)[name] for sample in drawn]
+    covered = sum(summary.ci_low <= truth <= summary.ci_high for summary in summaries)
     assert 0.93 <= covered / trials <= 0.97

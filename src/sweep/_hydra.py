@@ -14,8 +14,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from sweep.building import COMPOSE, one_line
 from sweep.checks import did_you_mean
-from sweep.config import COMPOSE, one_line
 from sweep.errors import ConfigError
 
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
+from sweep.building import build_pipeline
 from sweep.checkpoint import find
-from sweep.config import ModelConfig, PromptsConfig, build_pipeline
+from sweep.config import ModelConfig, PromptsConfig
 from sweep.corpus import Corpus
 from sweep.embedding import open_table
 from sweep.encoding import encode

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sweep.scoring.statistics import bootstrap_bca, intervals, paired_difference, resampled_counts, summarise
+from sweep.scoring.statistics import bootstrap_bca, intervals, paired_difference, resampled_counts
 
 SIMULATIONS = 2000
 
@@ -67,9 +67,10 @@ def test_missing_values_are_left_out_wherever_they_stand() -> None:
 
 
 def test_a_summary_leaves_missing_values_out() -> None:
-    assert summarise([1.0, math.nan, 3.0, 2.0], 0.95, (0, 9)) == summarise([1.0, 3.0, 2.0], 0.95, (0, 9))
-    nothing = summarise([math.nan], 0.95, (0, 1), yes_or_no=True)
-    assert math.isnan(nothing.mean) and nothing.n == 0
+    with_gap, without = intervals([[1.0, math.nan, 3.0, 2.0]]), intervals([[1.0, 3.0, 2.0]])
+    assert (with_gap.mean, with_gap.ci_low, with_gap.n) == (without.mean, without.ci_low, without.n)
+    nothing = intervals([[math.nan]], yes_or_no=True)
+    assert math.isnan(nothing.mean[0]) and nothing.n[0] == 0
 
 
 def test_equal_values_and_single_values() -> None:

@@ -36,7 +36,7 @@ def test_every_transform_is_tried() -> None:
 
 DIGEST = """
 import hashlib
-from sweep.config import build_pipeline
+from sweep.building import build_pipeline
 from sweep.testing import demo_corpus
 from sweep.transforms import TRANSFORMS
 corpus, digest = demo_corpus(), hashlib.sha256()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sweep.config import build_pipeline
+from sweep.building import build_pipeline
 from sweep.corpus import Corpus
 from sweep.errors import ConfigError
 from sweep.transforms import Context, Span, Transform

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from sweep import prompts
+from sweep.building import build_pipeline
 from sweep.checkpoint import Checkpoint
-from sweep.config import PromptsConfig, build_pipeline
+from sweep.config import PromptsConfig
 from sweep.corpus import Corpus
 from sweep.embedding import EmbeddingTable
 from sweep.encoding import encode

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep.config import build_pipeline
+from sweep.building import build_pipeline
 from sweep.corpus import Corpus
 from sweep.errors import ConfigError, TransformError
 from sweep.transforms import Pipeline, Rows, Span, parse_span

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sweep import prompts
+from sweep.building import build_pipeline
 from sweep.checkpoint import Checkpoint
-from sweep.config import PromptsConfig, build_pipeline
+from sweep.config import PromptsConfig
 from sweep.corpus import Corpus
 from sweep.embedding import EmbeddingTable
 from sweep.encoding import encode

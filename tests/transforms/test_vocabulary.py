@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sweep.config import build
+from sweep.building import build
 from sweep.corpus import Corpus
 from sweep.errors import ConfigError, TransformError
 from sweep.transforms import TRANSFORMS, Context, Span

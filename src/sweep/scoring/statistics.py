@@ -6,7 +6,7 @@ The prompt is the unit: values are one per prompt, samples of one prompt average
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -45,27 +45,6 @@ class Intervals:
     ci_low: Floats
     ci_high: Floats
     n: NDArray[np.int64]
-
-
-def summarise(values: Sequence[float], confidence: float, limits: Limits, yes_or_no: bool = False) -> Summary:
-    """Return the mean of one value per prompt, NaN left out, with its interval; all NaN if there is none.
-
-    The interval is Student's t, cut at the limits of what the measure can be; for yes-or-no measures with one answer
-    per prompt, Wilson's (1927), which does not shrink to nothing when all prompts agree.
-    """
-    sample = np.asarray(values, dtype=float)
-    sample = sample[~np.isnan(sample)]
-    if not len(sample):
-        return Summary(math.nan, math.nan, math.nan, 0)
-    mean, n = float(sample.mean()), len(sample)
-    if yes_or_no and np.isin(sample, (0.0, 1.0)).all():
-        interval = stats.binomtest(int(sample.sum()), n).proportion_ci(confidence, method="wilson")
-        return Summary(mean, float(interval.low), float(interval.high), n)
-    if n == 1:
-        return Summary(mean, math.nan, math.nan, n)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * stats.sem(sample))
-    low, high = limits
-    return Summary(mean, max(mean - half, low), min(mean + half, high), n)
 
 
 def intervals(
