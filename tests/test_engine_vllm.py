@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from sweep.checkpoint import Checkpoint
 from sweep.embedding import EmbeddingTable
-from sweep.engines.base import Engine, Request, Sampling
+from sweep.engines.base import Engine, Failure, Generation, Request, Sampling
 from sweep.engines.gate import GatePrompt, identity_gate
-from sweep.errors import ConfigError, EngineError
+from sweep.errors import ConfigError
 
 GREEDY = Sampling(max_tokens=8, ignore_eos=True)
 PROMPTS = [tuple(range(5, 5 + n)) for n in (3, 17, 40, 8, 25, 11)]
@@ -25,8 +25,15 @@ def requests(
         yield Request(i, ids, table.rows(ids) * factor if embeds else None, sampling)
 
 
+def generations(engine: Engine, stream: Iterator[Request]) -> Iterator[Generation]:
+    """Yield the answers, all of which are to be generations."""
+    for answer in engine.generate(stream):
+        assert isinstance(answer, Generation), answer
+        yield answer
+
+
 def answers(engine: Engine, stream: Iterator[Request]) -> dict[object, list[tuple[int, ...]]]:
-    return {g.key: [c.token_ids for c in g.completions] for g in engine.generate(stream)}
+    return {g.key: [c.token_ids for c in g.completions] for g in generations(engine, stream)}
 
 
 def test_untransformed_embeddings_answer_as_token_ids_do(engine: Engine, table: EmbeddingTable) -> None:
@@ -83,7 +90,7 @@ def test_log_probabilities_are_those_of_transformers(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)
     sampling = Sampling(max_tokens=4, ignore_eos=True, logprobs=5)
-    for generation in engine.generate(requests(table, sampling, factor=2.0)):
+    for generation in generations(engine, requests(table, sampling, factor=2.0)):
         [answer] = generation.completions
         rows = torch.cat([table.rows(PROMPTS[int(str(generation.key))]) * 2.0, table.rows(answer.token_ids)])
         with torch.inference_mode():
@@ -108,7 +115,7 @@ def test_forced_answers_have_the_log_likelihood_of_transformers(
 
     mixed = [r for pair in zip(forced(), requests(table), strict=True) for r in pair]  # one batch with others
     mixed = [Request((k, r.key), r.token_ids, r.embeds, r.sampling, r.scored) for k, r in enumerate(mixed)]
-    scored = {g.key: g.scored for g in engine.generate(mixed)}
+    scored = {g.key: g.scored for g in generations(engine, iter(mixed))}
     for i, ids in enumerate(PROMPTS):
         rows = torch.cat([table.rows(ids) * 3.0, table.rows(answer)])
         with torch.inference_mode():
@@ -158,17 +165,18 @@ def test_requests_are_drawn_no_further_ahead_than_the_window(engine: Engine, tab
 
 
 def test_a_stop_string_ends_an_answer(engine: Engine, table: EmbeddingTable) -> None:
-    [long] = engine.generate([Request(0, PROMPTS[1], table.rows(PROMPTS[1]), GREEDY)])
+    [long] = generations(engine, iter([Request(0, PROMPTS[1], table.rows(PROMPTS[1]), GREEDY)]))
     text = long.completions[0].text
     stop = next(character for character in text if character.isascii() and character.isprintable())
     sampling = Sampling(max_tokens=8, ignore_eos=True, stop=(stop,))
-    [short] = engine.generate([Request(0, PROMPTS[1], table.rows(PROMPTS[1]), sampling)])
+    [short] = generations(engine, iter([Request(0, PROMPTS[1], table.rows(PROMPTS[1]), sampling)]))
     assert short.completions[0].finish_reason == "stop"
     assert short.completions[0].text == text[: text.index(stop)]
 
 
-@pytest.mark.parametrize("bad", ["nan", "inf", "width", "length", "dtype"])
-def test_bad_embeddings_are_refused_and_leave_no_trace(engine: Engine, table: EmbeddingTable, bad: str) -> None:
+@pytest.mark.parametrize("bad", ["nan", "inf", "width", "length", "dtype", "ids"])
+def test_a_bad_request_fails_alone_and_leaves_no_trace(engine: Engine, table: EmbeddingTable, bad: str) -> None:
+    """The last is refused by vLLM, the others would be accepted and break it."""
     before = answers(engine, requests(table))
     ids = PROMPTS[1]
     rows = table.rows(ids)
@@ -178,10 +186,15 @@ def test_bad_embeddings_are_refused_and_leave_no_trace(engine: Engine, table: Em
         "width": rows[:, :1],
         "length": rows[:-1],
         "dtype": rows.double(),
+        "ids": None,
     }[bad]
-    stream = [*requests(table), Request("bad", ids, embeds, GREEDY)]
-    with pytest.raises(EngineError, match="finite" if bad in ("nan", "inf") else "embeddings are"):
-        answers(engine, iter(stream))
+    refused = Request("bad", ids if bad != "ids" else (10**6,), embeds, GREEDY)
+    first, *others = requests(table)
+    got = {answer.key: answer for answer in engine.generate([first, refused, *others])}
+    failure = got.pop("bad")
+    assert isinstance(failure, Failure)
+    assert {"nan": "not finite", "inf": "not finite", "ids": "vLLM refused it"}.get(bad, "are") in failure.reason
+    assert {key: [c.token_ids for c in a.completions] for key, a in got.items() if isinstance(a, Generation)} == before
     assert answers(engine, requests(table)) == before
 
 

@@ -46,7 +46,7 @@ def swept(
     ]
     with Runner(points[0].config, "full", "sweep …", Terminal()) as runner:
         runner.run(points)
-    assert not runner.publishing_errors
+    assert not runner.problems
     client = MlflowClient(f"sqlite:///{configure().sweep.root / 'mlflow.db'}")
     [experiment] = client.search_experiments(filter_string="name = 'sweep'")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}

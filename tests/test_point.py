@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from conftest import compose
-from sweep.config import SweepConfig
+from sweep.config import SweepConfig, parse
 from sweep.errors import ConfigError
-from sweep.point import Point, by_engine, make_points, with_controls
+from sweep.point import Point, make_points, with_controls
 
 Configure = Callable[..., SweepConfig]
 
@@ -23,7 +23,7 @@ def test_names_say_the_swept_values_only(tiny: Path, tmp_path: Path) -> None:
     jobs = [
         (
             ["transform=scale", f"transform.factor={f}", "sweep.dir=x"],
-            compose(tiny, tmp_path, transform=scale(float(f))),
+            parse(compose(tiny, tmp_path, transform=scale(float(f)))),
         )
         for f in ("1.2", "1.50")
     ]
@@ -33,12 +33,12 @@ def test_names_say_the_swept_values_only(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_names_keep_all_digits(tiny: Path, tmp_path: Path) -> None:
-    jobs = [([f"seed={i}"], compose(tiny, tmp_path, seed=i)) for i in (1234567, 1234568)]
+    jobs = [([f"seed={i}"], parse(compose(tiny, tmp_path, seed=i))) for i in (1234567, 1234568)]
     assert [point.name for point in make_points(jobs)] == ["seed=1234567", "seed=1234568"]
 
 
 def test_keys_with_the_same_last_part_are_told_apart(tiny: Path, tmp_path: Path) -> None:
-    jobs = [([f"seed={i}", f"sampling.seed={i}"], compose(tiny, tmp_path, seed=i)) for i in (0, 1)]
+    jobs = [([f"seed={i}", f"sampling.seed={i}"], parse(compose(tiny, tmp_path, seed=i))) for i in (0, 1)]
     assert make_points(jobs)[1].name == "seed=1, sampling.seed=1"
 
 
@@ -66,23 +66,11 @@ def test_points_share_an_engine_unless_model_or_engine_differ(configure: Configu
     points = [Point(configure(transform=scale(f))) for f in (1.2, 1.5)]
     points.append(Point(configure(engine={"name": "vllm", "max_num_seqs": 4})))
     points.append(Point(configure(sampling={"max_tokens": 3})))
-    assert [len(group) for group in by_engine(points).values()] == [3, 1]
-
-
-def test_fingerprints_tell_generations_apart_and_nothing_else(configure: Configure) -> None:
-    def fingerprint(**changes: object) -> str:
-        return Point(configure(**changes)).fingerprint("digest")
-
-    base = fingerprint(transform=scale(1.5))
-    same = [{"sweep": {"dir": "elsewhere"}}, {"engine": {"name": "vllm", "max_num_seqs": 3}}, {"verbose": True}]
-    assert {fingerprint(transform=scale(1.5), **change) for change in same} == {base}
-    others = [{"transform": scale(1.6)}, {"seed": 1}, {"sampling": {"max_tokens": 9}}, {"model": {"id": "demo"}}]
-    assert len({fingerprint(**{"transform": scale(1.5)} | change) for change in others} | {base}) == 5
-    assert fingerprint(transform={"name": "scale", "factor": 2}) == fingerprint(transform=scale(2.0))
-    assert Point(configure()).fingerprint("other digest") != Point(configure()).fingerprint("digest")
+    specs = [point.engine_spec for point in points]
+    assert specs[0] == specs[1] == specs[3] != specs[2]
 
 
 def test_where_results_go_cannot_be_swept(tiny: Path, tmp_path: Path) -> None:
-    jobs = [([f"sweep.dir={d}"], compose(tiny, tmp_path, sweep={"dir": d})) for d in ("a", "b")]
+    jobs = [([f"sweep.dir={d}"], parse(compose(tiny, tmp_path, sweep={"dir": d}))) for d in ("a", "b")]
     with pytest.raises(ConfigError, match="cannot be swept"):
         make_points(jobs)

@@ -12,8 +12,8 @@ from sweep.embedding import EmbeddingTable
 from sweep.engines.base import Completion
 from sweep.scoring import by_measure, divergence, mean_scores, score, summarise_scores, text
 from sweep.scoring.perturbation import Comparison, Neighbours, nearest_token_flips, perturbation
+from sweep.scoring.scorers import select
 from sweep.scoring.statistics import Summary
-from sweep.scoring.text import select
 
 
 def completion(answer: str, ids: tuple[int, ...], reason: str = "stop") -> Completion:

@@ -1,14 +1,43 @@
-"""Every finished point's generations and scores, on disk, for the report and for notebooks."""
+"""Every finished point's generations and scores, on disk: what the report, notebooks and MLflow are filled from.
+
+A point's file holds all that is published of it, so that publication can wait for MLflow, or for the next run.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from sweep.atomic import replace
+from sweep.scoring.statistics import Summary
+from sweep.tracking.records import PointRecord, Table
+
+METADATA = b"sweep"
+UNSHOWN = ("sample", "token_ids", "point", "name", "role")  # columns that MLflow's table does without
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """A point's file, without its rows.
+
+    Attributes:
+        key: the `Identity.result_key` of the point.
+        record: what is published of it.
+    """
+
+    key: str
+    record: PointRecord
+
+    @property
+    def done(self) -> bool:
+        """Whether the point was finished and has not failed."""
+        return self.record.error is None
 
 
 class Archive:
@@ -16,20 +45,57 @@ class Archive:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, index: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep one point's rows; whole or not at all."""
-        path = self._folder / f"{index:06d}.parquet"
-        unfinished = path.with_suffix(".tmp")
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), unfinished)
-        os.replace(unfinished, path)
+    def add(self, key: str, record: PointRecord, rows: Sequence[Mapping[str, Any]]) -> Archived:
+        """Keep one point's record and rows; whole or not at all.
 
-    def read(self) -> Any:
-        """Return all rows, in the order of the points, as a pandas DataFrame; columns that a point lacks are empty."""
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        columns = dict.fromkeys(column for row in rows for column in row)
+        table = pa.table({column: [row.get(column) for row in rows] for column in columns})
+        described = {METADATA: json.dumps(asdict(record)).encode()}
+        replace(self._path(key), lambda path: pq.write_table(table.replace_schema_metadata(described), path))
+        return Archived(key, record)
+
+    def get(self, key: str) -> Archived | None:
+        """Return a point's file; None: there is none that can be read."""
+        try:
+            metadata = pq.read_schema(self._path(key)).metadata
+            return Archived(key, _record(json.loads(metadata[METADATA])))
+        except (OSError, ValueError, KeyError, TypeError):  # then the point is scored again
+            return None
+
+    def __iter__(self) -> Iterator[Archived]:
+        """Return all points' files, in the order of the sweep."""
+        found = [self.get(path.stem) for path in self._folder.glob("*.parquet") if not path.name.startswith(".")]
+        return iter(sorted((a for a in found if a is not None), key=lambda archived: archived.record.index))
+
+    def table(self, key: str) -> Table:
+        """Return a point's generations as they are published."""
+        rows = pq.read_table(self._path(key))
+        shown = [column for column in rows.column_names if column not in UNSHOWN]
+        columns = [rows.column(column).to_pylist() for column in shown]
+        return Table(shown or ["prompt", "generation"], [list(row) for row in zip(*columns, strict=True)])
+
+    def read(self, keys: Sequence[str]) -> Any:
+        """Return some points' rows as a pandas DataFrame; columns that a point lacks are empty."""
         import pandas as pd
 
-        tables = [pq.read_table(path) for path in sorted(self._folder.glob("*.parquet"))]
-        if not tables:
-            return pd.DataFrame()
-        return pa.concat_tables(tables, promote_options="permissive").to_pandas()
+        tables = [pq.read_table(self._path(key)).replace_schema_metadata() for key in keys]
+        filled = [table for table in tables if table.num_rows]
+        return pa.concat_tables(filled, promote_options="permissive").to_pandas() if filled else pd.DataFrame()
+
+    def put_aside(self, key: str) -> None:
+        """Take a point out that has been superseded; its file stays under another name."""
+        self._path(key).replace(self._path(key).with_suffix(".superseded"))
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.parquet"
+
+
+def _record(plain: dict[str, Any]) -> PointRecord:
+    summaries = {name: Summary(**summary) for name, summary in plain.pop("summaries").items()}
+    axes = tuple((key, value) for key, value in plain.pop("axes"))
+    return PointRecord(summaries=summaries, axes=axes, **plain)

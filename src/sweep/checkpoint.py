@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py"]
+PATTERNS = [*SMALL_FILES, "*.safetensors", "*.bin"]  # of all that a model consists of
 
 
 @dataclass(frozen=True)

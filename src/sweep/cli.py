@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
-from types import FrameType
 
 # Before anything imports a library that reads them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -18,10 +16,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep import _hydra, config, session
+from sweep import _hydra, config, session, signals
 from sweep.errors import ConfigError, PointsFailed, SweepError
 from sweep.paths import conf_dir
 from sweep.point import make_points
+from sweep.redaction import redact
 
 # Hydra's own modes; every other command line is a sweep, if of one point.
 NOT_A_SWEEP = (
@@ -36,7 +35,7 @@ def task(composed: DictConfig) -> dict[str, float]:
     Returns:
         The point's measures, which optimising sweepers may read.
     """
-    [result] = session.current().run(make_points([(HydraConfig.get().overrides.task, composed)]))
+    [result] = session.current().run(make_points([(HydraConfig.get().overrides.task, config.parse(composed))]))
     return {name: summary.mean for name, summary in result.summaries.items()} if result else {}
 
 
@@ -46,8 +45,7 @@ def main() -> None:
     if not any(argument.split("=")[0] in NOT_A_SWEEP for argument in arguments):
         # hydra.mode in config.yaml alone would have a typo beside a comma list reported as an "ambiguous value".
         sys.argv.insert(1, "--multirun")
-    signal.signal(signal.SIGTERM, _terminated)
-    signal.signal(signal.SIGHUP, _terminated)
+    signals.install()
     try:
         config.register(_hydra.list_override("plugins", sys.argv))
         sys.argv[1:] = _hydra.expand_compositions(sys.argv[1:])
@@ -64,16 +62,13 @@ def main() -> None:
         if session.current().started:
             raise
         _exit(f"{error.filename}: {error.strerror}.", ConfigError.exit_code)
-    except KeyboardInterrupt:
-        _exit("interrupted; everything finished is kept.", 130)
+    except signals.Interrupted as end:
+        print("sweep: interrupted; what is finished is kept, and the same command goes on from there.", file=sys.stderr)
+        signals.leave(int(str(end.code)))
 
 
 def _exit(message: str, code: int) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exc()
-    print(f"sweep: {message}", file=sys.stderr)
+    print(f"sweep: {redact(message)}", file=sys.stderr)
     sys.exit(code)
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,13 +11,13 @@ import numpy as np
 
 from sweep.outcome import PointResult
 from sweep.scoring import YES_OR_NO
-from sweep.scoring.response import Response, dose_response
+from sweep.scoring.response import Response, Side, dose_response
 from sweep.scoring.significance import benjamini_hochberg, p_values
 from sweep.scoring.statistics import Floats, Intervals, paired_difference
+from sweep.transforms import Identity, Pipeline
 
 COMPARED = ("quality/", "divergence/", "health/")
 LEVEL = 0.05  # of the false discovery rate, below which a difference is called significant
-NEUTRAL = {"transform.factor": 1.0}  # axes whose doses lie on both sides of one that does nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,13 @@ class Comparison:
         results: in the order of the sweep.
         controls: the index of each point's control, by index.
         differences: by index and measure.
-        responses: by axis and measure.
+        responses: by axis, measure, and side of the neutral dose.
     """
 
     results: Sequence[PointResult]
     controls: Mapping[int, int] = field(default_factory=dict)
     differences: Mapping[int, Mapping[str, Difference]] = field(default_factory=dict)
-    responses: Mapping[tuple[str, str], Response] = field(default_factory=dict)
+    responses: Mapping[tuple[str, str, Side], Response] = field(default_factory=dict)
 
 
 def compare(results: Iterable[PointResult], confidence: float) -> Comparison:
@@ -67,7 +68,7 @@ def compare(results: Iterable[PointResult], confidence: float) -> Comparison:
             groups.setdefault(result.point.control_key, []).append(result)
     controls: dict[int, int] = {}
     found: dict[tuple[int, str], tuple[Intervals, int, float]] = {}
-    responses: dict[tuple[str, str], Response] = {}
+    responses: dict[tuple[str, str, Side], Response] = {}
     for group in groups.values():
         control = next((result for result in group if result.point.is_control), None)
         if control is None:
@@ -91,16 +92,12 @@ def _table(measure: str, points: Sequence[PointResult], prompts: int) -> Floats:
     return np.stack([result.values.get(measure, empty) for result in points])
 
 
-def _reference(measure: str, control: PointResult, prompts: int) -> Floats:
-    """Return what a point is compared with: the control's own values, which for divergences are its second run's."""
-    return control.values.get(measure, np.full(prompts, math.nan))
-
-
 def _differences(
     measure: str, points: Sequence[PointResult], control: PointResult, confidence: float
 ) -> Iterator[tuple[tuple[int, str], tuple[Intervals, int, float]]]:
     prompts = len(next(iter(control.values.values())))
-    table, own = _table(measure, points, prompts), _reference(measure, control, prompts)
+    # What a control has of a divergence is its second run's.
+    table, own = _table(measure, points, prompts), _table(measure, [control], prompts)[0]
     yes_or_no = measure in YES_OR_NO
     difference = paired_difference(table, own, confidence, yes_or_no=yes_or_no)
     p = p_values(table, own, yes_or_no=yes_or_no, permutations=1999)
@@ -125,30 +122,55 @@ def _adjusted(
 
 def _responses(
     points: Sequence[PointResult], control: PointResult, confidence: float
-) -> Iterator[tuple[tuple[str, str], Response]]:
-    """Yield the response along each axis on which numbers were swept and nothing else with them."""
+) -> Iterator[tuple[tuple[str, str, Side], Response]]:
+    """Yield the responses along each axis on which numbers were swept and nothing else with them."""
     axes = dict.fromkeys(key for result in points for key, value in result.point.axes if isinstance(value, float))
     prompts = len(next(iter(control.values.values())))
     for axis in axes:
         if axis.endswith("seed"):  # a name, not a dose
             continue
         values = [(dict(result.point.axes).get(axis), result) for result in points]
-        doses = [(value, result) for value, result in values if isinstance(value, float)]
+        # An infinite dose has no place on an axis; it is the neutral one wherever transforms know one.
+        doses = [(value, result) for value, result in values if isinstance(value, float) and math.isfinite(value)]
         if len({dose for dose, _ in doses}) < 2:
             continue
+        swept = [result for _, result in doses]
+        neutral, control_is_neutral = _neutral(axis, [result.point.config.transform for result in swept])
         for measure in _measures(points):
-            own = _reference(measure, control, prompts)
+            own = _table(measure, [control], prompts)[0]
             if np.isnan(own).all():
                 continue
             # The control's own divergence is its second run's: what is compared with it is clear of the floor.
             found = dose_response(
                 [dose for dose, _ in doses],
-                _table(measure, [r for _, r in doses], prompts),
+                _table(measure, swept, prompts),
                 own,
-                neutral=NEUTRAL.get(axis),
+                neutral=neutral,
+                control_is_neutral=control_is_neutral,
                 yes_or_no=measure in YES_OR_NO,
                 confidence=confidence,
                 resamples=1000,
             )
-            is_divergence = measure.startswith("divergence/")
-            yield (axis, measure), replace(found, floor=float(np.nanmean(own)) if is_divergence else math.nan)
+            floor = float(np.nanmean(own)) if measure.startswith("divergence/") else math.nan
+            yield from (((axis, measure, side), replace(response, floor=floor)) for side, response in found.items())
+
+
+def _neutral(axis: str, pipelines: Iterable[Pipeline]) -> tuple[float | None, bool]:
+    """Return the dose of an axis at which its transform changes nothing, and whether the others change nothing either.
+
+    There is none unless the axis is the dose of a transform, `transform.<dose>`, or of a step of a composition,
+    `transform.<i>.<dose>`, with one neutral value for all points.
+    """
+    found = [_neutral_in(axis, pipeline) for pipeline in pipelines]
+    doses = {dose for dose, _ in found}
+    return doses.pop() if len(doses) == 1 else None, all(alone for _, alone in found)
+
+
+def _neutral_in(axis: str, pipeline: Pipeline) -> tuple[float | None, bool]:
+    name = re.fullmatch(r"transform\.(?:(\d+)\.)?(\w+)", axis)
+    place = int(name[1] or 0) if name else 0
+    transforms = [stage.transform for stage in pipeline.stages]
+    if name is None or place >= len(transforms) or transforms[place].dose != name[2]:
+        return None, False
+    others = transforms[:place] + transforms[place + 1 :]
+    return transforms[place].neutral, all(other.is_neutral or isinstance(other, Identity) for other in others)

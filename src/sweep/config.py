@@ -12,9 +12,11 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,22 +128,54 @@ class ScoringConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrackingConfig:
-    """Where MLflow keeps the runs.  Without a URI: an SQLite file in `sweep.dir`."""
+    """Where MLflow keeps the runs.  Without a URI: an SQLite file in `sweep.dir`.
+
+    Attributes:
+        traces: log each generation as a trace too, with its scores, for MLflow's comparison row by row.
+        patience: seconds to wait at the end for a tracker that does not answer.
+    """
 
     uri: str | None = None
     experiment: str = "sweep"
+    traces: bool = False
+    patience: float = 60.0
 
     def __post_init__(self) -> None:
+        require(0 <= self.patience < math.inf, "tracking.patience", "must be 0 or more seconds", self.patience)
         require(bool(self.experiment.strip()), "tracking.experiment", "must not be empty", self.experiment)
 
 
 @dataclass(frozen=True, slots=True)
 class SweepSettings:
-    """The invocation: where it writes and what it is called."""
+    """The invocation: where it writes, what it is called, and what it does about what is there already or fails.
+
+    Attributes:
+        resume: `true` goes on with what the same command has begun; `false` begins anew; `force` goes on although
+            another version of the engine began.
+        on_error: `stop` ends the sweep with the first point that fails.
+        max_failures: points that may fail before the sweep ends; None: all.
+    """
 
     dir: str = "outputs"
     name: str | None = None
     dry_run: bool = False
+    resume: str = "true"
+    on_error: str = "continue"
+    max_failures: int | None = None
+
+    def __post_init__(self) -> None:
+        require(bool(self.dir.strip()), "sweep.dir", "must name a folder", self.dir)
+        require_choice("sweep.resume", self.resume.lower(), ("true", "false", "force"))
+        require_choice("sweep.on_error", self.on_error, ("continue", "stop"))
+        most = self.max_failures
+        require(most is None or most >= 0, "sweep.max_failures", "must be 0 or more", most)
+
+    @property
+    def failures_allowed(self) -> float:
+        """How many points may fail before the sweep ends."""
+        if self.on_error == "stop":
+            return 0
+        return math.inf if self.max_failures is None else self.max_failures
 
     @property
     def root(self) -> Path:
@@ -176,6 +210,10 @@ SECTIONS: dict[str, type] = {
 }
 
 
+IDENTITY = ("model", "prompts", "transform", "sampling", "seed")  # what decides what is generated
+_UNSTABLE = re.compile(r"\$\{(now|hydra|oc\.env):")
+
+
 def register(plugins: Sequence[str] = ()) -> None:
     """Put the schema and an option for each registered transform into Hydra's ConfigStore.
 
@@ -204,22 +242,63 @@ def parse(composed: DictConfig) -> SweepConfig:
     """Check a composed configuration and return it as frozen values.
 
     Raises:
-        ConfigError: a value of the wrong type or out of range, an unknown transform, engine, parameter or plugin.
+        ConfigError: a value of the wrong type or out of range, an unknown transform, engine, parameter or plugin; a
+            value that would be another one the next time, where it decides what is generated.
     """
+    ours = without_hydra(composed)
+    _require_stable(OmegaConf.to_container(ours))
     try:
-        plain: Any = OmegaConf.to_container(without_hydra(composed), resolve=True, throw_on_missing=True)
+        plain: Any = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
-    for module in plain["plugins"]:
-        _import_plugin(module)
-    return SweepConfig(
-        transform=build_pipeline(plain["transform"]),
-        engine=build("engine", plain["engine"], ENGINES),
-        seed=plain["seed"],
-        verbose=plain["verbose"],
-        plugins=tuple(plain["plugins"]),
-        **{key: read(section, key, plain[key]) for key, section in SECTIONS.items()},
-    )
+    return Parser().parse(plain)
+
+
+class Parser:
+    """Makes configurations of plain values; sections that it has seen before are not made again."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], tuple[Any, Any]] = {}
+
+    def parse(self, plain: dict[str, Any]) -> SweepConfig:
+        """Return a configuration of plain values, which must not be changed afterwards; errors as of `parse`."""
+        for module in plain["plugins"]:
+            _import_plugin(module)
+        return SweepConfig(
+            transform=self._make("transform", plain, build_pipeline),
+            engine=self._make("engine", plain, lambda values: build("engine", values, ENGINES)),
+            seed=_whole("seed", plain["seed"]),
+            verbose=plain["verbose"],
+            plugins=tuple(plain["plugins"]),
+            **{key: self._make(key, plain, partial(read, section, key)) for key, section in SECTIONS.items()},
+        )
+
+    def _make(self, key: str, plain: dict[str, Any], make: Callable[[Any], Any]) -> Any:
+        values = plain[key]
+        known = self._known.get((key, id(values)))
+        if known is None or known[0] is not values:
+            # The values are kept too, lest another object get their id.
+            known = self._known[key, id(values)] = (values, make(values))
+        return known[1]
+
+
+def _whole(key: str, value: Any) -> int:
+    require(isinstance(value, int) and not isinstance(value, bool), key, "must be a whole number", value)
+    return int(value)
+
+
+def _require_stable(plain: Any, key: str = "") -> None:
+    """Refuse interpolations of what is another thing at another time or place."""
+    if isinstance(plain, dict):
+        for name, value in plain.items():
+            if key or name in IDENTITY:
+                _require_stable(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(plain, list):
+        for value in plain:
+            _require_stable(value, key)
+    elif isinstance(plain, str) and (found := _UNSTABLE.search(plain)):
+        rule = f"must say the same whenever the command is repeated, which {found[0]}…}} does not"
+        require(False, key, rule, None)
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 
 class SweepError(Exception):
     """An error that is reported in a line or three, without a traceback.  The program ends with `exit_code`."""
@@ -16,11 +18,41 @@ class ConfigError(SweepError):
 
 
 class EngineError(SweepError):
-    """The engine failed or died while it was working."""
+    """The engine did not start, or failed while it was working."""
+
+
+class EngineDied(EngineError):
+    """A started engine is not usable any more: its process is gone, or its state is no longer to be trusted.
+
+    Attributes:
+        culprits: the keys of the requests that the engine itself named as the cause; mostly it cannot say.
+    """
+
+    def __init__(self, message: str, culprits: tuple[Hashable, ...] = ()) -> None:
+        super().__init__(message)
+        self.culprits = culprits
+
+
+class EngineOutOfMemory(EngineDied):
+    """The engine ran out of memory, while it was starting or working; with fewer requests at a time it may not."""
+
+
+class LeaseError(SweepError):
+    """It cannot be made sure that no other process runs the sweep: the lease's folder cannot be used."""
 
 
 class TrackingError(SweepError):
     """Results are safe in the journal, but could not be published."""
+
+
+class JournalError(SweepError):
+    """What is generated cannot be kept: the disk is full or the folder gone.  What was kept before is there."""
+
+
+class SweepHeld(SweepError):
+    """Another process is at work on this sweep."""
+
+    exit_code = 75
 
 
 class TransformError(SweepError):
@@ -29,3 +61,7 @@ class TransformError(SweepError):
 
 class PointsFailed(SweepError):
     """Some points of the sweep failed; the others are done and published."""
+
+
+class TooManyFailures(SweepError):
+    """More points failed than the sweep was told to bear; what was complete is published."""

@@ -1,44 +1,436 @@
-"""What has been generated, on disk: one JSON line for each generation, in one file for each point.
+"""What has been generated, on disk, for all sweeps of a folder: the truth that a later run goes on from.
 
-The journal is written before anything is scored or published, so that no tracker's failure loses a generation.
+    <root>/<fingerprint[:2]>/<fingerprint>/identity.json     the canonical JSON whose SHA-256 the fingerprint is
+                                           <writer>.jsonl    one writer's answers: a header, then a line for each
+
+A line is a checksum and compact JSON.  The checksum covers the fingerprint, the file's header and the JSON, so that a
+line counts nowhere but under the point and the versions that it was written for.  Text is UTF-8 in which lone
+surrogates pass as they are; numbers survive exactly, and those that JSON lacks are the strings "-inf", "inf", "nan".
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+import math
+import os
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any
 
-from sweep.engines.base import Completion
+from sweep.engines.base import Completion, Generation
+from sweep.errors import JournalError
+
+if TYPE_CHECKING:
+    from sweep.identity import Identity
+
+FORMAT = 1
+OPEN_FILES = 128  # a process may have 1024 by default, and the engine wants some of them
+SYNC_SECONDS = 2.0
+SYNC_SHARE = 0.05  # of the time: many points at once on a slow disk must not hold up the engine
+
+_CHECKSUM_BYTES = 16
+_PAYLOAD = 2 * _CHECKSUM_BYTES + 1  # where a line's JSON begins
+_HEADER = re.compile(rb'[0-9a-f]+ \{"format":(\d+)')
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One request's answer, as it was recorded.
+
+    Attributes:
+        completions: the answer; none for a forced one.
+        scored: the log-probabilities of a forced answer's tokens.
+        header: what its writer said of itself: sweep, engine and whatever else.
+    """
+
+    completions: tuple[Completion, ...]
+    scored: tuple[float, ...]
+    header: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What is known of a fingerprint.
+
+    Attributes:
+        entries: by kind of run and prompt id; the first in the order of files and lines.
+        problems: what was found to be wrong, with file and line; all of it is to be generated again.
+        torn: how many files end in a line that was not finished, as when a writer dies.
+    """
+
+    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    torn: int = 0
 
 
 class Journal:
-    """An append-only record of finished generations."""
+    """The answers of all sweeps that share a folder, which need not exist before the first is written."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._files: dict[str, TextIO] = {}
+    def __init__(self, root: Path) -> None:
+        self._root = root
 
-    def append(self, fingerprint: str, prompt_id: str, completions: Sequence[Completion]) -> None:
-        """Record one prompt's answers under a point's fingerprint; the operating system has the line on return."""
-        file = self._files.get(fingerprint)
-        if file is None:
-            file = self._files[fingerprint] = (self._folder / f"{fingerprint}.jsonl").open("a", encoding="utf-8")
-        answers = [
-            {"text": c.text, "token_ids": list(c.token_ids), "finish_reason": c.finish_reason} for c in completions
-        ]
-        file.write(json.dumps({"prompt_id": prompt_id, "completions": answers}) + "\n")
-        file.flush()
+    def writer(self, header: Mapping[str, str]) -> Writer:
+        """Return a writer of new answers, which all bear this header."""
+        return Writer(self._root, header)
+
+    def read(self, fingerprint: str) -> Recovered:
+        """Return all answers recorded under a fingerprint.  Whatever is wrong with a file is reported, not raised.
+
+        Raises:
+            JournalError: the folder or a file in it may not be read.
+        """
+        recovered, torn = Recovered(), 0
+        for path, data in self._files(fingerprint, recovered.problems):
+            torn += _read(path, data, fingerprint, recovered)
+        return Recovered(recovered.entries, recovered.problems, torn)
+
+    def headers(self, fingerprint: str) -> list[Mapping[str, str]]:
+        """Return what the writers under a fingerprint said of themselves.
+
+        Raises:
+            JournalError: as of `read`.
+        """
+        first_lines = (data.rstrip(b"\n") for _, data in self._files(fingerprint, [], lines=1))
+        return list(_headers(list(first_lines), _salt(fingerprint)).values())
+
+    def retire(self, fingerprint: str) -> None:
+        """Put what is recorded under a fingerprint aside, so that it is neither read nor lost.
+
+        Raises:
+            JournalError: the folder cannot be renamed.
+        """
+        folder = _folder(self._root, fingerprint)
+        for n in itertools.count(1):
+            try:
+                return os.rename(folder, f"{folder}.old-{n}")
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise _error(folder, "put aside", error) from error
+
+    def _files(self, fingerprint: str, problems: list[str], lines: int | None = None) -> Iterator[tuple[Path, bytes]]:
+        folder = _folder(self._root, fingerprint)
+        try:
+            names = sorted(name for name in os.listdir(folder) if name.endswith(".jsonl"))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _error(folder, "read", error) from error
+        for path in (folder / name for name in names):
+            try:
+                if not path.is_file():  # a pipe would never end
+                    problems.append(f"{path}: this is no file.")
+                    continue
+                with path.open("rb") as file:
+                    data = file.read() if lines is None else b"".join(itertools.islice(file, lines))
+                yield path, data
+            except FileNotFoundError:  # it was put aside meanwhile
+                continue
+            except PermissionError as error:
+                raise _error(folder, "read", error) from error
+            except OSError as error:
+                problems.append(f"{path}: it cannot be read: {error.strerror}.")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: str
+    fd: int
+    inode: tuple[int, int]
+    salt: Any
+
+
+class Writer:
+    """Appends answers, each of which survives this process once `append` has returned; for one thread.
+
+    A machine's end they survive some seconds later, or as soon as a disk can have it in a twentieth of the time.
+    """
+
+    def __init__(self, root: Path, header: Mapping[str, str]) -> None:
+        self._root, self._made_root = root, False
+        self._name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(8)}"
+        self._header = _bytes({"format": FORMAT, "writer": self._name, "header": dict(header)})
+        self._files: OrderedDict[str, _File] = OrderedDict()  # the open ones, the least recently used first
+        self._begun: set[str] = set()
+        self._unsynced: dict[str, None] = {}  # the longest waiting first
+        self._failed: dict[str, str] = {}
+        self._sync_at = time.monotonic() + SYNC_SECONDS
+
+    def append(self, identity: Identity, kind: str, prompt_id: str, generation: Generation) -> None:
+        """Record the answer to a point's prompt; the operating system has it on return.
+
+        Args:
+            identity: the point's.
+            kind: what the prompt was run for, such as "answer"; a point has one answer of each kind to a prompt.
+            prompt_id: the prompt's.
+            generation: of a forced answer, only the log-probabilities are kept.
+
+        Raises:
+            JournalError: it cannot be written.  Nothing more is then written to that file.
+        """
+        fingerprint = identity.fingerprint
+        if fingerprint in self._failed:
+            raise JournalError(self._failed[fingerprint])
+        payload = _bytes({"prompt": prompt_id, "kind": kind} | _plain(generation))
+        try:
+            file = self._open(identity)
+            _write(file.fd, _line(file.salt, payload))
+        except OSError as error:
+            raise self._fail(fingerprint, error) from error
+        except BaseException:  # a signal's, perhaps in the middle of a line, to which nothing must be added
+            self._failed[fingerprint] = f"The journal {_folder(self._root, fingerprint)} was interrupted."
+            raise
+        self._unsynced[fingerprint] = None
+        if len(self._files) > OPEN_FILES:
+            self._close(next(iter(self._files)))
+        if time.monotonic() >= self._sync_at:
+            self._sync_some()
 
     def finish(self, fingerprint: str) -> None:
-        """Close the file of a point whose last generation is in."""
-        file = self._files.pop(fingerprint, None)
-        if file is not None:
-            file.close()
+        """Have the disk keep what was recorded under a fingerprint, and close its file.
+
+        Raises:
+            JournalError: it cannot be kept, or its file was removed.
+        """
+        try:
+            self._sync(fingerprint)
+        finally:
+            self._close(fingerprint)
 
     def close(self) -> None:
-        """Close all files."""
-        for fingerprint in list(self._files):
-            self.finish(fingerprint)
+        """Finish all fingerprints.  Closing twice is allowed.
+
+        Raises:
+            JournalError: as of `finish`; the others are finished none the less.
+        """
+        problem: JournalError | None = None
+        for fingerprint in sorted(self._unsynced.keys() | self._files.keys()):
+            try:
+                self.finish(fingerprint)
+            except JournalError as error:
+                problem = problem or error
+        if problem is not None:
+            raise problem
+
+    def _open(self, identity: Identity) -> _File:
+        fingerprint = identity.fingerprint
+        if (known := self._files.get(fingerprint)) is not None:
+            self._files.move_to_end(fingerprint)
+            _require_in_place(known)
+            return known
+        flags = os.O_WRONLY | os.O_APPEND
+        begun = fingerprint in self._begun
+        if not begun:
+            self._make_folder(identity)
+            flags |= os.O_CREAT | os.O_EXCL
+        path = self._path(fingerprint)
+        fd = os.open(path, flags, 0o666)
+        stat = os.fstat(fd)
+        salt = _salt(fingerprint, self._header)
+        file = self._files[fingerprint] = _File(path, fd, (stat.st_dev, stat.st_ino), salt)
+        if not begun:
+            self._begun.add(fingerprint)
+            _write(fd, _line(_salt(fingerprint), self._header))
+        return file
+
+    def _make_folder(self, identity: Identity) -> None:
+        if not self._made_root:  # later it must be there: a journal that was removed is not begun anew unnoticed
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._made_root = True
+        folder = _folder(self._root, identity.fingerprint)
+        for made in (folder.parent, folder):
+            made.mkdir(exist_ok=True)
+        described, canonical = folder / "identity.json", identity.canonical.encode()
+        if not described.is_file() or described.read_bytes() != canonical:  # as when a machine ended too early
+            temporary = folder / f".identity-{self._name}"
+            temporary.write_bytes(canonical)
+            temporary.replace(described)
+
+    def _path(self, fingerprint: str) -> str:
+        return str(_folder(self._root, fingerprint) / f"{self._name}.jsonl")
+
+    def _sync_some(self) -> None:
+        began = now = time.monotonic()
+        while self._unsynced and now < began + SYNC_SECONDS * SYNC_SHARE:
+            self._sync(next(iter(self._unsynced)))
+            now = time.monotonic()
+        self._sync_at = now + max(SYNC_SECONDS, (now - began) / SYNC_SHARE)
+
+    def _sync(self, fingerprint: str) -> None:
+        if fingerprint not in self._unsynced:
+            return
+        del self._unsynced[fingerprint]
+        file = self._files.get(fingerprint)
+        try:
+            if file is not None:
+                os.fsync(file.fd)
+                _require_in_place(file)
+                return
+            fd = os.open(self._path(fingerprint), os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if fingerprint not in self._failed:  # else it has been said
+                raise self._fail(fingerprint, error) from error
+
+    def _close(self, fingerprint: str) -> None:
+        file = self._files.pop(fingerprint, None)
+        if file is not None:
+            try:
+                os.close(file.fd)
+            except OSError as error:  # network file systems may say only now that they are full
+                if fingerprint not in self._failed:
+                    raise self._fail(fingerprint, error) from error
+
+    def _fail(self, fingerprint: str, error: OSError) -> JournalError:
+        problem = _error(_folder(self._root, fingerprint), "written", error)
+        self._failed[fingerprint] = str(problem)
+        return problem
+
+
+def _read(path: Path, data: bytes, fingerprint: str, recovered: Recovered) -> int:
+    """Add a file's answers to those that are known; return 1 if its last line is torn, else 0."""
+    lines = data.split(b"\n")
+    finished = lines.pop() == b""
+    salt = _salt(fingerprint)
+    headers = _headers(lines, salt)
+    salts = [(_salt(fingerprint, payload), header) for payload, header in headers.items()]
+    if lines and not salts:
+        other = _HEADER.match(lines[0])
+        if other and int(other[1]) != FORMAT:
+            recovered.problems.append(f"{path}, line 1: it is in format {int(other[1])}, which is not known here.")
+            return 0
+        if len(lines) == 1 and finished:
+            return 1
+        recovered.problems.append(f"{path}, line 1: there is no valid header, and what follows it cannot be used.")
+        return 0 if finished else 1
+    for number, line in enumerate(lines, 1):
+        payload = line[_PAYLOAD:]
+        if payload in headers and _fits(line, salt):
+            continue
+        header = next((header for own, header in salts if _fits(line, own)), None)
+        if header is None:
+            if number == len(lines) and finished:
+                return 1
+            recovered.problems.append(f"{path}, line {number}: its checksum does not fit.")
+            continue
+        try:
+            key, entry = _entry(json.loads(payload.decode("utf-8", "surrogatepass")), header)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            recovered.problems.append(f"{path}, line {number}: it is not what a record should be: {error!r}.")
+            continue
+        recovered.entries.setdefault(key, entry)
+    return 0 if finished else 1
+
+
+def _headers(lines: list[bytes], salt: Any) -> dict[bytes, Mapping[str, str]]:
+    """Return the valid headers among lines, by their JSON; of files that were put together there are several."""
+    found: dict[bytes, Mapping[str, str]] = {}
+    for line in lines:
+        match = _HEADER.match(line)
+        if match and int(match[1]) == FORMAT and _fits(line, salt):
+            found[line[_PAYLOAD:]] = json.loads(line[_PAYLOAD:].decode("utf-8", "surrogatepass"))["header"]
+    return found
+
+
+def _salt(fingerprint: str, header: bytes | None = None) -> Any:
+    """Return the hash, not yet finished, of what a line's checksum covers before its JSON."""
+    hashed = hashlib.blake2b(fingerprint.encode(), digest_size=_CHECKSUM_BYTES)
+    if header is not None:
+        hashed.update(b"\n" + hashlib.sha256(header).digest())
+    return hashed
+
+
+def _line(salt: Any, payload: bytes) -> bytes:
+    return _checksum(salt, payload) + b" " + payload + b"\n"
+
+
+def _fits(line: bytes, salt: Any) -> bool:
+    return line[:_PAYLOAD] == _checksum(salt, line[_PAYLOAD:]) + b" "
+
+
+def _checksum(salt: Any, payload: bytes) -> bytes:
+    hashed = salt.copy()
+    hashed.update(payload)
+    checksum: str = hashed.hexdigest()
+    return checksum.encode()
+
+
+def _bytes(value: Mapping[str, Any]) -> bytes:
+    return _encode(value).encode("utf-8", "surrogatepass")
+
+
+def _plain(generation: Generation) -> dict[str, Any]:
+    if generation.scored:
+        return {"scored": [_number(value) for value in generation.scored]}
+    return {
+        "completions": [
+            {"text": answer.text, "token_ids": answer.token_ids, "finish_reason": answer.finish_reason}
+            | ({"logprobs": [_numbers(step) for step in answer.logprobs]} if answer.logprobs else {})
+            for answer in generation.completions
+        ]
+    }
+
+
+def _entry(record: dict[str, Any], header: Mapping[str, str]) -> tuple[tuple[str, str], Entry]:
+    completions = tuple(
+        Completion(
+            text=answer["text"],
+            token_ids=tuple(answer["token_ids"]),
+            finish_reason=answer["finish_reason"],
+            logprobs=tuple({int(i): float(p) for i, p in step.items()} for step in answer.get("logprobs", ())),
+        )
+        for answer in record.get("completions", ())
+    )
+    scored = tuple(map(float, record.get("scored", ())))
+    return (record["kind"], record["prompt"]), Entry(completions, scored, header)
+
+
+def _numbers(values: Mapping[int, float]) -> Mapping[int, float | str]:
+    if all(map(math.isfinite, values.values())):
+        return values
+    return {key: _number(value) for key, value in values.items()}
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _write(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:  # a disk that is nearly full takes a part, and says why at the next attempt
+        left = left[os.write(fd, left) :]
+
+
+def _require_in_place(file: _File) -> None:
+    """Raise `FileNotFoundError` unless an open file still has its name, without which nobody would find it."""
+    stat = os.stat(file.path)
+    if (stat.st_dev, stat.st_ino) != file.inode:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file.path)
+
+
+def _folder(root: Path, fingerprint: str) -> Path:
+    return root / fingerprint[:2] / fingerprint
+
+
+def _error(folder: Path, what: str, error: OSError) -> JournalError:
+    reason = error.strerror or str(error)
+    rest = "What was written before is kept."
+    if isinstance(error, FileNotFoundError):
+        reason, rest = "it was removed or moved while it was in use", "What was written before went with it."
+    elif isinstance(error, (FileExistsError, NotADirectoryError)):
+        reason = "there is a file where a folder should be"
+    return JournalError(f"The journal {folder} cannot be {what}: {reason}." + f"\n{rest}" * (what == "written"))

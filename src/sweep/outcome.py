@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
+from sweep.config import parse
+from sweep.costs import Costs
 from sweep.engines.base import Completion
 from sweep.plan import PlannedPoint
 from sweep.point import Point
 from sweep.scoring import Scores, by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import Neighbours, nearest_token_flips
+from sweep.scoring.scorers import select
 from sweep.scoring.statistics import Floats, Summary
-from sweep.scoring.text import select
-from sweep.tracking import PointRecord
+from sweep.tracking.records import PointRecord
 from sweep.transforms import Pipeline
 
 OWN, CONTROL = "own answer", "control's answer"  # whose answer is forced
-UNSHOWN = ("sample", "token_ids", "point", "name", "role")  # columns that MLflow's table does without
 
 Forced = dict[tuple[int, str], float]  # mean log-probability per token, by prompt and whose answer
 Answers = list[tuple[Completion, ...]]  # one entry for each prompt, one completion for each sample
@@ -37,9 +40,18 @@ class PointResult:
 
     index: int
     point: Point
-    summaries: dict[str, Summary] = field(default_factory=dict)
-    values: dict[str, Floats] = field(default_factory=dict)
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
+    values: Mapping[str, Floats] = field(default_factory=dict)
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a point: what is shown of it, what is published of it, and a row for each of its generations."""
+
+    result: PointResult
+    record: PointRecord
+    rows: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +71,15 @@ class Against:
 
 @dataclass(slots=True)
 class Progress:
-    """A point in the making, the `index`-th of its sweep: what has come back so far.
+    """A point in the making: what has come back so far.
 
     Attributes:
+        shared: what the batch cost that the point shared.
         is_floor: whether it is a control's second run, whose answers are only compared with the first's.
         forced: the mean log-probability per token of an answer, by prompt and by whose answer it is.
         awaited: how many of those have been asked for and not come back.
     """
 
-    index: int
     planned: PlannedPoint
     started: float
     ended: float = 0.0
@@ -77,7 +89,10 @@ class Progress:
     is_floor: bool = False
     forced: Forced = field(default_factory=dict)
     awaited: int = 0
+    costs: Costs = field(default_factory=Costs)
+    shared: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
+    traceback: str | None = None
 
     @property
     def answered(self) -> bool:
@@ -89,19 +104,18 @@ class Progress:
         return [self.answers[i] for i in range(len(self.planned.prompts))]
 
 
-def conclude(
-    progress: Progress, against: Against, tokens_per_second: float
-) -> tuple[PointResult, PointRecord, list[dict[str, Any]]]:
+def conclude(progress: Progress, against: Against, tags: Mapping[str, str]) -> Outcome:
     """Score a complete or failed point.
 
     Args:
         progress: the point; if it failed, whatever answers are there are neither scored nor published.
         against: the control's answers to the same prompts; the control itself is compared with its second run.
-        tokens_per_second: of the whole batch, which the point shared.
+        tags: what is to be known of it besides, such as versions.
 
-    Returns:
-        What is shown of it, what is published of it, and a row for each of its generations.
+    Raises:
+        ScorerError: a scorer of the user's failed.
     """
+    began = time.monotonic()
     planned = progress.planned
     point, prompts = planned.point, planned.prompts
     control = against.floor if point.is_control else against.control
@@ -119,24 +133,44 @@ def conclude(
     of_prompts = _of_prompts(progress, against) if scored else []
     values = by_measure([mean_scores(samples) | own for samples, own in zip(scored, of_prompts, strict=True)])
     summaries = summarise_scores(values, scoring.confidence)
-    rows = _rows(progress, scored, of_prompts) if scored else []
-    columns = list(dict.fromkeys(column for row in rows for column in row if column not in UNSHOWN))
+    own_costs = progress.costs.metrics() | {"cost/score_seconds": time.monotonic() - began}
+    reused = {"sweep.reused": str(progress.costs.reused)} if progress.costs.reused else {}
     record = PointRecord(
+        index=planned.index,
         name=point.name,
         role=point.role,
-        fingerprint=planned.fingerprint,
+        fingerprint=planned.identity.fingerprint,
         started=progress.started,
         ended=progress.ended,
         parameters=point.parameters() | {"prompts.count": len(prompts)},
         axes=point.axes,
         summaries=summaries,
-        metrics={"sweep/index": float(progress.index), "cost/batch_tokens_per_second": tokens_per_second},
-        columns=columns or ["prompt", "generation"],
-        rows=[[row.get(column) for column in columns] for row in rows],
+        metrics=own_costs | {f"cost/shared/{name}": value for name, value in progress.shared.items()},
+        tags={**tags, **reused},
         config=as_yaml(point),
         error=progress.error,
+        traceback=progress.traceback,
     )
-    return PointResult(progress.index, point, summaries, values, progress.error), record, rows
+    result = PointResult(planned.index, point, summaries, values, progress.error)
+    return Outcome(result, record, _rows(progress, scored, of_prompts) if scored else [])
+
+
+def restore(record: PointRecord, rows: Any, point: Point | None = None) -> PointResult:
+    """Return an archived point as it was when it was concluded.
+
+    Args:
+        record: what is published of it.
+        rows: its generations, a pandas DataFrame.
+        point: what it is of; None: as its record says.
+    """
+    if point is None:
+        config: Any = OmegaConf.create(yaml.safe_load(record.config))
+        point = Point(parse(config), tuple(record.axes), record.role == "control")
+    values: dict[str, Floats] = {}
+    if len(rows):
+        means = rows.groupby("prompt_id", sort=False)[list(record.summaries)].mean()
+        values = {name: means[name].to_numpy(float) for name in record.summaries}
+    return PointResult(record.index, point, record.summaries, values, record.error)
 
 
 def _of_prompts(progress: Progress, against: Against) -> list[Scores]:
@@ -190,7 +224,7 @@ def _rows(progress: Progress, scored: Sequence[Sequence[Scores]], of_prompts: Se
                 "finish_reason": answer.finish_reason,
                 "sample": k,
                 "token_ids": list(answer.token_ids),
-                "point": progress.index,
+                "point": planned.index,
                 "name": planned.point.name,
                 "role": planned.point.role,
             }

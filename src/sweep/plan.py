@@ -10,6 +10,7 @@ from itertools import islice
 from sweep import checkpoint as checkpoints
 from sweep import prompts as prompt_files
 from sweep import request
+from sweep.archive import Archived
 from sweep.checkpoint import Checkpoint
 from sweep.config import PromptsConfig
 from sweep.corpus import Corpus
@@ -17,8 +18,9 @@ from sweep.embedding import EmbeddingTable, open_table
 from sweep.encoding import EncodedPrompt, check_lengths, encode
 from sweep.engines.gate import GATE_TOKENS
 from sweep.errors import ConfigError, TransformError
-from sweep.point import EngineSpec, Point, by_engine
-from sweep.scoring.text import select
+from sweep.identity import Identity
+from sweep.point import EngineSpec, Point
+from sweep.scoring.scorers import select
 
 # How many transforms are tried before the engine starts, and for how long; all points have at least one prompt tried.
 # What lies beyond fails its own point when its turn comes.
@@ -26,17 +28,37 @@ TRIED_TRANSFORMS = 4096
 TRIED_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedPoint:
-    """A point with the corpus that its prompts are in, and its fingerprint."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A point that is to be planned.
+
+    Attributes:
+        index: its place in the sweep.
+        archived: what an earlier run has left of it.
+    """
 
     point: Point
+    identity: Identity
+    index: int
+    archived: Archived | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has been finished before; then it is planned only for others to be compared with."""
+        return self.archived is not None and self.archived.done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedPoint(Task):
+    """A point with the corpus that its prompts are in."""
+
     corpus: Corpus
-    fingerprint: str
 
     @property
     def runs(self) -> int:
         """How often its prompts are answered: a control twice, for the noise floor."""
+        if self.done:
+            return 0
         return 2 if self.point.is_control and self.point.config.scoring.noise_floor else 1
 
     @property
@@ -81,44 +103,49 @@ class EngineGroup:
         return sum(count * sampling.n * sampling.max_tokens for count, sampling in samplings)
 
 
-def make_plan(points: Sequence[Point]) -> list[EngineGroup]:
+def make_plan(tasks: Sequence[Task]) -> list[EngineGroup]:
     """Read models' files, prompts and embedding tables, and check that every point can be run.
 
     Raises:
         ConfigError: what is wrong, with the key, file or point that it is about.
     """
-    for point in points:
-        select(point.config.scoring.quality)
-    groups = [_plan_group(spec, members) for spec, members in by_engine(points).items()]
-    for group in groups:
+    groups: dict[EngineSpec, list[Task]] = {}
+    for task in tasks:
+        select(task.point.config.scoring.quality)
+        groups.setdefault(task.point.engine_spec, []).append(task)
+    planned = [_plan_group(spec, members) for spec, members in groups.items()]
+    for group in planned:
         _try_transforms(group)
-    return groups
+    return planned
 
 
-def _plan_group(spec: EngineSpec, points: Sequence[Point]) -> EngineGroup:
+def _plan_group(spec: EngineSpec, tasks: Sequence[Task]) -> EngineGroup:
     checkpoint = checkpoints.find(spec.model)
     checkpoint.check_supported()
     limit = spec.engine.max_model_len or checkpoint.context
     if limit > checkpoint.context:
         raise ConfigError(f"engine.max_model_len: {limit} is more than the model's context of {checkpoint.context}.")
     table = open_table(checkpoint)
-    read: list[tuple[PromptsConfig, Corpus, str]] = []
+    read: list[tuple[PromptsConfig, Corpus]] = []
 
-    def corpus_of(config: PromptsConfig) -> tuple[Corpus, str]:
-        for known, corpus, digest in read:
+    def corpus_of(config: PromptsConfig) -> Corpus:
+        for known, corpus in read:
             if known == config:
-                return corpus, digest
-        loaded = prompt_files.load(config)
-        encoded = encode(loaded, checkpoint)
+                return corpus
+        encoded = encode(prompt_files.load(config), checkpoint)
         check_lengths(encoded, limit)
-        read.append((config, Corpus(encoded, table, checkpoint), prompt_files.digest(loaded)))
-        return read[-1][1:]
+        read.append((config, Corpus(encoded, table, checkpoint)))
+        return read[-1][1]
 
     planned = []
-    for point in points:
-        corpus, digest = corpus_of(point.config.prompts)
-        point.config.transform.check(corpus)
-        planned.append(PlannedPoint(point, corpus, point.fingerprint(digest)))
+    for task in tasks:
+        corpus = corpus_of(task.point.config.prompts)
+        task.point.config.transform.check(corpus)
+        planned.append(
+            PlannedPoint(
+                point=task.point, identity=task.identity, index=task.index, archived=task.archived, corpus=corpus
+            )
+        )
     max_model_len = spec.engine.max_model_len or min(limit, max(_needed(p) for p in planned))
     return EngineGroup(spec, checkpoint, table, planned, max_model_len)
 
@@ -151,8 +178,8 @@ def _prompts_first(points: Sequence[PlannedPoint]) -> Iterator[tuple[PlannedPoin
                 yield planned, planned.prompts[i]
 
 
-def describe(groups: Sequence[EngineGroup]) -> Iterator[str]:
-    """Yield the lines of a dry run."""
+def describe(groups: Sequence[EngineGroup], asked: int) -> Iterator[str]:
+    """Yield the lines of a dry run of so many points, controls among them."""
     for number, group in enumerate(groups, 1):
         engine, model = group.spec.engine.name, group.spec.model
         yield (
@@ -162,9 +189,8 @@ def describe(groups: Sequence[EngineGroup]) -> Iterator[str]:
         )
         for planned in group.points:
             tokens = sum(len(e.token_ids) for e in planned.prompts)
-            name, print_ = planned.point.name, planned.fingerprint[:12]
+            name, print_ = planned.point.name, planned.identity.fingerprint[:12]
             yield f"  {name}: {len(planned.prompts)} requests, {tokens} prompt tokens, fingerprint {print_}"
-    yield (
-        f"{sum(len(group.points) for group in groups)} points, {len(groups)} engine starts, "
-        f"{sum(group.requests for group in groups)} requests"
-    )
+    todo = [planned for group in groups for planned in group.points if not planned.done]
+    done = f" ({asked - len(todo)} of them done before)" if len(todo) < asked else ""
+    yield f"{asked} points{done}, {len(groups)} engine starts, {sum(group.requests for group in groups)} requests"

@@ -6,16 +6,13 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from omegaconf import DictConfig
-
-from sweep.config import ModelConfig, SweepConfig, parse
+from sweep.config import ModelConfig, SweepConfig
 from sweep.engines import EngineConfig
 from sweep.errors import ConfigError
 from sweep.transforms import Identity, Pipeline, Span, Stage
-
-FINGERPRINT_VERSION = 2
 
 # Overrides of these say where or how a sweep runs, not what is compared in it.
 NOT_AXES = ("sweep", "tracking", "scoring", "verbose", "hydra", "plugins")
@@ -33,7 +30,7 @@ class EngineSpec:
     engine: EngineConfig
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Point:
     """One resolved configuration.
 
@@ -59,6 +56,11 @@ class Point:
         return swept or self.config.transform.name
 
     @property
+    def overrides(self) -> str:
+        """The swept values as they are typed: `transform.factor=1.2`."""
+        return " ".join(f"{key}={_show(value)}" for key, value in self.axes) or "no overrides"
+
+    @property
     def role(self) -> str:
         """The value of the tag `sweep.role`."""
         return "control" if self.is_control else "point"
@@ -68,14 +70,14 @@ class Point:
         """What decides which engine this point needs."""
         return EngineSpec(self.config.model, self.config.engine)
 
-    @property
+    @cached_property
     def control_key(self) -> str:
         """Equal for the points that are compared with the same control: all but the transform and its seed."""
         config = self.config
         parts = (config.model, config.prompts, config.sampling, config.engine)
         return _hash([asdict(part) for part in parts])
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Equal for points whose generations are the same."""
         return _hash([self.control_key, self.config.transform.config(), self.config.seed])
@@ -89,27 +91,14 @@ class Point:
             flat |= {f"{group}.{key}": value for key, value in values.items() if key != "items" and value is not None}
         return flat | config.transform.parameters()
 
-    def fingerprint(self, prompts_digest: str) -> str:
-        """Return a hash of what determines the generations: prompts by content, no paths, no engine settings."""
-        config = self.config
-        identity = {
-            "version": FINGERPRINT_VERSION,
-            "model": asdict(config.model),
-            "prompts": prompts_digest,
-            "transform": config.transform.identity(),
-            "sampling": asdict(config.sampling),
-            "seed": config.seed,
-        }
-        return _hash(identity)
 
-
-def make_points(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> list[Point]:
-    """Return the points of some jobs, each given by its task overrides and its composed configuration.
+def make_points(jobs: Sequence[tuple[Sequence[str], SweepConfig]]) -> list[Point]:
+    """Return the points of some jobs, each given by its task overrides and its configuration.
 
     Raises:
         ConfigError: a configuration is wrong.
     """
-    configs = [parse(composed) for _, composed in jobs]
+    configs = [config for _, config in jobs]
     shared = [(c.sweep, c.tracking, c.scoring) for c in configs]
     if any(own != shared[0] for own in shared):
         raise ConfigError("sweep.*, tracking.* and scoring.* belong to the whole sweep; they cannot be swept.")
@@ -145,14 +134,6 @@ def with_controls(points: Iterable[Point], known: Collection[str] = ()) -> list[
         control = given or Point(replace(group[0].config, transform=UNTRANSFORMED, seed=0), axes)
         ordered += [replace(control, is_control=True), *(point for point in group if point is not given)]
     return ordered
-
-
-def by_engine(points: Iterable[Point]) -> dict[EngineSpec, list[Point]]:
-    """Return the points grouped by the engine that they need, in their order."""
-    groups: dict[EngineSpec, list[Point]] = {}
-    for point in points:
-        groups.setdefault(point.engine_spec, []).append(point)
-    return groups
 
 
 def _common_axes(points: Sequence[Point]) -> tuple[tuple[str, Value], ...]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +75,6 @@ def load(config: PromptsConfig) -> list[Prompt]:
     if times > 1:
         raise ConfigError(f"prompts: the id {repeated!r} stands for {times} prompts; ids must differ.")
     return prompts
-
-
-def digest(prompts: Iterable[Prompt]) -> str:
-    """Return a hash of what the prompts say, wherever they were read from."""
-    text = json.dumps([asdict(prompt) for prompt in prompts], sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _find(name: str) -> Path:

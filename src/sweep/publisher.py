@@ -1,122 +1,238 @@
-"""Scoring and publication of finished points, on a thread of its own, so that the engine never waits for MLflow."""
+"""From finished points to what the user sees: scored, archived, published, compared and reported."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 
-from sweep.archive import Archive
+from sweep.archive import Archive, Archived
+from sweep.comparison import Comparison, Difference, compare
+from sweep.config import SweepConfig
+from sweep.costs import SharedCosts
 from sweep.errors import TrackingError
-from sweep.outcome import Against, Answers, Forced, PointResult, Progress, conclude
-from sweep.tracking import Tracker
+from sweep.ledger import Ledger
+from sweep.outbox import Outbox
+from sweep.outcome import PointResult, as_yaml, restore
+from sweep.plan import Task
+from sweep.point import Point
+from sweep.report import FOLDER, REPORT
+from sweep.report.live import summary_line
+from sweep.scoring_thread import ScoringThread
+from sweep.terminal import Terminal
+from sweep.tracking import Closing, Tracker
 
 log = logging.getLogger(__name__)
 
-UNPUBLISHED = 64  # finished points that may wait for MLflow before the engine waits for them
+PROMPTLY = 1.5  # seconds that an interrupted sweep waits for each of the things that it is in the middle of
 
 
 class Publisher:
-    """Takes points as they finish; those that finish before their control and its second run wait for both.
+    """One sweep's results.
 
     Attributes:
-        results: what became of each point, by `Point.key`, in the order in which they were published.
-        controls: the controls' answers, by `Point.control_key`.
-        errors: what MLflow did not take.
-        runs: MLflow's id of each point's run, by the point's index.
-        archive: every published generation.
+        results: what became of each point, by `Point.key`.
+        comparison: of all points, once the sweep is closed.
+        problems: what could not be published or reported.
+        earlier: how many points had been done before.
     """
 
-    def __init__(self, tracker: Tracker, archive: Archive) -> None:
+    def __init__(
+        self, base: SweepConfig, sweep_id: str, command: str, terminal: Terminal, archive: Archive, costs: SharedCosts
+    ) -> None:
+        """Reach the tracker.
+
+        Raises:
+            ConfigError: it cannot be reached or written.
+        """
+        self._base, self._sweep_id, self._command, self._terminal = base, sweep_id, command, terminal
+        self._archive, self._costs = archive, costs
+        self._folder = base.sweep.root / "sweeps" / sweep_id
+        self.tracker = Tracker(base.tracking, base.sweep.root, sweep_id)
+        self._ledger = Ledger(self._folder / "published.jsonl", self.tracker.place)
+        self._outbox: Outbox | None = None
+        self._scoring = ScoringThread(archive, self._tell, costs)
+        self._archived: dict[str, Archived] = {}
+        self._points: dict[str, Point] = {}
         self.results: dict[str, PointResult] = {}
-        self.controls: dict[str, Answers] = {}
-        self.errors: list[str] = []
-        self.runs: dict[int, str] = {}
-        self._tracker, self.archive = tracker, archive
-        self._forced: dict[str, Forced] = {}
-        self._floors: dict[str, Answers | None] = {}
-        self._held: dict[str, list[Progress]] = {}
-        self._thread = ThreadPoolExecutor(1, "publisher")
-        self._unpublished: deque[Future[None]] = deque()
-        self._tokens, self._seconds = 0, 0.0
+        self.comparison: Comparison | None = None
+        self.problems: list[str] = []
+        self.earlier = 0
 
     @property
-    def tokens_per_second(self) -> float:
-        """Output tokens of all points together over the seconds in which the engine worked."""
-        return self._tokens / self._seconds if self._seconds else 0.0
+    def scoring(self) -> ScoringThread:
+        """Takes points as they finish or fail."""
+        return self._scoring
 
-    def count(self, tokens: int, seconds: float) -> None:
-        """Add to what `tokens_per_second` is computed from."""
-        self._tokens += tokens
-        self._seconds += seconds
+    def take_archived(self, tasks: Sequence[Task]) -> None:
+        """Take what earlier runs have finished, and publish what they have not."""
+        for task in tasks:
+            archived = task.archived
+            self._points[task.identity.result_key] = task.point
+            if archived is None or not task.done:
+                continue
+            self.earlier += 1
+            record = archived.record
+            self.results[task.point.key] = PointResult(task.index, task.point, record.summaries)
+            self._archived[archived.key] = archived
+            if not self._ledger.has(archived.key, record):
+                self.start().put(archived)
 
-    def complete(self, progress: Progress) -> None:
-        """Take a point whose prompts have all been answered."""
-        point = progress.planned.point
-        if progress.is_floor:
-            self._floors[point.control_key] = progress.in_order()
-        else:
-            self._held.setdefault(point.control_key, []).append(progress)
-        if point.is_control and not progress.is_floor:
-            self.controls[point.control_key] = progress.in_order()
-            self._forced[point.control_key] = progress.forced
-            if not point.config.scoring.noise_floor:
-                self._floors[point.control_key] = None
-        if point.control_key in self.controls and point.control_key in self._floors:
-            self._release(point.control_key)
+    def start(self) -> Outbox:
+        """Have a parent run, RUNNING, and publish from now on.
 
-    def fail(self, progress: Progress, reason: str) -> None:
-        """Take a point that could not be finished."""
-        if progress.is_floor:  # then there is no noise floor, and nothing is lost but that
-            self._floors.setdefault(progress.planned.point.control_key, None)
+        Raises:
+            TrackingError: MLflow failed.
+        """
+        if self._outbox is None:
+            again = self.tracker.start(
+                self._base.sweep.name or self._sweep_id, self._command, as_yaml(Point(self._base))
+            )
+            patience = self._base.tracking.patience
+            self._outbox = Outbox(
+                self.tracker, self._archive, self._ledger, self._costs, patience=patience, again=again
+            )
+        return self._outbox
+
+    def close(self, error: BaseException | None) -> None:
+        """Report, and end the parent run: FINISHED, FAILED, or KILLED if the user has ended the sweep.
+
+        Raises:
+            SweepError: what was finished could not be kept on disk.
+        """
+        if error is not None and not isinstance(error, Exception):
+            self._interrupt()
             return
-        log.warning("%s failed: %s", progress.planned.point.name, reason)
-        progress.error = reason
-        self._submit(progress)
-
-    def end_waiting(self, reason: str) -> None:
-        """Publish what waits for a noise floor that will never come, and fail what waits for a control."""
-        for control_key in list(self._held):
-            if control_key in self.controls:
-                self._floors.setdefault(control_key, None)
-                self._release(control_key)
-            for progress in self._held.pop(control_key, []):
-                self.fail(progress, reason)
-
-    def drain(self) -> None:
-        """Wait until all that was taken is published."""
-        self._wait_for(0)
-
-    def close(self) -> None:
-        """Drain, and end the thread."""
+        self._scoring.drain()
+        if self._outbox is None and (not self.results or self._is_reported()):
+            self.comparison = compare(self._restored().values(), self._base.scoring.confidence)
+            return
+        outbox = self.start()
+        closing = self._report() if self.results else None
+        outbox.close()
+        self.problems += [f"{name} is not published: {reason}" for name, reason in outbox.unpublished.items()]
+        failed = sum(result.error is not None for result in self.results.values())
         try:
-            self.drain()
-        finally:
-            self._thread.shutdown()
+            if closing is not None:
+                published = self._ledger.entries
+                own = {published[key].run_id: m for key, m in closing.differences.items() if key in published}
+                complete = replace(closing, differences=own)
+                outbox.insist(lambda _: self.tracker.close(complete))
+            status = "FAILED" if error or failed or self.problems else "FINISHED"
+            counts = {"sweep/points": float(len(self.results)), "sweep/failed": float(failed)}
+            outbox.insist(lambda _: self.tracker.finish(status, counts | self._costs.metrics()))
+        except TrackingError as problem:
+            self.problems.append(str(problem))
 
-    def _release(self, control_key: str) -> None:
-        held = self._held.pop(control_key, [])
-        for progress in sorted(held, key=lambda progress: not progress.planned.point.is_control):
-            self._submit(progress)
+    def _interrupt(self) -> None:
+        """Leave everything that is not finished for the next run, without keeping the user."""
+        self._scoring.abandon(PROMPTLY)
+        if self._outbox is not None:
+            self._outbox.abandon(PROMPTLY)
+            # On a thread, as a tracker that is away would take its time.
+            ending = threading.Thread(target=self._try_to_end, daemon=True)
+            ending.start()
+            ending.join(PROMPTLY)
 
-    def _submit(self, progress: Progress) -> None:
-        key = progress.planned.point.control_key
-        against = Against(self.controls.get(key), self._floors.get(key), self._forced.get(key, {}))
-        progress.ended = time.time()
-        self._unpublished.append(self._thread.submit(self._publish, progress, against, self.tokens_per_second))
-        self._wait_for(UNPUBLISHED)
+    def _try_to_end(self) -> None:
+        with suppress(TrackingError):
+            self.tracker.finish("KILLED", {})
 
-    def _publish(self, progress: Progress, against: Against, tokens_per_second: float) -> None:
-        result, record, rows = conclude(progress, against, tokens_per_second)
+    def _tell(self, result: PointResult, archived: Archived) -> None:
+        """Take what became of a point; on the scoring thread."""
         self.results[result.point.key] = result
-        self.archive.add(result.index, rows)
-        try:
-            self.runs[result.index] = self._tracker.publish(record)
-        except TrackingError as error:
-            self.errors.append(str(error))
-            log.warning("%s", error)
+        self._archived[archived.key] = archived
+        self._terminal.say(summary_line(result))
+        self.start().put(archived)
 
-    def _wait_for(self, limit: int) -> None:
-        while len(self._unpublished) > limit:
-            self._unpublished.popleft().result()
+    def _is_reported(self) -> bool:
+        """Whether there is nothing left to be said of these points."""
+        if not (self._folder / FOLDER / REPORT).is_file() or len(self.results) < len(self._points):
+            return False
+        try:
+            return self.tracker.parent_status() == "FINISHED"
+        except TrackingError:
+            return False
+
+    def _restored(self) -> dict[str, PointResult]:
+        """Return all results with their values, by `Identity.result_key`, those of earlier runs among them.
+
+        What an earlier run called by the name of a point that is another one now, as its prompts have changed, say, is
+        put aside.
+        """
+        names = {(point.name, point.role) for point in self._points.values()}
+        for archived in self._archive:
+            if archived.key in self._archived:
+                continue
+            if (archived.record.name, archived.record.role) in names:
+                self._put_aside(archived.key)
+            else:  # asked for by an optimising sweeper, in an earlier run
+                self._archived[archived.key] = archived
+        restored = {}
+        for key, archived in self._archived.items():
+            point = self._points.get(key)
+            known = self.results.get(point.key) if point is not None else None
+            if known is None or not (known.values or known.error):
+                known = restore(archived.record, self._archive.read([key]), point)
+            restored[key] = known
+        return restored
+
+    def _put_aside(self, key: str) -> None:
+        entry = self._ledger.entries.get(key)
+        if entry is not None and self._outbox is not None:
+            run_id = entry.run_id
+            self._outbox.insist(lambda _: self.tracker.supersede(run_id))
+            self._ledger.forget(key)
+        self._archive.put_aside(key)
+
+    def _report(self) -> Closing | None:
+        """Compare the points, write what there is to be seen of that, and return what MLflow is given of it."""
+        # Or Matplotlib would leave its cache in the user's home.
+        os.environ.setdefault("MPLCONFIGDIR", str(self._base.sweep.root / ".cache" / "matplotlib"))
+        from sweep.report import closing, files
+        from sweep.results import tables
+
+        confidence = self._base.scoring.confidence
+        try:
+            with self._terminal.waiting("Report"), self._costs.timing("report_seconds"):
+                restored = self._restored()
+                self.comparison = comparison = compare(restored.values(), confidence)
+                laid_out = tables(
+                    comparison,
+                    self._archive.read([key for key, archived in self._archived.items() if archived.done]),
+                    sweep_id=self._sweep_id,
+                    name=self._base.sweep.name or self._sweep_id,
+                    command=self._command,
+                    confidence=confidence,
+                )
+                files.write(laid_out, self._folder / FOLDER)
+        except Exception as problem:  # the points are archived, and what is wrong with the report is said
+            log.warning("The report could not be made: %s", problem, exc_info=True)
+            self.problems.append(f"the report could not be made: {problem}")
+            return None
+        return Closing(
+            describe=partial(closing.describe, comparison, self._command),
+            series=closing.series(comparison),
+            files=self._folder / FOLDER,
+            axes=[f"axis/{key}" for key in laid_out.axes],
+            measures=closing.shown_measures(comparison),
+            differences={
+                key: _metrics_of(comparison.differences.get(result.index, {})) for key, result in restored.items()
+            },
+            time=max(archived.record.ended for archived in self._archived.values()),
+        )
+
+
+def _metrics_of(differences: Mapping[str, Difference]) -> dict[str, float]:
+    metrics = {}
+    for measure, difference in differences.items():
+        metrics[f"{measure}/difference"] = difference.mean
+        metrics[f"{measure}/difference/ci_low"] = difference.ci_low
+        metrics[f"{measure}/difference/ci_high"] = difference.ci_high
+        metrics |= {f"{measure}/p": difference.p, f"{measure}/q": difference.q}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

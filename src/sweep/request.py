@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -25,11 +26,13 @@ class BuiltRequest:
     """A request and the perturbation that its embeddings carry.
 
     Attributes:
+        transform_seconds: how long the transforms took.
         perturbation: what can be measured at once.
         neighbours: rows whose nearest tokens are looked up when the point is scored, all prompts' in one go.
     """
 
     request: Request
+    transform_seconds: float
     perturbation: Scores
     neighbours: Neighbours
 
@@ -48,7 +51,9 @@ def build(
     """
     table, prompt_id = corpus.table, encoded.prompt.id
     rows = table.rows(encoded.token_ids)
+    began = time.perf_counter()
     transformed, doses = config.transform.apply(rows, prompt_id, corpus, config.seed, table.dtype)
+    seconds = time.perf_counter() - began
     length = len(transformed.tensor)
     if max_length is not None and length > max_length:
         raise TransformError(f"made {length} rows of {len(rows)}; engine.max_model_len has room for {max_length}")
@@ -61,7 +66,7 @@ def build(
     compared = Comparison.of(sent, rows, transformed.origins)
     most = -(-config.scoring.nearest_rows // len(corpus.prompts))
     neighbours = Neighbours.sample(compared, encoded.token_ids, most)
-    return BuiltRequest(request, perturbation(compared) | _doses(doses), neighbours)
+    return BuiltRequest(request, seconds, perturbation(compared) | _doses(doses), neighbours)
 
 
 def _spoken(rows: Rows, token_ids: tuple[int, ...]) -> tuple[int, ...]:

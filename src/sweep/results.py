@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any
 
 import pandas as pd
 
 from sweep.comparison import Comparison
+from sweep.scoring.response import Response, Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,9 @@ class SweepResults:
             the control `m/difference`, `m/difference/ci_low`, `m/difference/ci_high`, `m/p`, `m/q`, `m/significant`.
         generations: one row for each generation: `point`, `name`, `role`, `axis/<key>`, `prompt_id`, `prompt`,
             `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column for each measure.
-        responses: one row for each numeric axis and measure: `axis`, `measure`, `rho`, `first_effective`,
-            `breaking_point`, each with `/ci_low` and `/ci_high`, and `floor`.
+        responses: one row for each numeric axis, measure and side: `axis`, `measure`, `side` (`above` or `below` the
+            neutral dose; `all` where there is none), `neutral`, `rho`, `first_effective`, `breaking_point`, the last
+            three with `/ci_low` and `/ci_high`, and `floor`.
     """
 
     sweep_id: str
@@ -32,7 +35,7 @@ class SweepResults:
     confidence: float
     points: pd.DataFrame
     generations: pd.DataFrame
-    responses: pd.DataFrame = field(default_factory=pd.DataFrame)
+    responses: pd.DataFrame = field(default_factory=lambda: _responses({}))
 
     @property
     def axes(self) -> list[str]:
@@ -45,11 +48,14 @@ def tables(
 ) -> SweepResults:
     """Lay a comparison out as tables, beside the generations that it is of."""
     points = [_point_row(comparison, i) for i in range(len(comparison.results))]
-    responses = [
-        {"axis": axis, "measure": measure} | {_column(key): value for key, value in asdict(response).items()}
-        for (axis, measure), response in comparison.responses.items()
-    ]
-    return SweepResults(sweep_id, name, command, confidence, pd.DataFrame(points), generations, pd.DataFrame(responses))
+    responses = _responses(comparison.responses)
+    return SweepResults(sweep_id, name, command, confidence, pd.DataFrame(points), generations, responses)
+
+
+def _responses(found: Mapping[tuple[str, str, Side], Response]) -> pd.DataFrame:
+    columns = ["axis", "measure", "side", *(_column(attribute.name) for attribute in fields(Response))]
+    rows = [(*key, *astuple(response)) for key, response in found.items()]
+    return pd.DataFrame(rows, columns=columns).astype({"neutral": float})
 
 
 def _point_row(comparison: Comparison, place: int) -> dict[str, Any]:

@@ -1,36 +1,36 @@
 """Points in, generations out: one engine for all points that can share it, and one continuous batch of their requests.
 
-The main thread feeds the engine and takes its answers to the journal; the publisher scores and publishes each point as
-soon as its last answer is in.
+The main thread feeds the engine and takes its answers to the journal; a second thread scores and archives each point as
+soon as its last answer is in; a third publishes what is archived.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import cast
 
 from sweep.archive import Archive
-from sweep.comparison import Comparison, Difference, compare
+from sweep.comparison import Comparison
 from sweep.config import SweepConfig
-from sweep.engines.base import Engine, Generation
+from sweep.costs import SharedCosts
+from sweep.engines.base import Failure
 from sweep.engines.gate import GATE_TOKENS, GatePrompt, identity_gate
-from sweep.errors import ConfigError, EngineError
-from sweep.journal import Journal
-from sweep.outcome import PointResult, as_yaml
-from sweep.plan import EngineGroup, describe, make_plan
+from sweep.engines.supervisor import Supervisor
+from sweep.errors import ConfigError, EngineError, TooManyFailures
+from sweep.journal import Journal, Writer
+from sweep.memory import Memory
+from sweep.outcome import PointResult
+from sweep.plan import EngineGroup, Task, describe, make_plan
 from sweep.point import EngineSpec, Point, with_controls
 from sweep.publisher import Publisher
-from sweep.results import tables
-from sweep.terminal import Terminal
-from sweep.tracking import Closing, Tracker
+from sweep.scoring_thread import ScoringThread
+from sweep.terminal import Advance, Terminal
+from sweep.tracking import Tracker
 from sweep.workload import Key, Workload
 
 log = logging.getLogger(__name__)
@@ -39,211 +39,194 @@ GATE_PROMPTS = 4
 
 
 class Runner:
-    """One sweep: its parent run, its journal, its open engine.
+    """One sweep: what is known of it, and the open engine.
 
     `run` may be called any number of times, as optimising sweepers do; what was opened stays open until the end of the
     `with` block, which says whether the sweep finished, failed or was interrupted.
+
+    Attributes:
+        publisher: scores, publishes and reports; None until something was run.
+        engine_starts: how many engines were started.
     """
 
     def __init__(self, base: SweepConfig, sweep_id: str, command: str, terminal: Terminal) -> None:
         self._base, self._sweep_id, self._command, self._terminal = base, sweep_id, command, terminal
-        self.tracker: Tracker | None = None
-        self._publisher: Publisher | None = None
-        self._journal: Journal | None = None
-        self._engine: tuple[EngineSpec, int, Engine] | None = None
+        self._settings = base.sweep
+        self._journal = Journal(base.sweep.root / "journal")
+        self._archive = Archive(self.folder / "points")
+        self._memory = Memory(self._archive, self._journal, sweep_id, base.sweep.resume)
+        self._engine: tuple[EngineSpec, int, Supervisor] | None = None
+        self._costs = SharedCosts()
+        self._retired: set[str] = set()
+        self.publisher: Publisher | None = None
         self.engine_starts = 0
-        self.comparison: Comparison | None = None
-        self._begun = 0
 
     @property
     def folder(self) -> Path:
         """Where this sweep's own files lie."""
-        return self._base.sweep.root / "sweeps" / self._sweep_id
+        return self._settings.root / "sweeps" / self._sweep_id
 
     @property
-    def engine(self) -> Engine | None:
+    def engine(self) -> Supervisor | None:
         """The open engine, if there is one."""
         return self._engine[2] if self._engine else None
 
     @property
     def results(self) -> dict[str, PointResult]:
         """What became of each point so far, by `Point.key`."""
-        return self._publisher.results if self._publisher else {}
+        return self.publisher.results if self.publisher else {}
 
     @property
-    def publishing_errors(self) -> list[str]:
-        """What MLflow did not take; its generations are in the journal."""
-        return self._publisher.errors if self._publisher else []
+    def tracker(self) -> Tracker | None:
+        """Where results are published, once something was run."""
+        return self.publisher.tracker if self.publisher else None
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """All points beside each other, once the sweep has ended."""
+        return self.publisher.comparison if self.publisher else None
+
+    @property
+    def problems(self) -> list[str]:
+        """What could not be published or reported."""
+        return self.publisher.problems if self.publisher else []
 
     def run(self, points: Sequence[Point]) -> None:
         """Generate, score and publish points and the controls they need.  What was done before is not done again.
 
         Raises:
             ConfigError: an input is wrong, or the model fails the identity gate; nothing was started.
-            EngineError: the engine failed; what was complete is published, what had begun is FAILED.
+            EngineError: the engine failed for good; what was complete is published, what had begun is FAILED.
+            TooManyFailures: more points failed than `sweep.on_error` and `sweep.max_failures` allow.
         """
         fresh = {point.key: point for point in points if point.key not in self.results}
-        wanted = with_controls(fresh.values(), self._publisher.controls if self._publisher else ())
-        groups = make_plan(wanted)
-        if self._base.sweep.dry_run:
-            for line in describe(groups):
+        wanted = with_controls(fresh.values(), self.publisher.scoring.controls if self.publisher else ())
+        tasks = self._memory.tasks(wanted)
+        todo = _with_their_controls(tasks)
+        self._memory.check_versions(todo)
+        groups = make_plan(todo)
+        if self._settings.dry_run:
+            for line in describe(groups, len(tasks)):
                 self._terminal.result(line)
             return
+        publisher = self.publisher or self._open_publisher()
+        publisher.take_archived(tasks)
         for group in groups:
-            tracker = self._connect()
-            try:
-                engine = self._open_engine(group)
-            except ConfigError as error:
-                if self.results:  # then it is not true that nothing was started
-                    raise EngineError(str(error)) from error
-                raise
-            publisher, journal = self._begin(tracker)
-            try:
-                self._generate(group, engine, publisher, journal)
-            except EngineError:
-                self._close_engine()
-                raise
-            publisher.drain()
+            self._work_off(group, publisher)
+        publisher.scoring.drain()
 
     def __enter__(self) -> Runner:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         with ExitStack() as undo:
-            undo.callback(self._close_engine)
-            if self._journal is not None:
-                undo.callback(self._journal.close)
-            if self.tracker is not None:
-                undo.callback(self._finish, self.tracker, error)
-            if self._publisher is not None:
-                undo.callback(self._publisher.close)
+            if error is None or isinstance(error, Exception):
+                undo.callback(self._close_engine)
+            # Else the engine ends with this process: shutting it down properly takes longer than there is time.
+            if self.publisher is not None:
+                undo.callback(self.publisher.close, error)
 
-    def _report(self, tracker: Tracker, publisher: Publisher) -> None:
-        """Compare the points, and write and publish what there is to be seen of that."""
-        # Or Matplotlib would leave its cache in the user's home.
-        os.environ.setdefault("MPLCONFIGDIR", str(self._base.sweep.root / ".cache" / "matplotlib"))
-        from sweep.report import closing, files
-
-        confidence = self._base.scoring.confidence
-        self.comparison = comparison = compare(publisher.results.values(), confidence)
-        laid_out = tables(
-            comparison,
-            publisher.archive.read(),
-            sweep_id=self._sweep_id,
-            name=self._base.sweep.name or self._sweep_id,
-            command=self._command,
-            confidence=confidence,
-        )
-        files.write(laid_out, self.folder / "report")
-        for index, differences in comparison.differences.items():
-            if index in publisher.runs:
-                tracker.add(publisher.runs[index], _metrics_of(differences))
-        axes = [f"axis/{key}" for key in laid_out.axes]
-        shown = closing.shown_measures(comparison)
-        describe = partial(closing.describe, comparison, self._command)
-        tracker.close(Closing(describe, closing.series(comparison), self.folder / "report", axes, shown))
-
-    def _finish(self, tracker: Tracker, error: BaseException | None) -> None:
-        if self._publisher is not None and self.results:
-            try:
-                with self._terminal.waiting("Report"):
-                    self._report(tracker, self._publisher)
-            except Exception as problem:  # the points are published, and what is wrong with the report is said
-                log.warning("The report could not be made: %s", problem, exc_info=True)
-                self._publisher.errors.append(f"the report could not be made: {problem}")
-        failed = sum(result.error is not None for result in self.results.values())
-        status = "FAILED" if error or failed or self.publishing_errors else "FINISHED"
-        if error is not None and not isinstance(error, Exception):
-            status = "KILLED"
-        metrics = {
-            "sweep/points": float(len(self.results)),
-            "sweep/failed": float(failed),
-            "sweep/engine_starts": float(self.engine_starts),
-            "cost/batch_tokens_per_second": self._publisher.tokens_per_second if self._publisher else 0.0,
-        }
-        tracker.finish(status, metrics)
-
-    def _connect(self) -> Tracker:
+    def _open_publisher(self) -> Publisher:
         """Reach the tracker, whose absence is to be noticed before an engine starts."""
-        if self.tracker is None:
-            with self._terminal.waiting("MLflow store"):
-                self.tracker = Tracker(self._base.tracking, self._base.sweep.root, self._sweep_id)
-        return self.tracker
+        with self._terminal.waiting("MLflow store"):
+            self.publisher = Publisher(
+                self._base, self._sweep_id, self._command, self._terminal, self._archive, self._costs
+            )
+        return self.publisher
 
-    def _begin(self, tracker: Tracker) -> tuple[Publisher, Journal]:
-        """Create the parent run and the journal, once something is about to be generated."""
-        if self._publisher is None or self._journal is None:
-            tracker.start(self._base.sweep.name or self._sweep_id, self._command, as_yaml(Point(self._base)))
-            self._publisher = Publisher(tracker, Archive(self.folder / "points"))
-            self._journal = Journal(self.folder / "journal")
-        return self._publisher, self._journal
+    def _work_off(self, group: EngineGroup, publisher: Publisher) -> None:
+        """Have a group's points answered, by the engine or from the journal."""
+        scoring = publisher.scoring
+        if self._settings.resume.lower() == "false":
+            self._retire(group)
+        workload = Workload(group, scoring.controls, self._memory.recall)
+        try:
+            engine = self._open_engine(group) if workload.has_request() else None
+        except ConfigError as error:
+            if publisher.results:  # then it is not true that nothing was started
+                raise EngineError(str(error)) from error
+            raise
+        publisher.start()
+        journal = self._journal.writer(self._memory.header(group.spec.engine.name))
+        try:
+            with self._terminal.progress(group.requests) as advance:
+                self._take(workload, scoring, advance)
+                if engine is not None:
+                    self._generate(engine, workload, journal, scoring, advance)
+        except EngineError as error:
+            self._close_engine()
+            for progress in workload.active.values():
+                scoring.fail(progress, str(error))
+            raise
+        finally:
+            journal.close()
+            scoring.end_waiting("its control was not finished")
 
-    def _open_engine(self, group: EngineGroup) -> Engine:
+    def _retire(self, group: EngineGroup) -> None:
+        """Put aside what earlier sweeps have generated of a group's points."""
+        for planned in group.points:
+            if planned.identity.fingerprint not in self._retired:
+                self._retired.add(planned.identity.fingerprint)
+                self._journal.retire(planned.identity.fingerprint)
+
+    def _generate(
+        self, engine: Supervisor, workload: Workload, journal: Writer, scoring: ScoringThread, advance: Advance
+    ) -> None:
+        then = time.monotonic()
+        for answer in engine.generate(workload):
+            key, tokens = cast(Key, answer.key), 0
+            if isinstance(answer, Failure):
+                workload.reject(key, answer.reason)
+            else:
+                tokens = sum(len(completion.token_ids) for completion in answer.completions)
+                journal.append(*workload.journaled(key), answer)
+                workload.receive(answer)
+            now = time.monotonic()
+            self._costs.count(tokens, now - then)
+            then = now
+            advance(tokens)
+            self._take(workload, scoring, advance)
+
+    def _take(self, workload: Workload, scoring: ScoringThread, advance: Advance) -> None:
+        """Hand over what the workload has come to an end with."""
+        for _ in range(workload.take_recalled()):
+            advance(0)
+        while workload.finished:
+            scoring.complete(workload.finished.popleft())
+        while workload.failed:
+            scoring.fail(*workload.failed.popleft())
+        if scoring.failed > self._settings.failures_allowed:
+            allowed = "sweep.on_error=stop" if self._settings.on_error == "stop" else "sweep.max_failures"
+            raise TooManyFailures(f"{scoring.failed} points failed, more than {allowed} allows.")
+
+    def _open_engine(self, group: EngineGroup) -> Supervisor:
         """Return the open engine if it will do, else another one that has passed the identity gate."""
         if self._engine is not None:
             spec, max_model_len, engine = self._engine
             if spec == group.spec and max_model_len >= group.max_model_len:
                 return engine
             self._close_engine()
+        cache = self._settings.root / ".cache"
         name = f"{group.spec.engine.name}, {group.spec.model.id}"
-        with self._terminal.waiting(f"Engine ({name})"):
-            cache = self._base.sweep.root / ".cache"
-            engine = group.spec.engine.open(group.checkpoint.files, group.max_model_len, cache)
+        with self._terminal.waiting(f"Engine ({name})"), self._costs.timing("engine_start_seconds"):
+            engine = Supervisor(
+                group.spec.engine, lambda config: config.open(group.checkpoint.files, group.max_model_len, cache)
+            )
             self._engine = (group.spec, group.max_model_len, engine)
-            self.engine_starts += 1
             identity_gate(engine, _gate_prompts(group), _gate_tokens(group))
         return engine
 
     def _close_engine(self) -> None:
         if self._engine is not None:
             engine, self._engine = self._engine[2], None
+            self.engine_starts += engine.starts
             engine.close()
 
-    def _generate(self, group: EngineGroup, engine: Engine, publisher: Publisher, journal: Journal) -> None:
-        workload = Workload(group, self._begun, publisher.controls)
-        then = time.monotonic()
-        try:
-            with self._terminal.progress(group.requests) as advance:
-                for generation in engine.generate(workload):
-                    tokens = sum(len(completion.token_ids) for completion in generation.completions)
-                    now = time.monotonic()
-                    publisher.count(tokens, now - then)
-                    then = now
-                    _record(generation, workload, journal)
-                    for progress in workload.receive(generation):
-                        journal.finish(progress.planned.fingerprint)
-                        publisher.complete(progress)
-                    while workload.failed:
-                        publisher.fail(*workload.failed.popleft())
-                    advance(tokens)
-        except EngineError as error:
-            for progress in workload.active.values():
-                publisher.fail(progress, str(error))
-            raise
-        finally:
-            self._begun += workload.begun
-            while workload.failed:
-                publisher.fail(*workload.failed.popleft())
-            publisher.end_waiting("its control was not finished")
 
-
-def _metrics_of(differences: Mapping[str, Difference]) -> dict[str, float]:
-    """Return what a point's run is told of its differences to the control."""
-    metrics = {}
-    for measure, difference in differences.items():
-        metrics[f"{measure}/difference"] = difference.mean
-        metrics[f"{measure}/difference/ci_low"] = difference.ci_low
-        metrics[f"{measure}/difference/ci_high"] = difference.ci_high
-        metrics |= {f"{measure}/p": difference.p, f"{measure}/q": difference.q}
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _record(generation: Generation, workload: Workload, journal: Journal) -> None:
-    key = cast(Key, generation.key)
-    progress = workload.active.get(key.point)
-    if progress is not None and key.forced is None and not progress.is_floor:
-        planned = progress.planned
-        journal.append(planned.fingerprint, planned.prompts[key.prompt].prompt.id, generation.completions)
+def _with_their_controls(tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks that are not done, and with them those done controls that they are compared with."""
+    wanted = {task.point.control_key for task in tasks if not task.done}
+    return [task for task in tasks if not task.done or (task.point.is_control and task.point.control_key in wanted)]
 
 
 def _gate_prompts(group: EngineGroup) -> list[GatePrompt]:

@@ -6,19 +6,21 @@ the same parent run and the same controls.
 
 from __future__ import annotations
 
-import secrets
+import hashlib
+import json
+import re
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from sweep.errors import ConfigError
+from sweep.lease import Lease
 from sweep.point import Point
 from sweep.terminal import Terminal
 
@@ -27,18 +29,28 @@ if TYPE_CHECKING:
     from sweep.runner import Runner
 
 
+NOT_IDENTITY = ("sweep", "tracking", "hydra", "verbose")
+
+
 class Session:
-    """One invocation of the program."""
+    """One invocation of the program.
+
+    Attributes:
+        id: of its sweep: the same for the same command and configuration, so that they find what they have begun.
+    """
 
     def __init__(self) -> None:
-        self.id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        self.id = ""
         self.terminal = Terminal()
         self._runner: Runner | None = None
         self._undo = ExitStack()
         OmegaConf.register_new_resolver("sweep_folder", self._folder, replace=True)
 
-    def _folder(self, root: str) -> str:
-        return str(Path(root).expanduser().resolve() / "sweeps" / self.id)
+    def _folder(self, root: str, *, _root_: DictConfig) -> str:
+        sweeps = Path(root).expanduser().resolve() / "sweeps"
+        if not self.id:
+            self.id = _numbered(_sweep_id(_root_), sweeps, anew=str(_root_.sweep.resume).lower() == "false")
+        return str(sweeps / self.id)
 
     def run(self, points: Sequence[Point]) -> list[PointResult | None]:
         """Run points and return what became of each, in their order; None for all of a dry run."""
@@ -57,7 +69,7 @@ class Session:
         if self._runner is None:
             return []
         failed = [f"{r.point.name}: {r.error}" for r in self._runner.results.values() if r.error]
-        return failed + self._runner.publishing_errors
+        return failed + self._runner.problems
 
     def _open(self, point: Point) -> Runner:
         # Here, so that help and wrong configurations are answered without waiting for PyTorch.
@@ -65,9 +77,13 @@ class Session:
         from sweep.runner import Runner
 
         runner = Runner(point.config, self.id, _command(), self.terminal)
-        log = runner.folder / "sweep.log"
+        if point.config.model.trust_remote_code:
+            self.terminal.say(f"model.trust_remote_code: {point.config.model.id} may run code of its own.")
         try:
-            self._undo.enter_context(self.terminal.divert(log, point.config.verbose))
+            if not point.config.sweep.dry_run:
+                self._undo.enter_context(Lease(runner.folder / "lease"))
+                log = runner.folder / "sweep.log"
+                self._undo.enter_context(self.terminal.divert(log, point.config.verbose))
         except OSError as error:
             raise ConfigError(f"sweep.dir: {point.config.sweep.dir!r} cannot be written: {error.strerror}.") from error
         self._undo.push(lambda *_: print_report(self.terminal, runner, point.config))
@@ -79,6 +95,28 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._undo.__exit__(kind, error, tb)
+
+
+def _sweep_id(base: DictConfig) -> str:
+    """Return what names a sweep: a hash of its command and of the configuration that the command begins from.
+
+    Where it runs, how it is tracked and what it is called makes no other sweep of it.
+    """
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(base, [str(key) for key in base if key not in NOT_IDENTITY]))
+    swept = [argument for argument in sys.argv[1:] if "=" in argument and not _is_aside(argument)]
+    text = json.dumps([plain, sorted(swept)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _is_aside(argument: str) -> bool:
+    return re.split(r"[./=@]", argument.lstrip("+~"))[0] in NOT_IDENTITY
+
+
+def _numbered(sweep_id: str, sweeps: Path, anew: bool) -> str:
+    """Return the id of the latest sweep of this name; `anew`: of the next one."""
+    numbers = [int(path.name.partition(".")[2] or 1) for path in sweeps.glob(f"{sweep_id}*") if path.is_dir()]
+    number = max(numbers, default=0) + anew or 1
+    return sweep_id if number == 1 else f"{sweep_id}.{number}"
 
 
 def _command() -> str:

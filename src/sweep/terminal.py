@@ -6,13 +6,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from sweep.atomic import replace
+from sweep.redaction import Redact, redact
 
 PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe
 PLAIN_PERIOD = 5.0  # seconds between progress lines there
@@ -36,6 +39,7 @@ class Terminal:
         with ExitStack() as undo:
             if not verbose:
                 log_file.parent.mkdir(parents=True, exist_ok=True)
+                undo.callback(_clean, log_file)
                 file = undo.enter_context(log_file.open("a", encoding="utf-8"))
                 for number in (1, 2):
                     saved = os.dup(number)
@@ -48,6 +52,7 @@ class Terminal:
             root.setLevel(logging.INFO)
             undo.callback(root.setLevel, level)
             for handler in handlers:
+                handler.addFilter(Redact())
                 root.addHandler(handler)
                 undo.callback(root.removeHandler, handler)
             yield
@@ -98,6 +103,14 @@ class _ToUser(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._terminal.say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def _clean(log_file: Path) -> None:
+    """Take secrets out of what libraries have printed past the handlers."""
+    with suppress(OSError):
+        text = log_file.read_text("utf-8", "replace")
+        if (clean := redact(text)) != text:
+            replace(log_file, lambda path: path.write_text(clean, "utf-8"))
 
 
 def _restore(saved: int, number: int) -> None:

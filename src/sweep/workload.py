@@ -7,18 +7,42 @@ prompt, which can be asked once both answers are there.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 
-from sweep.engines.base import Generation, Request, Sampling
+from sweep.engines.base import Completion, Generation, Request, Sampling
 from sweep.errors import TransformError
+from sweep.identity import Identity
 from sweep.outcome import CONTROL, OWN, Answers, Progress
 from sweep.plan import EngineGroup, PlannedPoint
 from sweep.request import build
+
+ANSWER, FLOOR = "answer", "floor"  # kinds of answers in the journal, beside forced ones
+
+
+class Recalled(Protocol):
+    """What is known of a request that was answered before."""
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """The answer."""
+
+    @property
+    def scored(self) -> tuple[float, ...]:
+        """Log-probabilities, of a request that forced an answer."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it was answered for this sweep."""
+
+
+Recall = Callable[[PlannedPoint], Mapping[tuple[str, str], Recalled]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,51 +57,98 @@ class Key:
 class Workload(Iterator[Request]):
     """The requests of a group of points, built as the engine asks for them, and the answers to them.
 
-    It may run out and have more later: what answers lead to comes first, then the points in their order.
+    It may run out and have more later: what answers lead to comes first, then the points in their order.  What is
+    recalled is not asked again.
 
     Attributes:
         active: the points that have been begun and are neither finished nor failed, by number.
-        failed: those that could not be built, with the reason, until they are taken.
+        finished: those whose last answer is in, until they are taken.
+        failed: those that cannot be finished, with the reason, until they are taken.
     """
 
-    def __init__(self, group: EngineGroup, first_index: int, controls: Mapping[str, Answers]) -> None:
+    def __init__(self, group: EngineGroup, controls: Mapping[str, Answers], recall: Recall) -> None:
         self.active: dict[int, Progress] = {}
+        self.finished: deque[Progress] = deque()
         self.failed: deque[tuple[Progress, str]] = deque()
-        self.begun = 0
-        self._group = group
+        self._runs = list(_with_floors(group))
+        self._group, self._recall = group, recall
         self._controls = dict(controls)
-        self._forced: deque[Request] = deque()
+        self._recalled: dict[int, Mapping[tuple[str, str], Recalled]] = {}
+        self._ready: deque[Request] = deque()
+        self._answered_all: set[int] = set()
+        self._recalls = 0
         self._without_control: list[int] = []
-        self._points = self._begin_points(first_index)
+        self._points = self._begin_points()
 
     def __next__(self) -> Request:
         """Return the next request; StopIteration: there is none for now."""
-        return self._forced.popleft() if self._forced else next(self._points)
+        while self.has_request():
+            request = self._ready.popleft()
+            progress = self.active.get(cast(Key, request.key).point)
+            if progress is None:  # its point has failed since it was made
+                continue
+            progress.costs.requests += 1
+            progress.costs.prompt_tokens += len(request.token_ids)
+            return request
+        raise StopIteration
 
-    def receive(self, generation: Generation) -> list[Progress]:
-        """Take an answer and return the points that it finishes."""
+    def has_request(self) -> bool:
+        """Whether there is a next request for now; what is known of earlier points is taken in on the way to it."""
+        while not self._ready:
+            try:
+                self._ready.append(next(self._points))
+            except StopIteration:
+                break  # what was known may have led to requests none the less
+        return bool(self._ready)
+
+    def take_recalled(self) -> int:
+        """Return how many answers were recalled since the last call."""
+        recalled, self._recalls = self._recalls, 0
+        return recalled
+
+    def journaled(self, key: Key) -> tuple[Identity, str, str]:
+        """Return an answer's place in the journal: the point that it is for, the kind, and the prompt's id."""
+        planned, is_floor = self._runs[key.point]
+        kind = FLOOR if is_floor else ANSWER if key.forced is None else self._kind(planned, key.forced)
+        return planned.identity, kind, planned.prompts[key.prompt].prompt.id
+
+    def receive(self, generation: Generation) -> None:
+        """Take an answer."""
         key = generation.key
         assert isinstance(key, Key)
         progress = self.active.get(key.point)
         if progress is None:  # the point has failed meanwhile
-            return []
+            return
+        costs = progress.costs
+        costs.cached_tokens += generation.cached_tokens
         if key.forced is None:
+            costs.output_tokens += sum(len(completion.token_ids) for completion in generation.completions)
             progress.answers[key.prompt] = generation.completions
-            if not progress.answered:
-                return []
-            asked = self._ask_about(key.point, progress)
+            if progress.answered:
+                self._answered(key.point)
         else:
             progress.forced[key.prompt, key.forced] = sum(generation.scored) / len(generation.scored)
             progress.awaited -= 1
-            asked = [key.point]
-        finished = [number for number in asked if self._is_finished(number)]
-        return [self.active.pop(number) for number in finished]
+            self._finish([key.point])
 
-    def _is_finished(self, number: int) -> bool:
-        return not self.active[number].awaited and number not in self._without_control
+    def reject(self, key: Key, reason: str) -> None:
+        """Take a request that cannot be answered: its point fails, and no other."""
+        if (progress := self.active.pop(key.point, None)) is not None:
+            prompt_id = progress.planned.prompts[key.prompt].prompt.id
+            self.failed.append((progress, f"prompt {prompt_id!r}: {reason}"))
+
+    def _answered(self, number: int) -> None:
+        if number not in self._answered_all:
+            self._answered_all.add(number)
+            self._finish(self._ask_about(number, self.active[number]))
+
+    def _finish(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if not self.active[number].awaited and number not in self._without_control:
+                self.finished.append(self.active.pop(number))
 
     def _ask_about(self, number: int, progress: Progress) -> list[int]:
-        """Queue the questions that a point's answers lead to; return the points that have none left to wait for."""
+        """Queue the questions that a point's answers lead to; return the points that may have none left to wait for."""
         point = progress.planned.point
         if progress.is_floor or not point.config.scoring.teacher_forced:
             return [number]
@@ -101,6 +172,13 @@ class Workload(Iterator[Request]):
     def _control_key(self, number: int) -> str:
         return self.active[number].planned.point.control_key
 
+    def _kind(self, planned: PlannedPoint, forced: str) -> str:
+        """Return what a forced answer is called in the journal: whose it is, the control's by what it says."""
+        if forced == OWN:
+            return OWN
+        said = [answer[0].token_ids for answer in self._controls[planned.point.control_key]]
+        return f"{CONTROL} {hashlib.sha256(repr(said).encode()).hexdigest()[:16]}"
+
     def _force(self, number: int, kind: str, answers: Answers) -> None:
         """Ask how probable answers are: to untransformed prompts for `OWN`, to the point's prompts for `CONTROL`.
 
@@ -108,7 +186,14 @@ class Workload(Iterator[Request]):
         """
         progress = self.active[number]
         config, corpus = progress.planned.point.config, progress.planned.corpus
+        journaled = self._kind(progress.planned, kind)
         for j, encoded in enumerate(progress.planned.prompts):
+            known = self._recalled[number].get((journaled, encoded.prompt.id))
+            if known is not None:
+                progress.forced[j, kind] = sum(known.scored) / len(known.scored)
+                continue
+            if progress.planned.done and kind == CONTROL:
+                continue
             key, answer = Key(number, j, kind), answers[j][0].token_ids
             ids, rows = encoded.token_ids, corpus.table.rows(encoded.token_ids).to(corpus.table.dtype)
             if kind == CONTROL:
@@ -117,24 +202,48 @@ class Workload(Iterator[Request]):
                 ids, rows = built.token_ids, built.embeds
             if answer and len(ids) + len(answer) <= self._group.max_prompt_len:
                 embeds = torch.cat([rows, corpus.table.rows(answer).to(rows.dtype)])
-                self._forced.append(Request(key, ids + answer, embeds, Sampling(max_tokens=1), scored=len(answer)))
+                self._ready.append(Request(key, ids + answer, embeds, Sampling(max_tokens=1), scored=len(answer)))
                 progress.awaited += 1
 
-    def _begin_points(self, first_index: int) -> Iterator[Request]:
-        for i, (planned, is_floor) in enumerate(_with_floors(self._group)):
-            index = first_index + self.begun
-            self.begun += not is_floor
-            progress = self.active[i] = Progress(index, planned, started=time.time(), is_floor=is_floor)
+    def _begin_points(self) -> Iterator[Request]:
+        for i, (planned, is_floor) in enumerate(self._runs):
+            progress = self.active[i] = Progress(planned, started=time.time(), is_floor=is_floor)
+            known = self._recalled[i] = self._recall(planned)
             prompts = list(enumerate(planned.prompts))
             for j, encoded in reversed(prompts) if is_floor else prompts:
-                key = Key(i, j)
-                try:
-                    built = build(key, planned.point.config, encoded, planned.corpus, self._group.max_prompt_len)
-                except TransformError as error:
-                    self.failed.append((self.active.pop(i), f"prompt {encoded.prompt.id!r}: {error}"))
-                    break
-                progress.perturbations[j], progress.neighbours[j] = built.perturbation, built.neighbours
-                yield built.request
+                if (before := known.get((FLOOR if is_floor else ANSWER, encoded.prompt.id))) is not None:
+                    progress.answers[j] = before.completions
+                    progress.costs.reused += not before.is_own
+                    self._recalls += not planned.done
+                request = None
+                # What is known need not be asked again, but what the transform did is not in the journal.
+                if before is None or not (planned.done or is_floor):
+                    request = self._build(i, j, progress)
+                    if request is None:
+                        break
+                if before is None:
+                    assert request is not None
+                    yield request
+                    if i not in self.active:  # it was rejected meanwhile
+                        break
+            else:
+                if progress.answered and i in self.active:
+                    self._answered(i)
+
+    def _build(self, number: int, prompt: int, progress: Progress) -> Request | None:
+        """Return the request of a point's prompt; None: it cannot be made, and the point has failed."""
+        planned, began = progress.planned, time.perf_counter()
+        encoded = planned.prompts[prompt]
+        try:
+            key = Key(number, prompt)
+            built = build(key, planned.point.config, encoded, planned.corpus, self._group.max_prompt_len)
+        except TransformError as error:
+            self.reject(Key(number, prompt), str(error))
+            return None
+        progress.costs.build_seconds += time.perf_counter() - began
+        progress.costs.transform_seconds += built.transform_seconds
+        progress.perturbations[prompt], progress.neighbours[prompt] = built.perturbation, built.neighbours
+        return built.request
 
 
 def _with_floors(group: EngineGroup) -> Iterator[tuple[PlannedPoint, bool]]:
@@ -145,7 +254,7 @@ def _with_floors(group: EngineGroup) -> Iterator[tuple[PlannedPoint, bool]]:
             if waiting is not None:
                 yield waiting, True
             yield planned, False
-            waiting = planned if planned.point.config.scoring.noise_floor else None
+            waiting = planned if planned.runs > 1 else None
         else:
             yield planned, False
             if waiting is not None:

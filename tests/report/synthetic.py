@@ -1,4 +1,4 @@
-"""Results that look like a sweep's: answers that fall apart as a factor grows."""
+"""Results that look like a sweep's: answers that fall apart as a factor grows, or falls."""
 
 from __future__ import annotations
 
@@ -72,16 +72,18 @@ def make(
     samples: int = 1,
     tokens: int = 40,
     seeds: int = 1,
+    below: bool = False,
     evil: bool = False,
     name: str = "How far can embeddings be scaled?",
 ) -> SweepResults:
-    """Make a sweep over `transform.factor` (1.2, 1.4, …), and over `seed` if there are several.
+    """Make a sweep over `transform.factor` (1.2, 1.4, …; `below`, also 0.25, 0.5, 0.8), and over several `seeds`.
 
-    Prompts 0, 3, 6, … answer as the control at every factor; the others change more words, the larger the factor.
+    Prompts 0, 3, 6, … answer as the control at every factor; the others change more words, the farther it is from 1.
     With `evil`, prompt 1 and its id, reference and generations, and the name of point 1 try to be HTML.
     """
     chance = random.Random(0)
-    doses = [(round(1.2 + 0.2 * i, 2), seed) for seed in range(seeds) for i in range(factors)]
+    factors_made = [0.25, 0.5, 0.8] * below + [round(1.2 + 0.2 * i, 2) for i in range(factors)]
+    doses = [(factor, seed) for seed in range(seeds) for factor in factors_made]
     points: list[dict[str, Any]] = [{"name": "control", "axis/transform.factor": math.nan, "axis/seed": math.nan}]
     for factor, seed in doses:
         text = f"factor={factor:g}" + (f", seed={seed}" if seeds > 1 else "")
@@ -97,7 +99,7 @@ def make(
         for index, point in enumerate(points):
             for sample in range(samples):
                 words = list(clean)
-                strength = 0 if index == 0 or i % 3 == 0 else (point["axis/transform.factor"] - 1) / factors
+                strength = 0 if index == 0 or i % 3 == 0 else abs(point["axis/transform.factor"] - 1) / factors
                 start = round(tokens * (1 - min(0.9, strength * 2)))
                 for j in range(start, tokens):
                     if chance.random() < min(0.9, 0.3 + strength):
@@ -118,7 +120,7 @@ def make(
                     "quality/exact_match": float(same),
                     "quality/contains": float(words[:3] == clean[:3]),
                     "health/loop": 0.0,
-                    "perturbation/relative_l2": 0.0 if not index else point["axis/transform.factor"] - 1,
+                    "perturbation/relative_l2": 0.0 if not index else abs(point["axis/transform.factor"] - 1),
                     "cost/output_tokens": float(tokens),
                 }
                 if index:
@@ -158,13 +160,14 @@ def make(
         0.95,
         frame,
         generations,
-        _responses(factors),
+        _responses(factors, below),
     )
 
 
-def _responses(factors: int) -> pd.DataFrame:
-    def row(measure: str, first: float, breaking: float, floor: float) -> dict[str, Any]:
-        found: dict[str, Any] = {"axis": "transform.factor", "measure": measure, "floor": floor}
+def _responses(factors: int, below: bool) -> pd.DataFrame:
+    def row(measure: str, first: float, breaking: float, floor: float, side: str = "above") -> dict[str, Any]:
+        found: dict[str, Any] = {"axis": "transform.factor", "measure": measure, "side": side, "neutral": 1.0}
+        found["floor"] = floor
         for name, value, reach in (
             ("rho", -0.9, 0.05),
             ("first_effective", first, 0.2),
@@ -174,10 +177,12 @@ def _responses(factors: int) -> pd.DataFrame:
         return found
 
     end = 1.0 + 0.2 * factors
-    return pd.DataFrame(
-        [
-            row("quality/exact_match", 1.4, (1.4 + end) / 2, math.nan),
-            row("divergence/token_agreement", 1.4, math.nan, 0.98),
-            row("divergence/edit_distance", 1.4, math.nan, 0.02),
-        ]
-    )
+    rows = [
+        row("quality/exact_match", 1.4, (1.4 + end) / 2, math.nan),
+        row("divergence/token_agreement", 1.4, math.nan, 0.98),
+        row("divergence/edit_distance", 1.4, math.nan, 0.02),
+    ]
+    if below:
+        rows.insert(1, row("quality/exact_match", 0.5, 0.4, math.nan, "below"))
+        rows.append(row("divergence/edit_distance", math.nan, math.nan, 0.02, "below"))
+    return pd.DataFrame(rows)

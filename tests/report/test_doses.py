@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from synthetic import make
 from sweep.report.doses import numeric_axes, responses
 from sweep.report.figures import figure
 from sweep.report.measures import measures
+from sweep.report.overview import findings
 from sweep.results import SweepResults
 
 
@@ -27,7 +29,9 @@ def test_lines_follow_the_doses_and_carry_intervals() -> None:
     assert list(line.means[2]) == ends and line.names[2] == point["name"]
     assert line.significant[2] == bool(point["quality/exact_match/significant"])
     assert response.control == 1 and math.isnan(response.floor)
-    assert response.breaking_point == (1.4, pytest.approx(1.2), pytest.approx(1.6)) or response.breaking_point[0] == 1.6
+    [found_above] = response.found
+    assert (response.neutral, found_above.side) == (1, "above")
+    assert found_above.breaking_point == (pytest.approx(1.6), pytest.approx(1.4), pytest.approx(1.8))
 
 
 def test_the_floor_lies_on_the_side_of_no_difference() -> None:
@@ -65,7 +69,7 @@ def test_measures_are_not_their_statistics() -> None:
     assert measures(columns) == ["quality/f1", "quality/n", "perturbation/start/cosine", "cost/tokens"]
 
 
-def test_doses_that_span_much_are_logarithmic_and_labels_follow() -> None:
+def test_doses_that_span_much_are_logarithmic() -> None:
     results = make(factors=3)
     spread = {1.2: 0.01, 1.4: 0.1, 1.6: 1.0}
     points = results.points.assign(**{"axis/transform.factor": results.points["axis/transform.factor"].map(spread)})
@@ -73,9 +77,22 @@ def test_doses_that_span_much_are_logarithmic_and_labels_follow() -> None:
     moved = SweepResults("id", "", "", 0.95, points, results.generations, answered)
     layout = figure(next(r for r in responses(moved) if r.measure == "divergence/edit_distance"))["layout"]
     assert layout["xaxis"]["type"] == "log"
-    # Plotly wants shapes in the axis' units and annotations in their logarithm.
+    assert [tick for tick in layout["xaxis"]["ticktext"] if 0.01 <= float(tick) <= 1] == [
+        "0.01",
+        "0.02",
+        "0.05",
+        "0.1",
+        "0.2",
+        "0.5",
+        "1",
+    ]
+    # Plotly wants shapes in the axis' units, not in their logarithm.
     assert [s["x0"] for s in layout["shapes"] if s["type"] == "line"] == [0.1]
-    assert layout["annotations"][0]["x"] == pytest.approx(-1)
+    # Those below the neutral dose have less room than those above.
+    sides = make(below=True)  # 0.25 to 2
+    assert not any(r.logarithmic for r in responses(sides))
+    wide = sides.points.assign(**{"axis/transform.factor": sides.points["axis/transform.factor"].replace(2.0, 5.0)})
+    assert all(r.logarithmic for r in responses(replace(sides, points=wide)))
 
 
 def test_figures_have_intervals_floor_and_doses() -> None:
@@ -84,7 +101,33 @@ def test_figures_have_intervals_floor_and_doses() -> None:
     trace = quality["data"][0]
     assert all(up > 0 for up in trace["error_y"]["array"]) and trace["x"] == [1.2, 1.4, 1.6, 1.8, 2.0]
     texts = [note["text"] for note in quality["layout"]["annotations"]]
-    assert texts == ["first effective 1.4", "breaks at 1.7"]
+    assert texts == ["first effective 1.4 ↑", "breaks at 1.7 ↑"]
     bands = [s for s in agreement["layout"]["shapes"] if s.get("label", {}).get("text") == "noise floor"]
     assert [(band["y0"], band["y1"]) for band in bands] == [(0.98, 1)]
     assert [s["y0"] for s in quality["layout"]["shapes"] if s.get("label", {}).get("text") == "control"] == [1]
+
+
+def test_both_sides_of_the_neutral_dose_are_drawn_and_said() -> None:
+    results = make(below=True)
+    doses = responses(results)
+    drawn = {f["measure"]: f["layout"] for f in map(figure, doses)}
+    quality = drawn["quality/exact_match"]
+    assert [note["text"] for note in quality["annotations"]] == [
+        "first effective 0.5 ↓, 1.4 ↑",
+        "breaks at 0.4 ↓, 1.7 ↑",
+    ]
+    lines = [s["x0"] for s in quality["shapes"] if s["type"] == "line" and s.get("yref") == "paper"]
+    areas = [(s["x0"], s["x1"]) for s in quality["shapes"] if s["type"] == "rect"]
+    assert lines == pytest.approx([0.5, 1.4, 0.4, 1.7])
+    # Intervals are shaded as far as doses were tried.
+    assert areas == [pytest.approx(area) for area in [(0.3, 0.7), (1.2, 1.6), (0.25, 0.6), (1.5, 1.9)]]
+    assert [n["text"] for n in drawn["divergence/edit_distance"]["annotations"]] == ["first effective 1.4 ↑"]
+
+    rows = [(row.role, *(cell.mean for cell in row.cells)) for row in findings(doses, "transform.factor").rows]
+    assert rows[:2] == [
+        ("quality/exact_match", "above 1", "-0.9", "1.4", "1.7", "–"),
+        ("quality/exact_match", "below 1", "-0.9", "0.5", "0.4", "–"),
+    ]
+    # Of measures that no responses were looked for of, the floor may still be known.
+    assert ("divergence/first_divergence", "", "–", "–", "–", "39.2") in rows
+    assert "quality/contains" not in [row[0] for row in rows]

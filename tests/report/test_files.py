@@ -23,6 +23,7 @@ def test_what_is_written_can_be_loaded(tmp_path: Path) -> None:
     written = files.write(results, folder)
     names = [
         "points.csv",
+        "responses.csv",
         "generations.parquet",
         "report.html",
         "plots/quality_transform.factor.png",
@@ -45,6 +46,7 @@ def test_what_is_written_can_be_loaded(tmp_path: Path) -> None:
     expected = results.points.drop(columns="error")
     pd.testing.assert_frame_equal(points, expected, check_dtype=False, check_exact=True)
     assert str(pq.read_schema(folder / "generations.parquet").field("token_ids").type) == "list<element: int64>"
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "responses.csv"), results.responses)
 
 
 def test_an_axis_of_numbers_and_texts_and_answers_without_tokens(tmp_path: Path) -> None:
@@ -70,6 +72,7 @@ def test_nothing_was_generated(tmp_path: Path) -> None:
     files.write(SweepResults("id", "", "sweep", 0.95, points, pd.DataFrame()), tmp_path)
     assert len(sweep.load(tmp_path)) == 0
     assert sweep.load(tmp_path, points=True)["error"].tolist() == ["EngineError: it died"] * 2
+    assert list(pd.read_csv(tmp_path / "responses.csv").columns[:4]) == ["axis", "measure", "side", "neutral"]
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

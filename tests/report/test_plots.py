@@ -29,22 +29,36 @@ def test_one_for_each_axis_and_group(tmp_path: Path) -> None:
 
 
 def test_panels_show_intervals_control_floor_and_doses() -> None:
-    found = {r.measure: r for r in responses(make(seeds=2))}
+    found = {r.measure: r for r in responses(make(seeds=2, below=True))}
     figure = plots.draw([found["quality/exact_match"], found["divergence/edit_distance"]], 0.9)
     quality, edit = figure.axes
     assert len(quality.containers) == 2  # a line with error bars for each seed
-    uprights = {
-        to_hex(line.get_color()).upper(): line.get_xdata()[0]
+    uprights = [
+        (to_hex(line.get_color()).upper(), line.get_xdata()[0])
         for line in quality.lines
         if line.get_label() in ("first effective", "breaking point")
-    }
-    assert uprights == {EFFECTIVE: 1.4, BREAKING: pytest.approx(1.7)}
+    ]
+    said = [(to_hex(text.get_color()).upper(), text.get_text()) for text in quality.texts]
+    assert said == [(EFFECTIVE, "first effective 0.5 ↓, 1.4 ↑"), (BREAKING, "breaking point 0.4 ↓, 1.7 ↑")]
+    assert sorted(uprights) == [
+        (EFFECTIVE, pytest.approx(0.5)),
+        (EFFECTIVE, pytest.approx(1.4)),
+        (BREAKING, pytest.approx(0.4)),
+        (BREAKING, pytest.approx(1.7)),
+    ]
     assert any(line.get_label() == "control" and line.get_ydata()[0] == 1 for line in quality.lines)
     band = next(patch for patch in edit.patches if patch.get_label() == "noise floor")
     assert (band.get_y(), band.get_height()) == (0, pytest.approx(0.02))
-    assert quality.get_xlabel() == "factor" and quality.get_ylabel() == "exact match, mean [90%]"
+    assert quality.get_xlabel() == "factor" and quality.get_ylabel() == "exact match\nmean [90%]"
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert set(labels) == {"seed=0", "seed=1", "control", "noise floor", "first effective", "breaking point"}
+    assert len(labels) == len(set(labels)) and set(labels) == {
+        "seed=0",
+        "seed=1",
+        "control",
+        "noise floor",
+        "first effective",
+        "breaking point",
+    }
 
 
 def test_nothing_to_plot(tmp_path: Path) -> None:

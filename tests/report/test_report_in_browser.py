@@ -175,11 +175,13 @@ def test_html_in_texts_shows_as_text(open_report: Open) -> None:
 
 
 def test_plots_have_floor_and_doses(open_report: Open) -> None:
-    page = open_report()
+    page = open_report(below=True)
     plot = page.locator('.plot[data-measure="quality/exact_match"]')
     plot.scroll_into_view_if_needed()
-    expect(plot.locator(".annotation-text")).to_have_text(["first effective 1.4", "breaks at 1.7"])
-    expect(plot.locator(".errorbar")).to_have_count(5)
+    expect(plot.locator(".annotation-text")).to_have_text(["first effective 0.5 ↓, 1.4 ↑", "breaks at 0.4 ↓, 1.7 ↑"])
+    expect(plot.locator(".errorbar")).to_have_count(8)
+    cells = page.locator("#responses tbody tr", has_text="below 1").first.locator("td")
+    expect(cells).to_have_text(["below 1", "-0.9 [-0.95, -0.85]", "0.5 [0.3, 0.7]", "0.4 [0.2, 0.6]", "–"])
     floor = page.locator('.plot[data-measure="divergence/token_agreement"]')
     floor.scroll_into_view_if_needed()
     expect(floor.locator(".shape-label")).to_contain_text(["noise floor"])

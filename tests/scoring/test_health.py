@@ -10,6 +10,8 @@ from itertools import pairwise
 
 import pytest
 
+from sweep.engines.base import Completion
+from sweep.scoring import divergence, score
 from sweep.scoring.divergence import prefix_agreement
 from sweep.scoring.health import (
     LOOP_REPETITIONS,
@@ -106,6 +108,18 @@ def test_compression_ratio() -> None:
     assert compression_ratio("\ud800") > 0  # half a surrogate pair does not stop a sweep
 
 
+@pytest.mark.parametrize("length", [1, 63, 3833, 3834, 3835, 20000])
+def test_compression_is_zlibs_whatever_the_window(length: int) -> None:
+    draw = random.Random(length)
+    words = ["".join(draw.choices("etaoinshr", k=draw.randrange(1, 8))) for _ in range(length // 20 + 2)]
+    for text in (
+        "".join(draw.choices("ab", k=length)),
+        (words[0] * length)[:length],
+        " ".join(draw.choices(words, k=length))[:length],
+    ):
+        assert compression_ratio(text) == len(text) / len(zlib.compress(text.encode()))
+
+
 @pytest.mark.parametrize(("text", "is_empty"), [("", 1), (" \n\t", 1), ("a", 0), (" .", 0)])
 def test_empty(text: str, is_empty: int) -> None:
     assert empty(text) == is_empty
@@ -146,6 +160,14 @@ def test_all_together() -> None:
     assert nothing["health/empty"] == 1 and math.isnan(nothing["health/compression_ratio"])
 
 
+def test_what_is_kept_of_an_answer_is_not_what_is_handed_out() -> None:
+    answer = Completion("no no no", (5, 5, 5), "stop")
+    first = score(answer, (), None, {})
+    expected = dict(first)
+    first.clear()
+    assert score(answer, (), None, {}) == expected
+
+
 def test_it_is_fast_enough_for_long_sweeps() -> None:
     """256,000 answers in 20 s; here with as much room again for a busy machine."""
     draw = random.Random(0)
@@ -163,3 +185,11 @@ def test_it_is_fast_enough_for_long_sweeps() -> None:
 )  # fmt: skip
 def test_prefix_agreement(answer: tuple[int, ...], control: tuple[int, ...], share: float) -> None:
     assert prefix_agreement(answer, control) == share
+
+
+@pytest.mark.parametrize(("answer", "control"), [((1, 2, 3), (1, 9, 3, 4)), ((), ()), ((1,), ()), ((), (1,))])
+def test_divergences_are_the_same_together(answer: tuple[int, ...], control: tuple[int, ...]) -> None:
+    names = ("first_divergence", "prefix_agreement", "token_agreement", "edit_distance")
+    assert divergence.compare(answer, control) == {
+        f"divergence/{name}": getattr(divergence, name)(answer, control) for name in names
+    }

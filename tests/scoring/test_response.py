@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,19 @@ def yes_or_no(shares: list[float], seed: int, prompts: int = PROMPTS) -> np.ndar
     return (hard + noise < math.sqrt(2) * stats.norm.ppf(shares)[:, None]).astype(float)
 
 
+def respond(*given: Any, **options: Any) -> Response:
+    """Return the response on the only side that there is."""
+    [found] = dose_response(*given, **options).values()
+    return found
+
+
 DOSES = [1.0, 2.0, 4.0, 8.0, 16.0]
 SHARES = [0.9, 0.9, 0.7, 0.3, 0.1]
 
 
 def test_a_falling_quality() -> None:
     control, *values = yes_or_no([0.9, *SHARES], 0)
-    found = dose_response(DOSES, values, control, yes_or_no=True)
+    found = respond(DOSES, values, control, yes_or_no=True)
     assert found.rho == pytest.approx(stats.spearmanr(DOSES, np.mean(values, axis=1)).statistic)
     assert found.rho <= -0.9 and found.rho_ci_low <= found.rho <= found.rho_ci_high <= -0.8
     assert found.first_effective == 4 and found.first_effective_ci_low <= 4 <= found.first_effective_ci_high
@@ -39,66 +46,99 @@ def test_a_falling_quality() -> None:
 def test_the_breaking_point_is_interpolated_where_half_of_the_control_is_crossed() -> None:
     control = np.full(10, 0.8)
     means = np.array([0.8, 0.6, 0.2, 0.9])
-    found = dose_response([1, 2, 4, 5], np.tile(means[:, None], 10), control)
+    found = respond([1, 2, 4, 5], np.tile(means[:, None], 10), control)
     assert found.breaking_point == pytest.approx(3)  # 0.4 is half way from 0.6 to 0.2; what comes later does not count
     assert (found.breaking_point_ci_low, found.breaking_point_ci_high) == (pytest.approx(3), pytest.approx(3))
     # From the neutral dose on: the control stands there.
-    found = dose_response([3.0], np.full((1, 10), 0.2), control, neutral=1.0)
+    found = respond([3.0], np.full((1, 10), 0.2), control, neutral=1.0)
     assert found.breaking_point == pytest.approx(1 + 2 * (0.4 / 0.6))
-    assert (
-        dose_response([3.0], np.full((1, 10), 0.2), control).breaking_point == 3
-    )  # nothing before to interpolate from
+    # Where there is no neutral dose there is nothing before to interpolate from.
+    assert respond([3.0], np.full((1, 10), 0.2), control).breaking_point == 3
 
 
-def test_doses_on_both_sides_of_the_neutral_one() -> None:
+def test_each_side_of_the_neutral_dose_responds_by_itself() -> None:
     doses, shares = [0.25, 0.5, 0.8, 1.0, 1.2, 2.0, 5.0], [0.1, 0.6, 0.9, 0.9, 0.9, 0.3, 0.1]
     control, *values = yes_or_no([0.9, *shares], 1)
     found = dose_response(doses, values, control, neutral=1.0, yes_or_no=True)
-    others = [0, 1, 2, 4, 5, 6]  # what stands at the neutral dose is no point of its own
-    strengths, means = np.abs(np.array(doses) - 1)[others], np.mean(values, axis=1)[others]
-    assert found.rho == pytest.approx(stats.spearmanr(strengths, means).statistic)
-    assert found.rho < -0.6  # of strength; of the dose itself it would be small
-    assert abs(stats.spearmanr(doses, np.mean(values, axis=1)).statistic) < 0.4
-    assert found.first_effective == 0.5  # 0.5 away, against 1 on the other side
-    assert found.first_effective_ci_low == 0.5 and found.first_effective_ci_high in (0.5, 0.8)  # on that side
-    assert 0.25 < found.breaking_point_ci_low < found.breaking_point < found.breaking_point_ci_high < 0.5
-    mirrored = dose_response([2 - dose for dose in doses], values, control, neutral=1.0, yes_or_no=True)
-    assert mirrored.breaking_point == pytest.approx(2 - found.breaking_point)
-    assert mirrored.breaking_point_ci_low == pytest.approx(2 - found.breaking_point_ci_high)
+    assert list(found) == ["above", "below"] and {r.neutral for r in found.values()} == {1.0}
+    # A side is what it would be without the other; what stands at the neutral dose is no point of its own.
+    for side, kept in ("above", [4, 5, 6]), ("below", [0, 1, 2]):
+        alone = respond([doses[i] for i in kept], [values[i] for i in kept], control, neutral=1.0, yes_or_no=True)
+        assert alone == found[side]
+    above, below = found["above"], found["below"]
+    assert above.rho == below.rho == -1  # of strength: quality falls on either side
+    assert (above.first_effective, above.first_effective_ci_high) == (2, 2) and above.first_effective_ci_low in (1.2, 2)
+    assert below.first_effective == 0.5  # as it was given, to the last digit
+    assert below.first_effective_ci_low == 0.5 and below.first_effective_ci_high in (0.5, 0.8)
+    assert 1.2 < above.breaking_point_ci_low < above.breaking_point < above.breaking_point_ci_high < 2
+    assert 0.25 < below.breaking_point_ci_low < below.breaking_point < below.breaking_point_ci_high < 0.5
+
+    mirrored = dose_response([2 - dose for dose in doses], values, control, neutral=1.0, yes_or_no=True)["above"]
+    assert mirrored.breaking_point == pytest.approx(2 - below.breaking_point)
+    assert mirrored.breaking_point_ci_low == pytest.approx(2 - below.breaking_point_ci_high)
+    assert (mirrored.rho, mirrored.rho_ci_low, mirrored.rho_ci_high) == (below.rho, below.rho_ci_low, below.rho_ci_high)
+
+
+def test_a_side_is_where_doses_are() -> None:
+    control, *values = yes_or_no([0.9, *SHARES], 1)
+    assert list(dose_response(DOSES, values, control)) == ["all"]
+    assert list(dose_response(DOSES, values, control, neutral=0.0)) == ["above"]
+    assert list(dose_response(DOSES, values, control, neutral=16.0)) == ["below"]
+    assert dose_response([1.0, 1.0], values[:2], control, neutral=1.0) == {}
+
+
+def test_below_an_infinite_neutral_dose_strength_grows_as_the_dose_falls() -> None:
+    """As a signal-to-noise ratio does."""
+    decibels = [40.0, 30.0, 20.0, 10.0, 0.0]
+    control, *values = yes_or_no([0.9, *SHARES], 0)
+    found = dose_response(decibels, values, control, neutral=math.inf, yes_or_no=True)["below"]
+    assert found.rho < -0.8 and found.first_effective == 20 and 10 < found.breaking_point < 20
+    # There is nothing between the control and the weakest dose that a breaking point could be interpolated to.
+    assert respond([20.0], np.full((1, 10), 0.2), np.ones(10), neutral=math.inf).breaking_point == 20
+
+
+def test_a_control_that_does_not_stand_at_the_neutral_dose() -> None:
+    """Where another step of a composition has already halved the quality, no factor is what did."""
+    control, values = np.ones(10), np.tile([[0.3], [0.4], [0.2]], 10)
+    found = dose_response([0.5, 1.0, 2.0], values, control, neutral=1.0, control_is_neutral=False)
+    assert {side: r.breaking_point for side, r in found.items()} == {"above": 1, "below": 1}
+    assert {side: r.first_effective for side, r in found.items()} == {"above": 1, "below": 1}
+    assert respond([2.0], values[2:], control, neutral=1.0, control_is_neutral=False).breaking_point == 2
+    assert dose_response([1.0], values[1:2], control, neutral=1.0, control_is_neutral=False) == {}
 
 
 def test_order_and_repetition_of_points_do_not_matter() -> None:
     control, *values = yes_or_no([0.9, *SHARES], 2)
     table = np.array(values)
-    expected = dose_response(DOSES, table, control)
+    expected = respond(DOSES, table, control)
     order = [3, 0, 4, 2, 1]
-    assert dose_response(np.array(DOSES)[order], table[order], control) == expected
+    assert respond(np.array(DOSES)[order], table[order], control) == expected
     halves = np.vstack([table, table])
     halves[:5, ::2] = math.nan
     halves[5:, 1::2] = math.nan
-    assert dose_response(DOSES * 2, halves, control) == expected
+    assert respond(DOSES * 2, halves, control) == expected
 
 
 def test_nothing_happens() -> None:
     control, *values = yes_or_no([0.9] * 6, 3)
-    found = dose_response(DOSES, values, control, yes_or_no=True)
+    found = respond(DOSES, values, control, yes_or_no=True)
     assert math.isnan(found.first_effective) and math.isnan(found.first_effective_ci_low)
     assert math.isnan(found.breaking_point) and math.isnan(found.breaking_point_ci_high)
     assert found.rho_ci_low < 0 < found.rho_ci_high
-    same = dose_response(DOSES, np.ones((5, 20)), np.ones(20))
+    same = respond(DOSES, np.ones((5, 20)), np.ones(20))
     assert math.isnan(same.rho) and math.isnan(same.first_effective)
-    useless = dose_response(DOSES, np.zeros((5, 20)), np.zeros(20))
+    useless = respond(DOSES, np.zeros((5, 20)), np.zeros(20))
     assert math.isnan(useless.breaking_point)
-    negative = dose_response(DOSES, -np.ones((5, 20)), -np.ones(20))  # there is no half of it to fall below
+    negative = respond(DOSES, -np.ones((5, 20)), -np.ones(20))  # there is no half of it to fall below
     assert math.isnan(negative.breaking_point)
-    assert math.isnan(dose_response([1.0, 2.0], np.eye(2), np.ones(2)).rho)
+    assert math.isnan(respond([1.0, 2.0], np.eye(2), np.ones(2)).rho)
 
 
 def test_resamples_that_never_break_count_as_stronger_than_all_doses() -> None:
     control, *values = yes_or_no([0.9, 0.85, 0.43], 4, 60)
-    found = dose_response([1.0, 2.0], values, control, yes_or_no=True)
+    found = respond([1.0, 2.0], values, control, yes_or_no=True)
     assert found.breaking_point <= 2 and found.breaking_point_ci_high == math.inf
-    below = dose_response([-1.0, -2.0], values, control, neutral=0.0, yes_or_no=True)
+    below = respond([-1.0, -2.0], values, control, neutral=0.0, yes_or_no=True)
     assert below.breaking_point_ci_low == -math.inf and below.breaking_point_ci_high < 0
 
 
@@ -108,41 +148,41 @@ def test_a_divergence_begins_above_the_noise_floor(as_values: bool) -> None:
     floor = draw.gamma(1, 0.1, PROMPTS)
     values = np.array([draw.gamma(1, scale, PROMPTS) for scale in (0.1, 0.1, 0.2, 0.4)])
     floor_given = floor if as_values else float(floor.mean())
-    found = dose_response([1, 2, 3, 4], values, np.zeros(PROMPTS), floor_given)
+    found = respond([1, 2, 3, 4], values, np.zeros(PROMPTS), floor_given)
     assert found.first_effective == 3 and found.floor == pytest.approx(floor.mean())
     assert found.first_effective_ci_low >= 2
-    assert dose_response([1, 2, 3, 4], values, np.zeros(PROMPTS)).first_effective == 1
-    agreement = dose_response([1, 2, 3, 4], 1 - values, np.ones(PROMPTS), floor_given)  # falls from 1
+    assert respond([1, 2, 3, 4], values, np.zeros(PROMPTS)).first_effective == 1
+    agreement = respond([1, 2, 3, 4], 1 - values, np.ones(PROMPTS), floor_given)  # falls from 1
     assert agreement.first_effective == 3
 
 
 def test_an_effect_that_stronger_doses_do_not_have_is_taken_for_chance() -> None:
     control, *values = yes_or_no([0.9, 0.6, 0.9, 0.6, 0.5], 6)
-    assert dose_response([1, 2, 3, 4], values, control).first_effective == 3
-    assert dose_response([1, 2, 3, 4], values, control, sustained=False).first_effective == 1
+    assert respond([1, 2, 3, 4], values, control).first_effective == 3
+    assert respond([1, 2, 3, 4], values, control, sustained=False).first_effective == 1
 
 
 def test_missing_values_are_left_out() -> None:
     control, *values = yes_or_no([0.9, *SHARES], 7)
     table = np.array(values)
-    expected = dose_response(DOSES, table[:, 50:], control[50:], yes_or_no=True)
+    expected = respond(DOSES, table[:, 50:], control[50:], yes_or_no=True)
     table[:, :50] = math.nan
-    found = dose_response(DOSES, table, control, yes_or_no=True)
+    found = respond(DOSES, table, control, yes_or_no=True)
     assert (found.rho, found.first_effective) == (expected.rho, expected.first_effective)
     assert found.breaking_point_ci_low == pytest.approx(expected.breaking_point_ci_low, abs=0.1)
     control[:50], table[:, :50] = math.nan, 0.0  # an answer whose control's is missing has nothing to be compared with
-    assert dose_response(DOSES, table, control).breaking_point == pytest.approx(expected.breaking_point)
+    assert respond(DOSES, table, control).breaking_point == pytest.approx(expected.breaking_point)
     table[:, :50] = math.nan
     empty_row = np.vstack([table, np.full(PROMPTS, math.nan)])
-    assert dose_response([*DOSES, 32.0], empty_row, control).rho == found.rho
+    assert respond([*DOSES, 32.0], empty_row, control).rho == found.rho
 
 
 def test_what_does_not_fit_is_refused() -> None:
     for given in ([1.0], np.ones((2, 3)), np.ones(3)), ([1.0, math.nan], np.ones((2, 3)), np.ones(3)):
         with pytest.raises(ValueError):
-            dose_response(*given)
+            respond(*given)
     with pytest.raises(ValueError, match="negative"):
-        dose_response([1.0], np.ones((1, 3)), np.ones(3), -0.1)
+        respond([1.0], np.ones((1, 3)), np.ones(3), -0.1)
 
 
 def test_bounds_in_resamples_are_students() -> None:
@@ -163,7 +203,7 @@ def simulate(shares: list[float], count: int, prompts: int) -> list[Response]:
     found = []
     for seed in range(count):
         control, *values = yes_or_no([0.9, *shares], 100 + seed, prompts)
-        found.append(dose_response(DOSES, values, control, yes_or_no=True, resamples=1000))
+        found.append(respond(DOSES, values, control, yes_or_no=True, resamples=1000))
     return found
 
 

@@ -44,16 +44,10 @@ class LocalLauncher(Launcher):
         setup_globals()
         jobs = [(list(overrides), self._composer.compose(self._config, overrides)) for overrides in job_overrides]
         results = session.current().run(make_points(jobs))
-        return [
-            _job_return(overrides, composed, result)
-            for (overrides, composed), result in zip(jobs, results, strict=True)
-        ]
+        return [_job_return(overrides, result) for (overrides, _), result in zip(jobs, results, strict=True)]
 
 
-def _job_return(overrides: list[str], composed: DictConfig, result: Any) -> JobReturn:
-    value = {name: summary.mean for name, summary in result.summaries.items()} if result else {}
-    from sweep.config import without_hydra
-
-    done = JobReturn(overrides=overrides, cfg=without_hydra(composed), status=JobStatus.COMPLETED)
-    done.return_value = value
+def _job_return(overrides: list[str], result: Any) -> JobReturn:
+    done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    done.return_value = {name: summary.mean for name, summary in result.summaries.items()} if result else {}
     return done

@@ -76,11 +76,25 @@ class Generation:
 
     Attributes:
         scored: the natural log-probability of each of the request's `scored` tokens.
+        cached_tokens: how many of the prompt's tokens were found in the engine's prefix cache.
     """
 
     key: Hashable
     completions: tuple[Completion, ...]
     scored: tuple[float, ...] = ()
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What becomes of a request that cannot be answered, though the others can.
+
+    Attributes:
+        reason: what was wrong with it, to be read after its name and a colon.
+    """
+
+    key: Hashable
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +121,19 @@ class EngineConfig(ABC):
     def open(self, model: ModelFiles, max_model_len: int, cache_dir: Path) -> Engine:
         """Start the engine for sequences of up to `max_model_len` tokens.  Caches go under `cache_dir`.
 
+        To be called in a thread that outlives the engine, whose processes may be tied to it.
+
         Raises:
-            EngineError: it did not start.
+            EngineError: it did not start; EngineOutOfMemory: for lack of memory.
         """
+
+    def fresh(self) -> EngineConfig:
+        """Return the configuration for a start after a death, in a process that has seen nothing of it."""
+        return self
+
+    def smaller(self) -> EngineConfig | None:
+        """Return a configuration that works on half as many requests at a time; None: that cannot be."""
+        return None
 
 
 class Engine(ABC):
@@ -118,17 +142,22 @@ class Engine(ABC):
     version: str  # the library's name and version, as it is to be recorded
 
     @abstractmethod
-    def generate(self, requests: Iterable[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Generation | Failure]:
         """Answer requests, drawing them a bounded window ahead of what is in flight.
 
         An iterator that has run out is asked again as long as requests are in flight: answers may lead to requests.
 
-        What drawing a request raises passes through unchanged; whatever ends the stream early, the engine forgets
-        the requests in flight and stays usable.
+        A request that is itself at fault, such as one with embeddings of the wrong shape, fails alone.  What drawing a
+        request raises passes through unchanged; whatever ends the stream early, except for its death, the engine
+        forgets the requests in flight and stays usable.
 
         Raises:
-            EngineError: the engine failed or died; it is not usable any more.
+            EngineDied: the engine died; it can only be closed.
         """
+
+    def memory_gib(self) -> float | None:
+        """Return the GPU memory that the engine holds; None: there is no GPU, or no knowing."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sweep.engines.base import Engine, Request, Sampling
+from sweep.engines.base import Engine, Failure, Request, Sampling
 from sweep.errors import ConfigError
 
 GATE_TOKENS = 8
@@ -45,4 +45,9 @@ def identity_gate(engine: Engine, prompts: Sequence[GatePrompt], max_tokens: int
 
 
 def _answers(engine: Engine, requests: Sequence[Request]) -> dict[object, tuple[int, ...]]:
-    return {generation.key: generation.completions[0].token_ids for generation in engine.generate(requests)}
+    answers: dict[object, tuple[int, ...]] = {}
+    for answer in engine.generate(requests):
+        if isinstance(answer, Failure):
+            raise ConfigError(f"The model fails the identity gate: the prompt {answer.key!r}: {answer.reason}")
+        answers[answer.key] = answer.completions[0].token_ids
+    return answers

@@ -6,31 +6,34 @@ What is peculiar here was measured on vLLM 0.32 and holds back to 0.26; check it
   embeddings; embeddings alone lose prompt log-probabilities and let penalties read stale rows (vllm#57719).
 - The offline path checks neither shape nor dtype nor finiteness of embeddings, and one NaN poisons cache blocks that
   later requests read.  So requests are checked here, and non-finite logits end the engine.
-- After an exception, requests of which the engine still knows would make the next step spin for ever: all are aborted.
+- After an exception, requests of which the engine still knows would make the next step spin for ever: they are aborted.
 - A killed core process leaves the synchronous client waiting for ever: its death is put where the client waits.
+- A request that fails within the core comes back finished, for the reason "error", and looks answered.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-import weakref
+import gc
+import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import uuid4
 
 from sweep.checks import require
-from sweep.engines.base import Completion, Engine, EngineConfig, Generation, ModelFiles, Request
-from sweep.errors import EngineError
+from sweep.engines import vllm_death, vllm_start
+from sweep.engines.base import Completion, Engine, EngineConfig, Failure, Generation, ModelFiles, Request
+from sweep.errors import EngineDied
 
 if TYPE_CHECKING:
+    import torch
     from vllm import RequestOutput, SamplingParams
 
-SMALL_MODEL_BYTES = 256 << 20
-CPU_KV_CACHE_GIB = 0.5
+log = logging.getLogger(__name__)
+
+FAILED = ("error", "abort")  # finish reasons of requests that vLLM gave up
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,24 @@ class VLLMConfig(EngineConfig):
         """Start vLLM; see `EngineConfig.open`."""
         return VLLMEngine(self, model, max_model_len, cache_dir)
 
+    def fresh(self) -> VLLMConfig:
+        """Return the same with the core in a process of its own."""
+        return replace(self, in_process=False)
+
+    def smaller(self) -> VLLMConfig | None:
+        """Return half as many sequences, and on a GPU a tenth more memory that the KV cache does not take.
+
+        Fewer sequences alone would have vLLM give what they save to the cache.
+        """
+        if self.max_num_seqs == 1:
+            return None
+        return replace(
+            self,
+            max_num_seqs=self.max_num_seqs // 2,
+            window=max(1, self.window // 2) if self.window else None,
+            gpu_memory_utilization=0.9 * self.gpu_memory_utilization,
+        )
+
 
 class VLLMEngine(Engine):
     """A started `vllm.LLM`, driven request by request so that any number of points share its batch.
@@ -85,181 +106,99 @@ class VLLMEngine(Engine):
     """
 
     def __init__(self, config: VLLMConfig, model: ModelFiles, max_model_len: int, cache_dir: Path) -> None:
-        import torch
-
-        on_gpu = torch.cuda.is_available()
-        in_process = config.in_process if config.in_process is not None else not on_gpu
-        _set_environment(in_process, on_gpu, config.batch_invariant, cache_dir)
-        if in_process and not on_gpu:
-            torch.set_num_threads(config.threads or _threads_for(model.folder))
         self._window = config.window or 2 * config.max_num_seqs
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        last_words = cache_dir / f"last-words-{uuid4().hex}.txt"
         self.llm: Any = None
         try:
-            import vllm
-
-            if in_process:
-                _import_model_class(model)
-            self.llm = vllm.LLM(**_arguments(config, model, max_model_len, in_process, on_gpu))
+            self.llm = vllm_start.start(config, model, max_model_len, cache_dir, last_words)
         except Exception as error:
-            raise EngineError(f"vLLM did not start: {_reason(error)}") from error
+            raise vllm_death.start_error(error, last_words) from error
+        finally:
+            last_words.unlink(missing_ok=True)
+        import vllm
+
         self.version = f"vllm {vllm.__version__}"
+        self._engine = self.llm.llm_engine
+        self._dead = False
         self._dtype: torch.dtype = self.llm.model_config.dtype
         self._hidden_size: int = self.llm.model_config.get_hidden_size()
-        _watch_core(self.llm)
+        self._remains = vllm_death.Remains(self._engine, last_words)
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Generation | Failure]:
         """Answer requests from one continuous batch; see `Engine.generate`."""
         waiting = iter(requests)
         in_flight: dict[str, Request] = {}
         try:
             while True:
-                for request in islice(waiting, self._window - len(in_flight)):
-                    in_flight[self._submit(request)] = request
+                while len(in_flight) < self._window and (request := next(waiting, None)) is not None:
+                    if fault := self._fault(request) or self._submit(request, in_flight):
+                        yield Failure(request.key, fault)
                 if not in_flight:
                     return
-                for output in self._step():
+                for output in self._step(in_flight):
                     if output.finished:
-                        yield _generation(in_flight.pop(output.request_id), output)
+                        yield _answer(in_flight.pop(output.request_id), output)
         finally:
-            self._abort_all()
+            if not self._dead:
+                with suppress(Exception):  # one that died meanwhile says so when it is next asked something
+                    self._abort(list(self._engine.output_processor.request_states))
 
     def close(self) -> None:
-        """Shut the core down, whether it runs here or in a process of its own."""
+        """End the core, whether it runs here or in a process of its own, and what belongs to it."""
         if self.llm is None:
             return
-        llm, self.llm = self.llm, None
-        llm.llm_engine.engine_core.shutdown()
+        engine, self.llm, self._engine, self._dead = self._engine, None, None, True
+        try:
+            engine.engine_core.shutdown(timeout=vllm_death.GRACE)
+        except Exception:  # what is dead may not even be able to end
+            log.info("vLLM did not shut down properly.", exc_info=True)
+        del engine
+        self._remains.clear()
+        gc.collect()
 
-    def _submit(self, request: Request) -> str:
-        """Hand a request to vLLM and return the id under which its output comes back."""
+    def _fault(self, request: Request) -> str | None:
+        """Say what is wrong with embeddings that vLLM would accept and be broken by."""
+        embeds = request.embeds
+        if embeds is None:
+            return None
+        expected = (len(request.token_ids), self._hidden_size)
+        if tuple(embeds.shape) != expected or embeds.dtype != self._dtype:
+            return f"its embeddings are {tuple(embeds.shape)} {embeds.dtype}, not {expected} {self._dtype}"
+        return None if embeds.isfinite().all() else f"its embeddings are not finite in {self._dtype}"
+
+    def _submit(self, request: Request, in_flight: dict[str, Request]) -> str | None:
+        """Hand a request to vLLM and note the id under which its output comes back; say why, if vLLM refuses it."""
         prompt: dict[str, Any] = {"prompt_token_ids": list(request.token_ids)}
         if request.embeds is not None:
-            self._check(request)
             prompt["prompt_embeds"] = request.embeds
             prompt["prompt_is_token_ids"] = [False] * len(request.token_ids)
+        known = len(self._engine.output_processor.request_states)
         try:
             internal = self.llm.enqueue([prompt], _sampling_params(request), use_tqdm=False)[0]
         except Exception as error:
-            raise EngineError(f"vLLM refused a request: {_reason(error)}") from error
-        return str(internal).rsplit("-", 1)[0]
+            if self._remains.is_death(error):
+                raise self._died(error, in_flight) from error
+            self._abort(list(self._engine.output_processor.request_states)[known:])
+            return f"vLLM refused it: {vllm_death.summary(error)}"
+        in_flight[str(internal).rsplit("-", 1)[0]] = request
+        return None
 
-    def _check(self, request: Request) -> None:
-        """Raise EngineError for embeddings that vLLM would accept and be broken by."""
-        embeds = request.embeds
-        assert embeds is not None
-        expected = (len(request.token_ids), self._hidden_size)
-        if tuple(embeds.shape) != expected or embeds.dtype != self._dtype:
-            got = f"{tuple(embeds.shape)} {embeds.dtype}"
-            raise EngineError(f"Request {request.key}: embeddings are {got}, not {expected} {self._dtype}.")
-        if not embeds.isfinite().all():
-            raise EngineError(f"Request {request.key}: embeddings are not finite in {self._dtype}.")
-
-    def _step(self) -> list[RequestOutput]:
+    def _step(self, in_flight: dict[str, Request]) -> list[RequestOutput]:
         try:
-            outputs: list[RequestOutput] = self.llm.llm_engine.step()
+            outputs: list[RequestOutput] = self._engine.step()
         except Exception as error:
-            raise EngineError(_death(error)) from error
+            raise self._died(error, in_flight) from error
         return outputs
 
-    def _abort_all(self) -> None:
-        if self.llm is None:
-            return
-        engine = self.llm.llm_engine
-        unfinished = list(engine.output_processor.request_states)
-        if unfinished and not getattr(getattr(engine.engine_core, "resources", None), "engine_dead", False):
-            engine.abort_request(unfinished, internal=True)
+    def _died(self, error: Exception, in_flight: dict[str, Request]) -> EngineDied:
+        self._dead = True
+        keys = {number: request.key for number, request in in_flight.items()}
+        return self._remains.death(error, keys)
 
-
-def _arguments(
-    config: VLLMConfig, model: ModelFiles, max_model_len: int, in_process: bool, on_gpu: bool
-) -> dict[str, Any]:
-    """Return the arguments of `vllm.LLM`.
-
-    On a CPU, eager execution with a KV cache of stated size skips compilation and warm-up, and naming the
-    one-process executor saves the process in between.
-    """
-    arguments: dict[str, Any] = {
-        "model": str(model.folder),
-        "dtype": model.dtype,
-        "trust_remote_code": model.trust_remote_code,
-        "enable_prompt_embeds": True,
-        "max_model_len": max_model_len,
-        "max_num_seqs": config.max_num_seqs,
-        "enable_prefix_caching": config.prefix_caching,
-        "enforce_eager": config.enforce_eager if config.enforce_eager is not None else not on_gpu,
-        "gpu_memory_utilization": config.gpu_memory_utilization,
-        "tensor_parallel_size": config.tensor_parallel_size,
-        "seed": 0,
-    }
-    gib = config.kv_cache_gib or (None if on_gpu else CPU_KV_CACHE_GIB)
-    if gib is not None:
-        arguments["kv_cache_memory_bytes"] = int(gib * 2**30)
-    if not on_gpu and not in_process and config.tensor_parallel_size == 1:
-        arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-    return arguments
-
-
-def _set_environment(in_process: bool, on_gpu: bool, batch_invariant: bool, cache_dir: Path) -> None:
-    """Set what vLLM reads at import; what the user has set stays."""
-    settings = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
-        "VLLM_RAISE_ON_LOGIT_NANS": "1",
-        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-        "VLLM_CACHE_ROOT": str(cache_dir / "vllm"),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache_dir / "torchinductor"),
-        "TRITON_CACHE_DIR": str(cache_dir / "triton"),
-    }
-    if not on_gpu:
-        settings |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_HOST_IP": "127.0.0.1"}
-    for key, value in settings.items():
-        os.environ.setdefault(key, value)
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
-    if batch_invariant:
-        os.environ["VLLM_BATCH_INVARIANT"] = "1"
-
-
-def _threads_for(folder: Path) -> int:
-    """Return one thread for a model of a few matrix rows, which two would only slow down by waiting for each other."""
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return 1 if size < SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))
-
-
-def _import_model_class(model: ModelFiles) -> None:
-    """Import the model's class here, lest vLLM start a process (10 s) only to look at it.
-
-    Classes that need more than an import to be found, such as a repository's own, are left to vLLM.
-    """
-    import json
-
-    from vllm.model_executor.models import ModelRegistry
-
-    architectures = json.loads((model.folder / "config.json").read_text()).get("architectures") or []
-    for architecture in architectures:
-        registered = ModelRegistry.models.get(architecture)
-        if registered is not None:
-            ModelRegistry.register_model(architecture, registered.load_model_cls())
-
-
-def _watch_core(llm: Any) -> None:
-    """Let a client that waits for a core process learn of its death; without this it waits for ever."""
-    core = llm.llm_engine.engine_core
-    queue = getattr(core, "outputs_queue", None)
-    if queue is None:  # the core runs in this process
-        return
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    weak = weakref.ref(core)
-
-    def watch() -> None:
-        while (alive := weak()) is not None:
-            if alive.resources.engine_dead:
-                queue.put_nowait(EngineDeadError())
-                return
-            del alive
-            time.sleep(0.5)
-
-    threading.Thread(target=watch, name="vllm-core-watch", daemon=True).start()
+    def _abort(self, unfinished: list[str]) -> None:
+        if unfinished:
+            self._engine.abort_request(unfinished, internal=True)
 
 
 def _sampling_params(request: Request) -> SamplingParams:
@@ -282,7 +221,9 @@ def _sampling_params(request: Request) -> SamplingParams:
     )
 
 
-def _generation(request: Request, output: RequestOutput) -> Generation:
+def _answer(request: Request, output: RequestOutput) -> Generation | Failure:
+    if any(answer.finish_reason in FAILED for answer in output.outputs):
+        return Failure(request.key, "vLLM failed on it; sweep.log says more")
     answers = sorted(output.outputs, key=lambda answer: answer.index)
     completions = tuple(
         Completion(
@@ -298,18 +239,4 @@ def _generation(request: Request, output: RequestOutput) -> Generation:
         steps = list(output.prompt_logprobs or ())[-request.scored :]
         tokens = request.token_ids[-request.scored :]
         scored = tuple(float(step[token].logprob) for step, token in zip(steps, tokens, strict=True))
-    return Generation(request.key, completions, scored)
-
-
-def _death(error: Exception) -> str:
-    if "NaNs detected in logits" in str(error):
-        return "The model computed non-finite logits (vLLM: NaNs detected in logits); the engine was stopped."
-    if type(error).__name__ == "EngineDeadError":
-        return "vLLM's core process died; sweep.log says more."
-    return f"vLLM failed while generating: {_reason(error)}"
-
-
-def _reason(error: Exception) -> str:
-    """Return the error's type and its first line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
+    return Generation(request.key, completions, scored, output.num_cached_tokens or 0)

@@ -2,3 +2,5 @@
 
 Nothing is imported here, so that each of them costs only what it needs itself.
 """
+
+FOLDER, REPORT = "report", "report.html"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from sweep.comparison import Comparison
-from sweep.outcome import PointResult
-from sweep.scoring.response import Response
+if TYPE_CHECKING:
+    from sweep.comparison import Comparison
+    from sweep.outcome import PointResult
+    from sweep.scoring.response import Response, Side
 
 SHOWN = 12  # rows of the description's table
+WAYS: dict[Side, str] = {"above": " up", "below": " down", "all": " up"}  # in which doses become stronger
 
 
 def main_measure(comparison: Comparison) -> str | None:
@@ -50,10 +53,31 @@ def describe(comparison: Comparison, command: str, links: Mapping[str, str]) -> 
     return "\n".join(_lines(comparison, command, links))
 
 
+def found(comparison: Comparison, quote: str = "`") -> Iterator[str]:
+    """Yield for each axis from which doses on the main measure differs from the control's, and at which it breaks.
+
+    Args:
+        quote: stands on either side of names.
+    """
+    measure = main_measure(comparison)
+    axes: dict[str, dict[Side, Response]] = {}
+    for (axis, name, side), response in comparison.responses.items():
+        if name == measure:
+            axes.setdefault(axis, {})[side] = response
+    for axis, sides in axes.items():
+        key, said = f"{quote}{axis}{quote} = ", []
+        if effective := _doses(sides, "first_effective"):
+            said.append(f"differs from the control's from {key}{', and from '.join(effective)}")
+        if breaking := _doses(sides, "breaking_point"):
+            said.append(f"is half the control's at {'' if effective else key}{', and at '.join(breaking)}")
+        if said:
+            yield f"{quote}{measure}{quote} {'; '.join(said)}"
+
+
 def _lines(comparison: Comparison, command: str, links: Mapping[str, str]) -> Iterator[str]:
     yield f"`{command}`\n"
     yield " · ".join(f"[{title}]({link})" for title, link in links.items())
-    yield "· `report.html`, `points.csv`, `generations.parquet` and plots are among the artifacts\n"
+    yield "· `report.html`, `points.csv`, `responses.csv`, `generations.parquet` and plots are among the artifacts\n"
     for key, values in _swept(comparison.results).items():
         yield f"- swept `{key}`: {', '.join(values)}"
     measure = main_measure(comparison)
@@ -62,9 +86,7 @@ def _lines(comparison: Comparison, command: str, links: Mapping[str, str]) -> It
         ranked = sorted(points, key=lambda result: result.summaries[measure].mean)
         worst, best = ranked[0], ranked[-1]
         yield f"- `{measure}`: best {_mean(best, measure)}, worst {_mean(worst, measure)}"
-        for (axis, name), response in comparison.responses.items():
-            if name == measure:
-                yield from _said(axis, name, response)
+        yield from (f"- {line}" for line in found(comparison))
     yield ""
     yield from _table(comparison)
 
@@ -79,17 +101,13 @@ def _swept(results: Sequence[PointResult]) -> dict[str, list[str]]:
     return swept
 
 
-def _said(axis: str, measure: str, response: Response) -> Iterator[str]:
-    if math.isfinite(response.first_effective):
-        interval = _interval(response.first_effective_ci_low, response.first_effective_ci_high)
-        yield f"- `{measure}` differs from the control's from `{axis}` = {response.first_effective:g}{interval} on"
-    if math.isfinite(response.breaking_point):
-        interval = _interval(response.breaking_point_ci_low, response.breaking_point_ci_high)
-        yield f"- it is half the control's at `{axis}` = {response.breaking_point:.3g}{interval}"
-
-
-def _interval(low: float, high: float) -> str:
-    return "" if math.isnan(low) or math.isnan(high) else f" [{low:.3g}, {high:.3g}]"
+def _doses(sides: Mapping[Side, Response], name: str) -> list[str]:
+    said = []
+    for side, response in sides.items():
+        dose, low, high = (getattr(response, name + end) for end in ("", "_ci_low", "_ci_high"))
+        interval = "" if math.isnan(low) or math.isnan(high) else f" [{low:.3g}, {high:.3g}]".replace("inf", "∞")
+        said += [f"{dose:.3g}{interval}{WAYS[side]}"] if math.isfinite(dose) else []
+    return said
 
 
 def _mean(result: PointResult, measure: str) -> str:

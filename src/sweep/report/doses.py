@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from sweep.report.measures import closer_is_higher, measures, short
 from sweep.results import SweepResults
 
 SHARES = [-0.04, 1.04]  # the scale of a share, with room for markers
+ARROWS = {"above": " ↑", "below": " ↓", "all": ""}
 Value = tuple[float, float, float]  # with the lower and the upper end of its interval; NaN where there is none
 
 
@@ -37,25 +38,40 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
-    """A measure along an axis.  What was not found is NaN.
+class Found:
+    """What was found on one side of the neutral dose.  What was not found is NaN.
 
     Attributes:
-        axis: the swept key.
-        control: the control's mean; NaN for divergences, of which it has none but its second run's, the floor.
-        floor: of a divergence, what a second run of the control has.
+        side: `above`, `below`, or `all`.
         rho: Spearman's.
         first_effective, breaking_point: doses; bounds are infinite where they lie beyond all doses.
     """
 
-    axis: str
-    measure: str
-    lines: list[Line]
-    control: float
-    floor: float
+    side: str
     rho: Value
     first_effective: Value
     breaking_point: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A measure along an axis.
+
+    Attributes:
+        axis: the swept key.
+        neutral: the axis' dose that changes nothing; NaN if there is none.
+        control: the control's mean; NaN for divergences, of which it has none but its second run's, the floor.
+        floor: of a divergence, what a second run of the control has; NaN if that is not known.
+        found: on each side of the neutral dose; nothing for measures whose responses are not looked for.
+    """
+
+    axis: str
+    measure: str
+    neutral: float
+    lines: list[Line]
+    control: float
+    floor: float
+    found: list[Found]
 
     @property
     def floor_band(self) -> tuple[float, float]:
@@ -76,8 +92,24 @@ class Response:
 
     @property
     def logarithmic(self) -> bool:
-        """Whether the doses span so much that a linear axis would crowd most of them into a corner."""
-        return min(self._doses) > 0 and max(self._doses) / min(self._doses) > 30
+        """Whether a linear axis would crowd most doses, or those on one side of the neutral one, into a corner."""
+        least, most = min(self._doses), max(self._doses)
+        return least > 0 and most / least > (8 if least < self.neutral < most else 30)
+
+    @property
+    def digits(self) -> Sequence[int]:
+        """The digits that the ticks of a logarithmic axis begin with."""
+        return (1, 2, 5) if max(self._doses) / min(self._doses) < 1000 else (1,)
+
+    @property
+    def effective(self) -> list[tuple[Value, str]]:
+        """The first effective doses that there are, ascending, with the sides that they are on."""
+        return _ascending((found.first_effective, found.side) for found in self.found)
+
+    @property
+    def breaking(self) -> list[tuple[Value, str]]:
+        """The breaking points that there are, ascending, with the sides that they are on."""
+        return _ascending((found.breaking_point, found.side) for found in self.found)
 
     @property
     def _doses(self) -> list[float]:
@@ -89,8 +121,17 @@ class Response:
         if math.isnan(low) or math.isnan(high):
             return None
         first, last = min(self._doses), max(self._doses)
-        # On the weaker side of the neutral dose, or where no resample has such a dose, both may be infinite.
+        # Where no resample has such a dose, both may be infinite.
         return min(max(low, first), last), min(max(high, first), last)
+
+
+def spoken(doses: Iterable[tuple[Value, str]]) -> str:
+    """Return doses as text, each with the way in which they become stronger: `0.5 ↓, 1.5 ↑`."""
+    return ", ".join(f"{dose:.3g}{ARROWS[side]}" for (dose, _, _), side in doses)
+
+
+def _ascending(doses: Iterable[tuple[Value, str]]) -> list[tuple[Value, str]]:
+    return sorted((value, side) for value, side in doses if not math.isnan(value[0]))
 
 
 def responses(results: SweepResults) -> list[Response]:
@@ -153,20 +194,19 @@ def _column(frame: pd.DataFrame, name: str) -> list[Any]:
 
 
 def _response(results: SweepResults, axis: str, measure: str, lines: list[Line]) -> Response:
-    table = results.responses
-    rows = table[(table["axis"] == axis) & (table["measure"] == measure)] if len(table) else table
-    row = rows.iloc[0].to_dict() if len(rows) else {}
+    along = results.responses[results.responses["axis"] == axis]
+    neutral = float(along["neutral"].iloc[0]) if len(along) else math.nan
+    rows = along[along["measure"] == measure].to_dict("records")
     controls = results.points.loc[results.points["role"] == "control", measure].dropna()
-
-    def value(name: str) -> Value:
-        middle, low, high = (row.get(key, math.nan) for key in (name, f"{name}/ci_low", f"{name}/ci_high"))
-        # A dose beyond all that were tried is none that could be shown.
-        return float(middle) if math.isfinite(middle) else math.nan, float(low), float(high)
-
     control = float(controls.iloc[0]) if len(controls) == 1 else math.nan
-    floor = value("floor")[0]
+    floor = float(rows[0]["floor"]) if rows else math.nan
     if measure.startswith("divergence/"):
         control, floor = math.nan, control if math.isnan(floor) else floor
-    return Response(
-        axis, measure, lines, control, floor, value("rho"), value("first_effective"), value("breaking_point")
-    )
+    return Response(axis, measure, neutral, lines, control, floor, [_found(row) for row in rows])
+
+
+def _found(row: Mapping[Any, Any]) -> Found:
+    def value(name: str) -> Value:
+        return float(row[name]), float(row[f"{name}/ci_low"]), float(row[f"{name}/ci_high"])
+
+    return Found(str(row["side"]), value("rho"), value("first_effective"), value("breaking_point"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sweep.report.doses import SHARES, Line, Response, Value
+from sweep.report.doses import SHARES, Line, Response, Value, spoken
 from sweep.report.measures import short, title
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; these are legible on white and on black.
@@ -20,15 +20,20 @@ def figure(response: Response) -> dict[str, Any]:
     """Return `axis`, `measure`, and Plotly's `data` and `layout`."""
     layout: dict[str, Any] = {
         "title": {"text": _plain(title(response.measure))},
-        "xaxis": {"title": {"text": _plain(short(response.axis))}, "type": "log" if response.logarithmic else "linear"},
+        "xaxis": {"title": {"text": _plain(short(response.axis))}, "type": "linear"},
         "yaxis": {"range": SHARES} if response.share else {},
         "shapes": [*_floor(response), *_control(response.control)],
         "annotations": [],
         "showlegend": 1 < len(response.lines) <= LEGIBLE,
     }
-    # The two labels stand at different heights, so that they can be read where the two doses are close.
-    _dose(layout, response, response.first_effective, "first effective", EFFECTIVE, 1.0)
-    _dose(layout, response, response.breaking_point, "breaks at", BREAKING, 1.1)
+    if response.logarithmic:
+        layout["xaxis"] |= {"type": "log"} | _ticks(response)
+    for doses, text, colour, dash, height in (
+        (response.effective, "first effective", EFFECTIVE, "dash", 1.0),
+        (response.breaking, "breaks at", BREAKING, "dashdot", 1.1),
+    ):
+        layout["shapes"] += [shape for value, _ in doses for shape in _upright(response, value, colour, dash)]
+        layout["annotations"] += [_label(f"{text} {spoken(doses)}", colour, height)] if doses else []
     data = [_trace(line, PALETTE[i % len(PALETTE)]) for i, line in enumerate(response.lines)]
     return {"axis": response.axis, "measure": response.measure, "data": data, "layout": layout}
 
@@ -58,6 +63,14 @@ def _trace(line: Line, colour: str) -> dict[str, Any]:
         "text": [_hover(name, value) for name, value in zip(line.names, line.means, strict=True)],
         "hovertemplate": "%{text}<extra></extra>",
     }
+
+
+def _ticks(response: Response) -> dict[str, Any]:
+    # Plotly's own would say no more of 0.2 or 0.5 than their digits.
+    doses = [dose for line in response.lines for dose in line.doses]
+    powers = range(math.floor(math.log10(min(doses))), math.ceil(math.log10(max(doses))) + 1)
+    ticks = [f"{digit}e{power}" for power in powers for digit in response.digits]
+    return {"tickvals": [float(tick) for tick in ticks], "ticktext": [f"{float(tick):g}" for tick in ticks]}
 
 
 def _plain(text: str) -> str:
@@ -91,17 +104,17 @@ def _control(mean: float) -> list[dict[str, Any]]:
     return [line | {"line": {"color": GREY, "width": 1.5, "dash": "dot"}, "label": label}]
 
 
-def _dose(layout: dict[str, Any], response: Response, value: Value, text: str, colour: str, height: float) -> None:
-    middle = value[0]
-    if math.isnan(middle):
-        return
-    upright = {"yref": "paper", "y0": 0, "layer": "below"}
+def _upright(response: Response, value: Value, colour: str, dash: str) -> list[dict[str, Any]]:
+    upright = {"yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
+    shapes = []
     if reach := response.reach(value):
-        place = {"type": "rect", "x0": reach[0], "x1": reach[1], "y1": 1}
-        layout["shapes"].append(upright | place | {"fillcolor": colour, "opacity": 0.12, "line": {"width": 0}})
-    line = {"color": colour, "width": 2, "dash": "dash"}
-    layout["shapes"].append(upright | {"type": "line", "x0": middle, "x1": middle, "y1": height, "line": line})
-    # Plotly takes an annotation's place on a logarithmic axis, unlike a shape's, as the logarithm.
-    at = math.log10(middle) if layout["xaxis"]["type"] == "log" and middle > 0 else middle
-    label = {"text": f"{text} {middle:.3g}", "showarrow": False, "font": {"size": 11, "color": colour}}
-    layout["annotations"].append(label | {"x": at, "yref": "paper", "y": height, "yanchor": "bottom"})
+        area = {"type": "rect", "x0": reach[0], "x1": reach[1], "fillcolor": colour, "opacity": 0.12}
+        shapes.append(upright | area | {"line": {"width": 0}})
+    line = {"color": colour, "width": 2, "dash": dash}
+    return [*shapes, upright | {"type": "line", "x0": value[0], "x1": value[0], "line": line}]
+
+
+def _label(text: str, colour: str, height: float) -> dict[str, Any]:
+    # Beside its line a label would run into those of other doses, or off the plot.
+    place = {"xref": "paper", "x": 0, "xanchor": "left", "yref": "paper", "y": height, "yanchor": "bottom"}
+    return place | {"text": text, "showarrow": False, "font": {"size": 11, "color": colour}}

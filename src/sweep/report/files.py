@@ -8,16 +8,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweep.atomic import replace
 from sweep.loading import GENERATIONS, POINTS
 from sweep.report import html, plots
-from sweep.report.atomic import replace
 from sweep.results import SweepResults
 
-REPORT, PLOTS = "report.html", "plots"
+RESPONSES, REPORT, PLOTS = "responses.csv", "report.html", "plots"
 
 
 def write(results: SweepResults, folder: Path) -> list[Path]:
-    """Write `points.csv`, `generations.parquet`, `report.html` and `plots/` into a folder, which is made.
+    """Write `points.csv`, `responses.csv`, `generations.parquet`, `report.html`, `plots/` into a folder, which is made.
 
     Each file is replaced as a whole, so that a reader, or a run that dies here, never leaves half of one.
 
@@ -29,6 +29,7 @@ def write(results: SweepResults, folder: Path) -> list[Path]:
     report = html.render(results)
     return [
         replace(folder / POINTS, lambda path: results.points.to_csv(path, index=False)),
+        replace(folder / RESPONSES, lambda path: results.responses.to_csv(path, index=False)),
         replace(folder / GENERATIONS, lambda path: pq.write_table(table, path, compression="zstd")),
         replace(folder / REPORT, lambda path: path.write_text(report, "utf-8")),
         *plots.write(results, folder / PLOTS),

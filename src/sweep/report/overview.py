@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from sweep.report.doses import Response, Value, is_true
+from sweep.report.doses import Found, Response, Value, is_true
 from sweep.report.measures import main, measures, title
 from sweep.results import SweepResults
 
 NONE = "–"
+NOTHING = Found("", *[(math.nan, math.nan, math.nan)] * 3)
 SAMPLED = ("quality/", "divergence/", "health/")  # of the others an interval says little
 
 
@@ -37,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A point, or a measure along an axis."""
+    """A point, or a measure along an axis on one side of the neutral dose."""
 
     name: str
     role: str
@@ -68,19 +69,20 @@ def points_table(results: SweepResults, order: list[int]) -> Table:
 
 
 def findings(doses: list[Response], axis: str) -> Table:
-    """Return what was found of each measure along an axis."""
-    rows = [dose for dose in doses if dose.axis == axis]
-    found = [
-        (dose, [_found(v) for v in (dose.rho, dose.first_effective, dose.breaking_point)] + [Cell(_number(dose.floor))])
-        for dose in rows
-    ]
-    titles = ("Spearman’s ρ", "first effective", "breaking point", "noise floor")
-    said = [
-        Row(title(dose.measure), dose.measure, "", cells)
-        for dose, cells in found
-        if any(c != Cell(NONE) for c in cells)
-    ]
-    return Table([Column(name, name, True) for name in titles], said)
+    """Return what was found of each measure along an axis, a row for each side of the neutral dose."""
+    titles = ("doses", "Spearman’s ρ", "first effective", "breaking point", "noise floor")
+    rows = []
+    for dose in (dose for dose in doses if dose.axis == axis):
+        for found in dose.found or [NOTHING]:
+            cells = [_value(v) for v in (found.rho, found.first_effective, found.breaking_point)]
+            cells.append(Cell(_number(dose.floor)))
+            if any(cell != Cell(NONE) for cell in cells):
+                rows.append(Row(title(dose.measure), dose.measure, "", [Cell(_side(found.side, dose.neutral)), *cells]))
+    return Table([Column(name, name, True) for name in titles], rows)
+
+
+def _side(side: str, neutral: float) -> str:
+    return f"{side} {_number(neutral)}" if side in ("above", "below") else side
 
 
 def _first(chosen: list[str]) -> Any:
@@ -103,7 +105,7 @@ def _cell(record: dict[Any, Any], name: str) -> Cell:
     return Cell(_number(number("")), interval, mark, ", ".join(hints))
 
 
-def _found(value: Value) -> Cell:
+def _value(value: Value) -> Cell:
     middle, low, high = value
     return Cell(_number(middle), _interval(low, high))
 

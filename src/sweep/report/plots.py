@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sweep.report.atomic import replace
-from sweep.report.doses import SHARES, Line, Response, Value, responses
+from sweep.atomic import replace
+from sweep.report.doses import SHARES, Line, Response, responses, spoken
 from sweep.report.figures import BREAKING, EFFECTIVE, GREY, LEGIBLE, PALETTE
 from sweep.report.measures import GROUPS, main, short, title
 from sweep.results import SweepResults
@@ -31,7 +31,8 @@ def write(results: SweepResults, folder: Path) -> list[Path]:
 
     Each has a panel for each main measure of the group: means with intervals, filled where they differ significantly
     from the control; the control dotted; the noise floor as a band; the first effective dose and the breaking point
-    dashed, with their intervals.  200 dpi, in colours that colour-blind people can tell apart.
+    dashed, on each side of the neutral dose, with their intervals.  200 dpi, in colours that colour-blind people can
+    tell apart.
     """
     doses = responses(results)
     written = []
@@ -57,7 +58,7 @@ def draw(panels: Sequence[Response], confidence: float) -> Figure:
     for axes, response in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _panel(axes, response)
         axes.set_xlabel(_plain(short(response.axis)))
-        axes.set_ylabel(f"{_plain(title(response.measure))}, mean [{confidence:.0%}]")
+        axes.set_ylabel(f"{_plain(title(response.measure))}\nmean [{confidence:.0%}]")
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -71,8 +72,13 @@ def _plain(text: str) -> str:
 
 
 def _panel(axes: Axes, response: Response) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     if response.logarithmic:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=response.digits))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     if response.share:
         axes.set_ylim(SHARES[0], SHARES[1])
     axes.spines[["top", "right"]].set_visible(False)
@@ -85,8 +91,17 @@ def _panel(axes: Axes, response: Response) -> None:
         axes.axhline(response.floor, color=GREY, linewidth=0.8)
     if not math.isnan(response.control):
         axes.axhline(response.control, color=GREY, linestyle=":", label="control")
-    _dose(axes, response, response.first_effective, "first effective", EFFECTIVE, "--")
-    _dose(axes, response, response.breaking_point, "breaking point", BREAKING, "-.")
+    for doses, label, colour, style, height in (
+        (response.effective, "first effective", EFFECTIVE, "--", 1.02),
+        (response.breaking, "breaking point", BREAKING, "-.", 1.1),
+    ):
+        for value, _ in doses:
+            axes.axvline(value[0], color=colour, linestyle=style, linewidth=1.4, label=label)
+            if reach := response.reach(value):
+                axes.axvspan(*reach, color=colour, alpha=0.12, linewidth=0)
+        if doses:
+            text = f"{label} {spoken(doses)}"
+            axes.text(0, height, text, color=colour, fontsize=8, va="bottom", transform=axes.transAxes)
 
 
 def _line(axes: Axes, line: Line, number: int) -> None:
@@ -108,11 +123,3 @@ def _line(axes: Axes, line: Line, number: int) -> None:
     for which, face in ((filled, colour), (~filled, "white")):
         doses = np.array(line.doses)[which]
         axes.plot(doses, mean[which], marker, color=colour, markerfacecolor=face, markersize=5.5, zorder=3)
-
-
-def _dose(axes: Axes, response: Response, value: Value, label: str, colour: str, style: str) -> None:
-    if math.isnan(value[0]):
-        return
-    axes.axvline(value[0], color=colour, linestyle=style, linewidth=1.4, label=label)
-    if reach := response.reach(value):
-        axes.axvspan(*reach, color=colour, alpha=0.12, linewidth=0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from sweep.report.closing import found
+
 if TYPE_CHECKING:
     from sweep.comparison import Comparison
     from sweep.config import SweepConfig
@@ -43,6 +45,8 @@ def print_report(terminal: Terminal, runner: Runner, config: SweepConfig) -> Non
     )
     if runner.comparison is not None and runner.comparison.differences:
         terminal.result(f"* differs from the control (q < {LEVEL:g}); the control's divergence is the noise floor")
+        for line in found(runner.comparison, quote=""):
+            terminal.result(line)
     if tracker.is_local:
         folder = "" if config.sweep.dir == "outputs" else f" {config.sweep.dir}"
         terminal.result(f"Compare: run scripts/ui{folder}, then open {tracker.comparison_url()}")

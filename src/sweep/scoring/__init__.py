@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
@@ -16,10 +18,14 @@ from sweep.scoring.distributions import distances
 from sweep.scoring.health import SHARES as HEALTH_SHARES
 from sweep.scoring.health import YES_OR_NO as HEALTH_YES_OR_NO
 from sweep.scoring.health import health
+from sweep.scoring.scorers import QUALITY, Scorer
 from sweep.scoring.statistics import Floats, Summary, intervals
-from sweep.scoring.text import QUALITY, Scorer
+from sweep.scoring.text import KEPT
 
 Scores = dict[str, float]
+
+# Many of a sweep's answers are the same.
+_health = lru_cache(maxsize=KEPT)(health)
 
 YES_OR_NO = (
     {name for name, scorer in QUALITY.items() if scorer.yes_or_no}
@@ -62,15 +68,10 @@ def score(
     scores = {name: scorer(answer.text, references) for name, scorer in scorers.items()}
     if control is not None:
         own, other = answer.token_ids, control.token_ids
-        scores |= {
-            "divergence/first_divergence": divergence.first_divergence(own, other),
-            "divergence/prefix_agreement": divergence.prefix_agreement(own, other),
-            "divergence/token_agreement": divergence.token_agreement(own, other),
-            "divergence/edit_distance": divergence.edit_distance(own, other),
-        }
+        scores |= divergence.compare(own, other)
         if top_k:
             scores |= distances(own, answer.logprobs, other, control.logprobs, top_k)
-    scores |= health(answer.text, answer.token_ids)
+    scores |= _health(answer.text, answer.token_ids)
     scores["cost/output_tokens"] = float(len(answer.token_ids))
     scores["cost/truncated"] = float(answer.finish_reason == "length")
     return {name: value for name, value in scores.items() if not math.isnan(value)}
@@ -78,14 +79,16 @@ def score(
 
 def mean_scores(samples: Sequence[Scores]) -> Scores:
     """Return the mean of each measure over the samples of one prompt, which is the unit of all statistics."""
-    names = dict.fromkeys(name for sample in samples for name in sample)
+    if len(samples) == 1:
+        return dict(samples[0])
+    names = dict.fromkeys(chain.from_iterable(samples))
     values = {name: [sample[name] for sample in samples if name in sample] for name in names}
     return {name: sum(own) / len(own) for name, own in values.items()}
 
 
 def by_measure(prompts: Sequence[Scores]) -> dict[str, Floats]:
     """Return for each measure one value per prompt, [prompts], NaN where it does not apply."""
-    names = dict.fromkeys(name for scores in prompts for name in scores)
+    names = dict.fromkeys(chain.from_iterable(prompts))
     return {name: np.array([scores.get(name, math.nan) for scores in prompts]) for name in names}
 
 

@@ -65,14 +65,16 @@ def health(text: str, token_ids: Sequence[int]) -> dict[str, float]:
         The measures of this module as `health/…`, and `health/characters` and `health/tokens`, its length.
     """
     packed = _pack(token_ids)
-    different = [distinct(token_ids, n) for n in (1, 2, 3)]
+    last = _last_places(token_ids, 3)
+    of_three = len(last) / (len(token_ids) - 2) if last else math.nan
+    different = [distinct(token_ids, 1), distinct(token_ids, 2), of_three]
     # Where no n-gram occurs twice, no longer one does: most texts need no search.
     shorter = next((n for n, share in enumerate(different) if not share < 1), None)
     return {
         "health/distinct_1": different[0],
         "health/distinct_2": different[1],
         "health/distinct_3": different[2],
-        "health/longest_repeat": _longest_repeat(packed, 3) if shorter is None else float(shorter),
+        "health/longest_repeat": _longest_repeat(packed, last, 3) if shorter is None else float(shorter),
         "health/loop": _loop(packed),
         "health/compression_ratio": compression_ratio(text),
         "health/empty": empty(text),
@@ -94,7 +96,7 @@ def distinct(token_ids: Sequence[int], n: int) -> float:
 
 def longest_repeat(token_ids: Sequence[int]) -> float:
     """Return the length, in tokens, of the longest n-gram that occurs at least twice; occurrences may overlap."""
-    return _longest_repeat(_pack(token_ids), 0)
+    return _longest_repeat(_pack(token_ids), _last_places(token_ids, 1), 1)
 
 
 def loop(token_ids: Sequence[int]) -> float:
@@ -114,7 +116,9 @@ def compression_ratio(text: str) -> float:
     some 50 bytes zlib's own header weighs, and the ratio is less than 1.
     """
     raw = text.encode("utf-8", "surrogatepass")
-    return len(raw) / len(zlib.compress(raw)) if raw else math.nan
+    # A smaller window makes no difference to what lies within it, and its memory is had four times faster.
+    window = 12 if len(raw) <= 2**12 - 262 else zlib.MAX_WBITS  # 262: what zlib keeps of it for itself
+    return len(raw) / len(zlib.compress(raw, wbits=window)) if raw else math.nan
 
 
 def empty(text: str) -> float:
@@ -128,7 +132,7 @@ def non_printable(text: str) -> float:
     These are control characters other than tabs and line ends, surrogates, private-use characters, and U+FFFD, which
     stands for bytes that are no UTF-8.
     """
-    if not text or (text.translate(_LAYOUT).isprintable() and _REPLACEMENT not in text):
+    if _REPLACEMENT not in text and (text.isprintable() or text.translate(_LAYOUT).isprintable()):
         return 0.0
     return sum(text.count(character) for character in set(text) if _is_garbage(character)) / len(text)
 
@@ -146,7 +150,7 @@ def refusal(text: str) -> float:
     not matter.
     """
     start = text[:REFUSAL_CHARACTERS].lower().replace("’", "'")
-    return float(any(phrase in start for phrase in REFUSALS))
+    return float(any(map(start.__contains__, REFUSALS)))
 
 
 def _pack(token_ids: Sequence[int]) -> str:
@@ -154,14 +158,23 @@ def _pack(token_ids: Sequence[int]) -> str:
     return "".join(map(chr, token_ids))
 
 
-def _longest_repeat(packed: str, known: int) -> float:
-    """Return the length of the longest repeat, which is at least `known`."""
-    # It starts with one of size `known`, so only where those are is a search worth while.
-    size = max(known, 1)
-    grams = [packed[i : i + size] for i in range(len(packed) - size + 1)]
-    last = dict(zip(grams, range(len(grams)), strict=True))
-    longest = known
-    for start in (i for i, gram in enumerate(grams) if last[gram] > i):
+def _last_places(token_ids: Sequence[int], n: int) -> dict[tuple[int, ...], int]:
+    """Return for each n-gram the last place at which it begins."""
+    return {gram: place for place, gram in enumerate(zip(*(token_ids[i:] for i in range(n)), strict=False))}
+
+
+def _longest_repeat(packed: str, last: dict[tuple[int, ...], int], n: int) -> float:
+    """Return the length of the longest repeat.
+
+    Args:
+        packed: the answer, as of `_pack`.
+        last: its n-grams' `_last_places`.
+        n: 1, or a length of which there is a repeat.
+    """
+    # It starts with a shorter one, so only where an n-gram that comes again begins is a search worth while.
+    starts = set(range(len(packed) - n + 1)).difference(last.values())
+    longest = n if starts else 0
+    for start in starts:
         while packed.find(packed[start : start + longest + 1], start + 1) >= 0:
             longest += 1
     return float(longest)

@@ -7,6 +7,7 @@ means of all resamples are one matrix product.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,19 +17,22 @@ from sweep.scoring.statistics import Floats, bootstrap_bca, paired_difference, r
 
 NONE = (float("nan"), float("nan"))
 Bools = NDArray[np.bool_]
+Side = Literal["above", "below", "all"]
+SIGNS: dict[Side, int] = {"above": 1, "below": -1, "all": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What one measure does along one axis.
+    """What one measure does along one axis, on one side of the neutral dose.
 
-    A *strength* is a dose's distance from the neutral dose, or the dose itself where there is no neutral one.  Doses on
-    either side of the neutral one are two series, and the side on which it happens at the least strength is reported.
-    The intervals of the two doses are on that side, and ordered as numbers: bounds are infinite where too many
-    resamples have no such dose among those that were tried (they count as stronger than all of them).
+    Of two doses the *stronger* is the one farther from the neutral dose, or the larger where there is no neutral one.
+    Intervals of doses are ordered as numbers.  A bound is infinite where too many resamples have no such dose among
+    those that were tried (they count as stronger than all of them).
 
     Attributes:
-        rho: Spearman's rank correlation of strength and mean; NaN for fewer than three strengths or a constant mean.
+        neutral: the dose that changes nothing; None: there is none, and the side is all doses.
+        rho: Spearman's rank correlation of strength and mean, so that a fall is negative on either side; NaN for fewer
+            than three doses or a constant mean.
         rho_ci_low, rho_ci_high: its interval; resamples with a constant mean count as 0.
         first_effective: the weakest dose at which, and at all stronger ones, the interval of the difference to the
             control is clear of the floor; NaN: there is none.
@@ -39,6 +43,7 @@ class Response:
         floor: the mean floor.
     """
 
+    neutral: float | None
     rho: float
     rho_ci_low: float
     rho_ci_high: float
@@ -53,7 +58,11 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """One side: [doses] by strength, [doses, prompts], [prompts], and the resamples' [resamples, prompts]."""
+    """One side: [doses] by strength, [doses, prompts], [prompts], and the resamples' [resamples, prompts].
+
+    A strength is the dose, or below the neutral one its negative: ordered and spaced like the distance from there, also
+    where that is infinite, and the dose can be had back to the last digit.
+    """
 
     strengths: Floats
     values: Floats
@@ -72,13 +81,14 @@ def dose_response(
     floor: float | ArrayLike = 0.0,
     *,
     neutral: float | None = None,
+    control_is_neutral: bool = True,
     yes_or_no: bool = False,
     sustained: bool = True,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> Response:
-    """Describe a measure's response to a dose.
+) -> dict[Side, Response]:
+    """Describe a measure's response to a dose, on each side of the neutral one by itself.
 
     The first effective dose is defined like toxicology's lowest observed effect concentration (OECD Test Guideline 201,
     2006): it has an effect, and so have all the stronger ones.  The weakest that is clear, whatever comes after it,
@@ -91,38 +101,40 @@ def dose_response(
         control: [prompts], the control's.
         floor: how far from the control a second run of the control is, 0 or more: one number, or its absolute
             difference for each prompt, [prompts], whose own uncertainty then counts too.
-        neutral: the dose that changes nothing (1 for a factor); None: doses are strengths.  It is where the control
-            stands, so a point of that very dose is left out.
+        neutral: the dose that changes nothing (1 for a factor, infinity for a signal-to-noise ratio); None: the larger
+            a dose is, the stronger.
+        control_is_neutral: whether the control stands at the neutral dose, as it does unless something else has been
+            changed too.  Then a point of that very dose is left out, and a breaking point may lie before the weakest
+            dose; else such a point is the weakest of both sides.
         yes_or_no: whether the measure is 0 or 1; decides the interval of the difference, as in `paired_difference`.
         sustained: whether all stronger doses of the side must be clear too.
         confidence, resamples, seed: of the intervals.
+
+    Returns:
+        The response by side: `above` and `below` the neutral dose, where there are doses; `all` if it is None.
 
     Raises:
         ValueError: shapes do not fit, a dose is not finite, or a floor is negative.
     """
     x, table, base, least = _checked(doses, values, control, floor)
     x, table = _pooled(x, table)
-    if neutral is not None:
-        x, table = x[x != neutral], table[x != neutral]
-    origin = 0.0 if neutral is None else neutral
-    strengths = x if neutral is None else np.abs(x - neutral)
     counts = resampled_counts(len(base), resamples, seed)
-    rho = _trend(strengths, table, counts, confidence)
     mean_floor = float(np.nanmean(least)) if isinstance(least, np.ndarray) else least
-
-    effective, breaking = [], []
-    for sign in (1,) if neutral is None else (1, -1):
-        side = np.flatnonzero(np.sign(x - neutral) == sign) if neutral is not None else np.arange(len(x))
-        side = side[np.argsort(strengths[side])]
-        if not len(side):
+    sides: tuple[Side, ...] = ("all",) if neutral is None else ("above", "below")
+    found: dict[Side, Response] = {}
+    for side in sides:
+        sign = SIGNS[side]
+        strengths, weakest = sign * x, -np.inf if neutral is None else sign * neutral
+        if not (strengths > weakest).any():
             continue
-        series = _Series(strengths[side], table[side], base, least, counts, confidence, yes_or_no, seed)
-        start = None if neutral is None else 0.0
-        effective.append((sign, *_first_effective(series, sustained)))
-        breaking.append((sign, *_breaking_point(series, start)))
-    return Response(
-        *rho, *_report(effective, origin, confidence), *_report(breaking, origin, confidence), floor=mean_floor
-    )
+        kept = strengths > weakest if control_is_neutral else strengths >= weakest
+        order = np.flatnonzero(kept)[::sign]
+        series = _Series(strengths[order], table[order], base, least, counts, confidence, yes_or_no, seed)
+        start = weakest if control_is_neutral and np.isfinite(weakest) else None
+        effective, breaking = _first_effective(series, sustained), _breaking_point(series, start)
+        doses_found = (*_as_dose(*effective, sign, confidence), *_as_dose(*breaking, sign, confidence))
+        found[side] = Response(neutral, *_trend(series), *doses_found, floor=mean_floor)
+    return found
 
 
 def _checked(
@@ -160,14 +172,15 @@ def _observed(values: Floats) -> Floats:
     return _means(values, np.ones((1, values.shape[-1])))[..., 0]
 
 
-def _trend(strengths: Floats, values: Floats, counts: Floats, confidence: float) -> tuple[float, float, float]:
-    means = _observed(values)
+def _trend(series: _Series) -> tuple[float, float, float]:
+    means = _observed(series.values)
     kept = ~np.isnan(means)
-    if len(np.unique(strengths[kept])) < 3 or np.ptp(means[kept]) == 0:
+    if kept.sum() < 3 or np.ptp(means[kept]) == 0:
         return float("nan"), *NONE
-    x = strengths[kept]
+    x = series.strengths[kept]
     rho = float(_spearman(x, means[kept, None])[0])
-    low, high = np.nanquantile(_spearman(x, _means(values[kept], counts)), _tails(confidence))
+    resampled = _spearman(x, _means(series.values[kept], series.counts))
+    low, high = np.nanquantile(resampled, _tails(series.confidence))
     return rho, float(low), float(high)
 
 
@@ -260,15 +273,13 @@ def _breaking_point(series: _Series, start: float | None) -> tuple[float, Floats
     return float(found[0]) if np.isfinite(found[0]) else float("nan"), found[1:]
 
 
-def _report(sides: list[tuple[int, float, Floats]], origin: float, confidence: float) -> tuple[float, float, float]:
-    """Return the dose, and the bounds of its interval, of the side with the least strength."""
-    found = [side for side in sides if not np.isnan(side[1])]
-    if not found:
+def _as_dose(strength: float, resampled: Floats, sign: int, confidence: float) -> tuple[float, float, float]:
+    """Return the dose of a strength that was found, and the bounds of its interval."""
+    if np.isnan(strength):
         return float("nan"), *NONE
-    sign, strength, resampled = min(found, key=lambda side: side[1])
     # A share of the resamples, not interpolated: some are infinite.
-    bounds = origin + sign * np.quantile(resampled, _tails(confidence), method="inverted_cdf")
-    return origin + sign * strength, float(bounds.min()), float(bounds.max())
+    bounds = sign * np.quantile(resampled, _tails(confidence), method="inverted_cdf")
+    return sign * strength, float(bounds.min()), float(bounds.max())
 
 
 def _tails(confidence: float) -> Floats:

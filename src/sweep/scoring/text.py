@@ -1,32 +1,32 @@
-"""Answers against references: measures of quality, ours and the user's.
+"""Answers against references: this project's measures of quality.
 
-All give one float for an answer and its references, the best over the references, in [0, 1] (a user's own scorer may
-give any number, or NaN where it does not apply).
+All give one float in [0, 1] for an answer and its references, the best over the references.
+
+Many of a sweep's answers are the same, the control's above all, so what takes long is kept for the last few thousand.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
-import os
 import re
 import string
-import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache, lru_cache
-from operator import attrgetter
+from operator import add
 from typing import Any
 
-from sweep.checks import did_you_mean
+import regex
+
 from sweep.errors import ConfigError, SweepError
 
-GROUP = "quality/"
+# For how many answers the measures are kept: some points' worth.
+KEPT = 2048
+REGEX_SECONDS = 1.0
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(?:an?|the)\b")
+_PUNCTUATION = string.punctuation.encode()
 # A sign counts where it is no dash between numbers or words; digits within a word (H2O) are no number.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w.)%])[-+−])?[$€£¥]?(?<!\w)"
@@ -34,10 +34,12 @@ _NUMBER = re.compile(
     r"(?P<percent>\s?(?:%|per\s?cent\b))?"
 )
 _SEPARATORS = str.maketrans("", "", ",\u00a0\u202f")
+# A brace that is part of no escape and begins no repetition.
+_PLAIN_BRACE = re.compile(r"(\\N\{[^}]*\}|\\.)|\{(?!\d+(?:,\d*)?\}|,\d*\})", re.DOTALL)
 
 
 class ScorerError(SweepError):
-    """A user's scorer failed on an answer, or gave something that is no number."""
+    """A measure could not be taken of an answer: the user's scorer or pattern is at fault."""
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
@@ -45,12 +47,15 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
     return float(answer.strip() in {reference.strip() for reference in references})
 
 
+@lru_cache(maxsize=KEPT)
 def normalise(text: str) -> str:
     """Return a text in lower case without ASCII punctuation, English articles and superfluous white space.
 
     As SQuAD's evaluation does (Rajpurkar et al. 2016, arXiv:1606.05250).
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+    # Bytes are deleted ten times faster than characters, and those of other characters are none of ASCII's.
+    raw = text.lower().encode("utf-8", "surrogatepass").translate(None, _PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", raw.decode("utf-8", "surrogatepass")).split())
 
 
 def normalised_exact_match(answer: str, references: Sequence[str]) -> float:
@@ -64,26 +69,47 @@ def contains(answer: str, references: Sequence[str]) -> float:
 
 
 def regex_match(answer: str, references: Sequence[str]) -> float:
-    """Return 1 if one of the references, as a Python regular expression, matches somewhere in the answer, else 0.
+    r"""Return 1 if one of the references, as a Python regular expression, matches somewhere in the answer, else 0.
 
     `^` and `$` are the answer's ends; `(?i)` at the start of a pattern ignores case, `(?m)` and `(?s)` work as in `re`.
+    They are matched by the package `regex`, whose search can be ended, and for which, other than for `re`, combining
+    marks count as `\w` and `[[:alpha:]]` as letters.
 
     Raises:
         ConfigError: a reference is no regular expression; `check_pattern` finds that beforehand.
+        ScorerError: a search takes more than `REGEX_SECONDS` seconds of computing.
     """
-    return float(any(check_pattern(reference).search(answer) for reference in references))
+    return float(any(_found(reference, answer) for reference in references))
 
 
-@lru_cache(maxsize=4096)
-def check_pattern(reference: str) -> re.Pattern[str]:
-    """Return the compiled pattern.
+def _found(reference: str, answer: str) -> bool:
+    pattern = check_pattern(reference)
+    began, limit = time.thread_time(), REGEX_SECONDS
+    while True:
+        try:
+            return pattern.search(answer, timeout=limit) is not None
+        except TimeoutError as error:
+            # What `regex` counts is the whole process's time, an engine's threads and all.
+            if time.thread_time() - began >= REGEX_SECONDS:
+                raise ScorerError(
+                    f"quality/regex_match: {reference!r} takes more than {REGEX_SECONDS:g} s on one answer; "
+                    f"repetitions within repetitions, as in (a+)+, can take for ever."
+                ) from error
+            limit *= 2
+
+
+@lru_cache(maxsize=KEPT)
+def check_pattern(reference: str) -> Any:
+    """Return the compiled pattern, a `regex.Pattern`.
 
     Raises:
         ConfigError: it is no regular expression.
     """
     try:
-        return re.compile(reference)
-    except re.error as error:
+        re.compile(reference)
+        # `regex` has a meaning for {e} and its like, which are plain text in Python's expressions.
+        return regex.compile(_PLAIN_BRACE.sub(lambda match: match[1] or r"\{", reference))
+    except (re.error, regex.error) as error:
         raise ConfigError(f"quality/regex_match: {reference!r} is no regular expression: {error}.") from error
 
 
@@ -92,14 +118,21 @@ def token_f1(answer: str, references: Sequence[str]) -> float:
 
     Where the answer or the reference has no words left it is 1 if neither has, else 0 (as in SQuAD 2.0).
     """
-    words = normalise(answer).split()
-    return max((_f1(words, normalise(reference).split()) for reference in references), default=0.0)
+    return max((_f1(answer, reference) for reference in references), default=0.0)
 
 
-def _f1(answer: list[str], reference: list[str]) -> float:
-    if not answer or not reference:
-        return float(answer == reference)
-    return 2 * (Counter(answer) & Counter(reference)).total() / (len(answer) + len(reference))
+@lru_cache(maxsize=KEPT)
+def _f1(answer: str, reference: str) -> float:
+    own, other = Counter(normalise(answer).split()), _words(reference)
+    if not own or not other:
+        return float(own == other)
+    shared = sum(min(own[word], other[word]) for word in own.keys() & other.keys())
+    return 2 * shared / (own.total() + other.total())
+
+
+@lru_cache(maxsize=KEPT)
+def _words(reference: str) -> Counter[str]:
+    return Counter(normalise(reference).split())
 
 
 def numeric_match(answer: str, references: Sequence[str], tolerance: float = 1e-9) -> float:
@@ -118,6 +151,7 @@ def numeric_match(answer: str, references: Sequence[str], tolerance: float = 1e-
     return float(any(_equal(own, other, tolerance) for text in references if (other := _last_number(text))))
 
 
+@lru_cache(maxsize=KEPT)
 def _last_number(text: str) -> tuple[float, bool] | None:
     """Return a text's last number, and whether it is a percentage; None: there is none."""
     if not (numbers := list(_NUMBER.finditer(text))):
@@ -136,7 +170,7 @@ def _equal(one: tuple[float, bool], other: tuple[float, bool], tolerance: float)
 
 def chrf(answer: str, references: Sequence[str]) -> float:
     """Return the character n-gram F-score, chrF2 (Popović 2015, doi:10.18653/v1/W15-3049), by sacrebleu, over 100."""
-    return max((_chrf(answer, [reference]) for reference in references), default=0.0)
+    return max((_chrf(answer, reference) for reference in references), default=0.0)
 
 
 def bleu(answer: str, references: Sequence[str]) -> float:
@@ -144,148 +178,58 @@ def bleu(answer: str, references: Sequence[str]) -> float:
 
     The n-grams that a short answer cannot have are left out; each reference is taken alone, and the best one counts.
     """
-    return max((_bleu(answer, [reference]) for reference in references), default=0.0)
+    return max((_bleu(answer, reference) for reference in references), default=0.0)
 
 
-# Imported on first use: sacrebleu takes half a second, and not every sweep wants it.
-def _chrf(answer: str, reference: list[str]) -> float:
-    return min(float(_sacrebleu("CHRF").sentence_score(answer, reference).score) / 100, 1.0)
+@lru_cache(maxsize=KEPT)
+def _chrf(answer: str, reference: str) -> float:
+    return min(float(_chrf_against(reference).corpus_score([answer], None).score) / 100, 1.0)
 
 
-def _bleu(answer: str, reference: list[str]) -> float:
-    return min(float(_sacrebleu("BLEU", effective_order=True).sentence_score(answer, reference).score) / 100, 1.0)
+@lru_cache(maxsize=KEPT)
+def _bleu(answer: str, reference: str) -> float:
+    score = min(float(_bleu_against(reference).corpus_score([answer], None).score) / 100, 1.0)
+    for tokenizer in _bleu_tokenizers():  # which would keep 65,536 answers each, of any length
+        tokenizer.cache_clear()
+    return score
+
+
+@lru_cache(maxsize=KEPT)
+def _chrf_against(reference: str) -> Any:
+    return _chrf_class()(references=[[reference]])
+
+
+@lru_cache(maxsize=KEPT)
+def _bleu_against(reference: str) -> Any:
+    from sacrebleu.metrics import BLEU
+
+    return BLEU(effective_order=True, references=[[reference]])
 
 
 @cache
-def _sacrebleu(metric: str, **options: bool) -> Any:
-    return getattr(importlib.import_module("sacrebleu.metrics"), metric)(**options)
+def _bleu_tokenizers() -> tuple[Any, Any]:
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+    from sacrebleu.tokenizers.tokenizer_re import TokenizerRegexp
+
+    return Tokenizer13a.__call__, TokenizerRegexp.__call__
 
 
-@dataclass(frozen=True, slots=True)
-class Scorer:
-    """A measure of an answer against references; call it like its function.
+@cache  # made on first use: sacrebleu takes half a second to import, and not every sweep wants it
+def _chrf_class() -> type[Any]:
+    from sacrebleu.metrics import CHRF
 
-    Attributes:
-        name: of the metric, `quality/…`.
-        function: takes the answer and the references.
-        needs_reference: whether it says something only of prompts with references.
-        yes_or_no: whether it is 0 or 1.
-        limits: the least and the greatest value.
-    """
+    class FasterCHRF(CHRF):  # type: ignore[misc]
+        """sacrebleu's chrF, for one reference, with the n-grams counted in half the time."""
 
-    name: str
-    function: Callable[[str, Sequence[str]], float]
-    needs_reference: bool = True
-    yes_or_no: bool = False
-    limits: tuple[float, float] = (0.0, 1.0)
+        def _compute_segment_statistics(self, hypothesis: str, ref_kwargs: dict[str, Any]) -> list[int]:
+            line, (orders,) = "".join(hypothesis.split()), ref_kwargs["ref_ngrams"]
+            statistics, ngrams = [], list(line)
+            for n, other in enumerate(orders):
+                if n:
+                    ngrams = list(map(add, ngrams, line[n:]))
+                own = Counter(filter(other.__contains__, ngrams))
+                shared = sum(map(min, own.values(), map(other.__getitem__, own)))
+                statistics += [len(ngrams) if other else 0, other.total(), shared]
+            return statistics
 
-    def __call__(self, answer: str, references: Sequence[str]) -> float:
-        """Return the score; NaN for a prompt without references where they are needed."""
-        if self.needs_reference and not references:
-            return math.nan
-        return self.function(answer, references)
-
-
-QUALITY: dict[str, Scorer] = {
-    scorer.name: scorer
-    for scorer in (
-        Scorer(GROUP + "exact_match", exact_match, yes_or_no=True),
-        Scorer(GROUP + "normalised_exact_match", normalised_exact_match, yes_or_no=True),
-        Scorer(GROUP + "contains", contains, yes_or_no=True),
-        Scorer(GROUP + "regex_match", regex_match, yes_or_no=True),
-        Scorer(GROUP + "token_f1", token_f1),
-        Scorer(GROUP + "numeric_match", numeric_match, yes_or_no=True),
-        Scorer(GROUP + "chrf", chrf),
-        Scorer(GROUP + "bleu", bleu),
-    )
-}
-
-
-def select(names: Sequence[str]) -> dict[str, Scorer]:
-    """Return scorers by metric name.
-
-    Args:
-        names: names in `QUALITY`, with or without `quality/`, and users' own functions as `load_scorer` takes them.
-
-    Raises:
-        ConfigError: a name is unknown or two scorers have the same; as of `load_scorer`.
-    """
-    chosen: dict[str, Scorer] = {}
-    for name in names:
-        metric = GROUP + name.removeprefix(GROUP)
-        if metric not in QUALITY and not re.search(r"[.:]", name):
-            known = [known.removeprefix(GROUP) for known in QUALITY]
-            raise ConfigError(f"scoring: {name!r} is no measure of quality. {did_you_mean(name, known)}")
-        scorer = QUALITY.get(metric) or load_scorer(name)
-        if scorer.name in chosen:
-            raise ConfigError(f"scoring: two scorers are called {scorer.name!r}; the second one is {name!r}.")
-        chosen[scorer.name] = scorer
-    return chosen
-
-
-def load_scorer(path: str) -> Scorer:
-    """Return a user's own scorer, `def name(generation: str, references: Sequence[str]) -> float`, as `quality/name`.
-
-    If it takes the generation alone, or its second parameter has a default, it needs no references and scores all
-    prompts.  It may return NaN where it does not apply.
-
-    Args:
-        path: `module:function` or `module.function`; modules of the current directory are found.
-
-    Raises:
-        ConfigError: the module cannot be imported, has no such function, or it cannot be called like that.
-    """
-    module, colon, attribute = path.partition(":")
-    if not colon:
-        module, _, attribute = path.rpartition(".")
-    if not module or not attribute:
-        raise ConfigError(f"scoring: {path!r} is no scorer; write module:function.")
-    function = _import(path, module, attribute)
-    parameters = _positional(path, function)
-    name = GROUP + attribute.rpartition(".")[2]
-    alone = len(parameters) == 1 and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL
-    needs_reference = len(parameters) > 1 and parameters[1].default is inspect.Parameter.empty
-
-    def scored(answer: str, references: Sequence[str]) -> float:
-        try:
-            return float(function(answer) if alone else function(answer, references))
-        except Exception as error:  # it is the user's, and may raise anything
-            raise ScorerError(f"scoring: {path} failed with {type(error).__name__}: {_line(error)}") from error
-
-    return Scorer(name, scored, needs_reference, limits=(-math.inf, math.inf))
-
-
-def _import(path: str, module: str, attribute: str) -> Callable[..., Any]:
-    if (here := os.getcwd()) not in sys.path:  # where `python -m sweep` looks, and the command `sweep` would not
-        sys.path.append(here)
-    try:
-        found: Any = attrgetter(attribute)(importlib.import_module(module))
-    except SyntaxError as error:
-        raise ConfigError(f"scoring: {path}: {error.filename}:{error.lineno}: {error.msg}.") from error
-    except Exception as error:  # as above
-        raise ConfigError(f"scoring: {path} cannot be loaded: {type(error).__name__}: {_line(error)}") from error
-    if not callable(found):
-        raise ConfigError(f"scoring: {path} is no function but {type(found).__name__}.")
-    function: Callable[..., Any] = found
-    return function
-
-
-def _positional(path: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Return the parameters that can be given by position, if one or two of them are enough to call the function."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"scoring: {path} does not say what it takes: {_line(error)}") from error
-    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [p for p in signature.parameters.values() if p.kind in (*places, inspect.Parameter.VAR_POSITIONAL)]
-    for count in (2, 1):
-        try:
-            signature.bind(*range(count))
-        except TypeError:
-            continue
-        return parameters
-    raise ConfigError(f"scoring: {path}{signature} must take (generation, references), or the generation alone.")
-
-
-def _line(error: Exception) -> str:
-    return str(error).split("\n")[0]
+    return FasterCHRF

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.digests import file_digest
 from sweep.errors import TransformError
 from sweep.seeds import derive_seed
 from sweep.transforms._math import share
@@ -169,7 +168,7 @@ class Pipeline:
                 "parameters": _without_paths(asdict(stage.transform), stage.transform.paths),
                 "span": stage.span.config(),
                 "control": stage.control,
-                "files": [_digest(path, path.stat().st_mtime_ns) for path in stage.transform.files()],
+                "files": [file_digest(path) for path in stage.transform.files()],
                 "code": _code(type(stage.transform)),
             }
             for stage in self.stages
@@ -229,14 +228,7 @@ def _code(transform: type[Transform]) -> str | None:
         file = inspect.getsourcefile(transform)
     except TypeError:  # a class of an interactive session
         file = None
-    return _digest(Path(file), Path(file).stat().st_mtime_ns) if file and Path(file).is_file() else None
-
-
-@lru_cache(maxsize=1024)
-def _digest(path: Path, modified: int) -> str:
-    """Return a file's SHA-256; read once, not once for each point, as long as it is not `modified`."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(Path(file)) if file and Path(file).is_file() else None
 
 
 def _flat(transform: Any) -> Iterator[tuple[str, Any]]:

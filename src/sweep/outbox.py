@@ -1,0 +1,121 @@
+"""Archived points on their way to MLflow, whose absence they outwait."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from sweep.archive import Archive, Archived
+from sweep.costs import SharedCosts
+from sweep.errors import TrackingError
+from sweep.ledger import Ledger
+from sweep.tracking import Tracker
+from sweep.worker import Worker
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between attempts
+
+
+class Outbox:
+    """Publishes one archived point after the other, on a thread of its own.
+
+    Attributes:
+        unpublished: why a point was given up, by its name; it stays in the archive.
+    """
+
+    def __init__(
+        self, tracker: Tracker, archive: Archive, ledger: Ledger, costs: SharedCosts, *, patience: float, again: bool
+    ) -> None:
+        """Start.
+
+        Args:
+            tracker: where to.
+            archive: where from.
+            ledger: what is there already.
+            costs: told what publication takes.
+            patience: seconds to go on trying once nothing else is left to be done.
+            again: whether an earlier process may have published some of it without having had the time to say so.
+        """
+        self.unpublished: dict[str, str] = {}
+        self._tracker, self._archive, self._ledger = tracker, archive, ledger
+        self._costs, self._again = costs, again
+        self._patience = patience
+        self._deadline: float | None = None
+        self._hurry = threading.Event()
+        self._away = False
+        self._worker: Worker[Archived] = Worker("publisher", self._publish)
+
+    def put(self, archived: Archived) -> None:
+        """Take a point, unless it has been published."""
+        if not self._ledger.has(archived.key, archived.record):
+            self._worker.put(archived)
+
+    def close(self) -> None:
+        """Wait until all that was taken is published, or given up."""
+        self._deadline = time.monotonic() + self._patience
+        self._hurry.set()
+        self._worker.drain()
+
+    def abandon(self, seconds: float) -> None:
+        """Leave what waits for the next run."""
+        self._deadline = time.monotonic()
+        self._hurry.set()
+        self._worker.abandon(seconds)
+
+    def insist(self, call: Callable[[bool], T]) -> T:
+        """Return what a call to the tracker returns, which is made again as long as there is patience.
+
+        Args:
+            call: is told whether an earlier attempt may have got somewhere.
+
+        Raises:
+            TrackingError: the last attempt's.
+        """
+        wait, again = FIRST_WAIT, self._again
+        while True:
+            try:
+                result = call(again)
+            except TrackingError as error:
+                again = True
+                self._say_away(error)
+                if self._deadline is not None and time.monotonic() + wait > self._deadline:
+                    raise
+            else:
+                self._say_back()
+                return result
+            # The event ends a long wait when the end has come, from when on it ends all waits at once.
+            if self._hurry.is_set() or self._hurry.wait(wait):
+                time.sleep(FIRST_WAIT)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+    def _publish(self, archived: Archived) -> None:
+        record, earlier = archived.record, self._ledger.entries.get(archived.key)
+        replaces = None if earlier is None else earlier.run_id
+
+        def publish(again: bool) -> str:
+            with self._costs.timing("publish_seconds"):
+                table = self._archive.table(archived.key)
+                return self._tracker.publish(record, table, again=again, replaces=replaces)
+
+        try:
+            run_id = self.insist(publish)
+        except TrackingError as error:
+            self.unpublished[record.name] = str(error)
+        else:
+            self._ledger.add(archived.key, record, run_id)
+
+    def _say_away(self, error: TrackingError) -> None:
+        if not self._away:
+            log.warning("%s Generation goes on; publication is tried again.", error)
+        self._away = True
+
+    def _say_back(self) -> None:
+        if self._away:
+            log.warning("MLflow is back; what waits is published now.")
+        self._away = False

@@ -1,0 +1,44 @@
+"""Secrets stay out of what is logged, shown and published: passwords in addresses, and tokens of the environment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+
+MASK = "***"
+
+_NAMED = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE)
+_SHORTEST = 6  # what is shorter would also hide words that happen to be the same
+
+# In an address, what stands between "user:" and the last "@" before the path; and what a query calls a secret.
+_PASSWORD = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://[^\s/:@]*:)(?P<secret>[^\s/]+)(?=@)")
+_NAMES = "token|password|secret|key|signature"
+_QUERY = re.compile(rf"(?P<start>[?&;][\w-]*(?:{_NAMES})[\w-]*=)(?P<secret>[^\s&;#'\"]+)", re.IGNORECASE)
+
+
+def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return a text with `***` for passwords in addresses and for the values of variables that hold secrets."""
+    for pattern in (_PASSWORD, _QUERY):
+        text = pattern.sub(rf"\g<start>{MASK}", text)
+    for secret in _secrets(environment):
+        text = text.replace(secret, MASK)
+    return text
+
+
+def _secrets(environment: Mapping[str, str]) -> list[str]:
+    found = [value for name, value in environment.items() if _NAMED.search(name) and len(value) >= _SHORTEST]
+    # Paths of files that hold secrets, and switches, are none.
+    return sorted((v for v in found if not v.startswith(("/", "~")) and not v.isalpha()), key=len, reverse=True)
+
+
+class Redact(logging.Filter):
+    """Lets log records pass without their secrets."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrite the record's message; a traceback is rewritten when it is formatted."""
+        message = record.getMessage()
+        if (clean := redact(message)) != message:
+            record.msg, record.args = clean, None
+        return True

@@ -1,0 +1,116 @@
+"""Scoring of finished points, on a thread of its own, so that the engine waits neither for measures nor for MLflow."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+
+from sweep import versions
+from sweep.archive import Archive, Archived
+from sweep.costs import SharedCosts
+from sweep.outcome import Against, Answers, Forced, Outcome, PointResult, Progress, conclude
+from sweep.worker import Worker
+
+log = logging.getLogger(__name__)
+
+UNSCORED = 64  # finished points that may wait to be scored before the engine waits for them
+
+
+class ScoringThread:
+    """Takes points as they finish; those that finish before their control and its second run wait for both.
+
+    Attributes:
+        controls: the controls' answers, by `Point.control_key`.
+        failed: how many points failed.
+    """
+
+    def __init__(self, archive: Archive, tell: Callable[[PointResult, Archived], None], costs: SharedCosts) -> None:
+        """Start.
+
+        Args:
+            archive: where scored points are kept.
+            tell: takes what became of a point, when it is archived.
+            costs: told what scoring takes, and telling points what the batch took that they shared.
+        """
+        self.controls: dict[str, Answers] = {}
+        self.failed = 0
+        self._archive, self._tell, self._costs = archive, tell, costs
+        self._forced: dict[str, Forced] = {}
+        self._floors: dict[str, Answers | None] = {}
+        self._held: dict[str, list[Progress]] = {}
+        self._worker: Worker[tuple[Progress, Against]] = Worker("scoring", self._score, UNSCORED)
+
+    def complete(self, progress: Progress) -> None:
+        """Take a point whose prompts have all been answered."""
+        point = progress.planned.point
+        progress.shared = self._costs.now()
+        if progress.is_floor:
+            self._floors[point.control_key] = progress.in_order()
+        elif not progress.planned.done:
+            self._held.setdefault(point.control_key, []).append(progress)
+        if point.is_control and not progress.is_floor:
+            self.controls[point.control_key] = progress.in_order()
+            self._forced[point.control_key] = progress.forced
+            if progress.planned.runs < 2:
+                self._floors[point.control_key] = None
+        if point.control_key in self.controls and point.control_key in self._floors:
+            self._release(point.control_key)
+
+    def fail(self, progress: Progress, reason: str, trace: str | None = None) -> None:
+        """Take a point that could not be finished."""
+        point = progress.planned.point
+        if progress.is_floor:  # then there is no noise floor, and nothing is lost but that
+            self._floors.setdefault(point.control_key, None)
+            return
+        progress.error, progress.traceback = reason, trace
+        self._submit(progress)
+
+    def end_waiting(self, reason: str) -> None:
+        """Score what waits for a noise floor that will never come, and fail what waits for a control."""
+        for control_key in list(self._held):
+            if control_key in self.controls:
+                self._floors.setdefault(control_key, None)
+                self._release(control_key)
+            for progress in self._held.pop(control_key, []):
+                self.fail(progress, reason)
+
+    def drain(self) -> None:
+        """Wait until all that was taken is scored and archived."""
+        self._worker.drain()
+
+    def abandon(self, seconds: float) -> None:
+        """Leave what waits for the next run, which finds its answers in the journal."""
+        self._worker.abandon(seconds)
+
+    def _release(self, control_key: str) -> None:
+        held = self._held.pop(control_key, [])
+        for progress in sorted(held, key=lambda progress: not progress.planned.point.is_control):
+            self._submit(progress)
+
+    def _submit(self, progress: Progress) -> None:
+        key = progress.planned.point.control_key
+        against = Against(self.controls.get(key), self._floors.get(key), self._forced.get(key, {}))
+        progress.ended = time.time()
+        self._worker.put((progress, against))
+
+    def _score(self, work: tuple[Progress, Against]) -> None:
+        progress, against = work
+        with self._costs.timing("score_seconds"):
+            outcome = self._conclude(progress, against)
+            archived = self._archive.add(progress.planned.identity.result_key, outcome.record, outcome.rows)
+        self._costs.points.add(progress.costs)
+        result = outcome.result
+        if result.error is not None:
+            self.failed += 1
+            log.warning("%s failed (%s): %s", result.point.name, result.point.overrides, result.error)
+        self._tell(result, archived)
+
+    def _conclude(self, progress: Progress, against: Against) -> Outcome:
+        tags = versions.tags(progress.planned.point.config.engine.name)
+        try:
+            return conclude(progress, against, tags)
+        except Exception as error:  # a scorer of the user's, or a mistake of ours: it is this point's alone
+            progress.error, progress.traceback = str(error), traceback.format_exc()
+            return conclude(progress, against, tags)

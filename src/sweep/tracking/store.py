@@ -1,0 +1,103 @@
+"""MLflow's store: reached, made if it is missing, and one experiment in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from sweep.config import TrackingConfig
+from sweep.errors import ConfigError
+from sweep.redaction import redact
+from sweep.tracking.links import LOCAL_UI
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+class Store:
+    """A tracking store and an experiment in it.
+
+    Attributes:
+        uri: of the store, with whatever credentials it holds: never shown.
+        client: MLflow's.
+        experiment: the experiment's id.
+    """
+
+    def __init__(self, config: TrackingConfig, root: Path) -> None:
+        """Connect, and make the store and the experiment if they are missing.
+
+        Raises:
+            ConfigError: the store cannot be reached or written.
+        """
+        self._config, self._root = config, root
+        self.uri = store_uri(config, root)
+        _set_environment()
+        try:
+            self.client = self._connect()
+            self.experiment = self._open_experiment(config.experiment)
+        except Exception as error:  # MLflow passes on whatever its store or driver raises
+            raise ConfigError(redact(f"tracking.uri: {self.uri} cannot be used: {first_line(error)}")) from error
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the runs lie in `sweep.dir`, where `scripts/ui` looks for them."""
+        return not self._config.uri
+
+    @property
+    def address(self) -> str:
+        """The address of the user interface, without credentials."""
+        if not self._is_server:
+            return LOCAL_UI
+        parts = urlsplit(self.uri)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+    @property
+    def _is_server(self) -> bool:
+        return urlsplit(self.uri).scheme in ("http", "https")
+
+    def _connect(self) -> MlflowClient:
+        from mlflow import MlflowClient
+
+        # Processes that create one SQLite database at the same time break it for good.
+        with self._lock():
+            client = MlflowClient(self.uri)
+            client.search_experiments(max_results=1)
+        return client
+
+    def _open_experiment(self, name: str) -> str:
+        with self._lock():
+            known = self.client.get_experiment_by_name(name)
+            if known is not None:
+                if known.lifecycle_stage != "active":
+                    raise ConfigError(f"the experiment {name!r} was deleted; restore it or name another one")
+                return str(known.experiment_id)
+            artifacts = None if self._is_server else (self._root / "artifacts").as_uri()
+            return str(self.client.create_experiment(name, artifact_location=artifacts))
+
+    def _lock(self) -> FileLock:
+        self._root.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._root / ".tracking.lock")
+
+
+def store_uri(config: TrackingConfig, root: Path) -> str:
+    """Return the store's address: the one that is named, else of the SQLite file in `sweep.dir`."""
+    return config.uri or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _set_environment() -> None:
+    """Set what MLflow reads at import and at each call; what the user has set stays, telemetry excepted."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.pop("MLFLOW_RUN_ID", None)  # it would make every child the run that it names

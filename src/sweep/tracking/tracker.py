@@ -1,0 +1,255 @@
+"""Publication to MLflow, by explicit client calls.
+
+A point is published in one go when its last generation is in: its run is created with its tags, filled by one batch and
+one table, and terminated last, so that FINISHED means complete.  Publishing again what was published is no harm: an
+attempt that a dead process or a lost connection left behind is found by the point's fingerprint, and finished ones are
+taken as they are.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweep.config import TrackingConfig
+from sweep.errors import TrackingError
+from sweep.redaction import redact
+from sweep.tracking.links import ORDER, Links
+from sweep.tracking.records import Closing, PointRecord, Table
+from sweep.tracking.store import Store, first_line
+from sweep.tracking.views import LIMIT as VIEW_LIMIT
+from sweep.tracking.views import sweep_view, view_tag
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+
+TABLE = "generations.json"
+NOTE_LIMIT = 8000  # characters of a tag
+TAG_LIMIT = 5000  # of an error, which is a tag too
+BATCH = 1000  # metrics of one call
+
+
+class Tracker:
+    """One sweep's runs in one MLflow experiment: a parent, and a child for each point.
+
+    Attributes:
+        links: to the sweep's pages.
+        is_local: whether the runs lie in `sweep.dir`.
+        place: names the store and the experiment, without secrets.
+    """
+
+    def __init__(self, config: TrackingConfig, root: Path, sweep_id: str) -> None:
+        """Connect, and make the store and the experiment if they are missing.
+
+        Raises:
+            ConfigError: the store cannot be reached or written.
+        """
+        store = Store(config, root)
+        self._client, self._experiment, self._sweep_id = store.client, store.experiment, sweep_id
+        self._parent: str | None = None
+        self.is_local = store.is_local
+        self.links = Links(store.address, store.experiment, sweep_id)
+        self.place = f"{redact(store.uri)} {store.experiment}"
+
+    def comparison_url(self) -> str:
+        """Return the link to this sweep's points side by side: prompts as rows, points as columns."""
+        return self.links.full(self.links.side_by_side)
+
+    def charts_url(self) -> str:
+        """Return the link to the view of this sweep's charts."""
+        return self.links.full(self.links.charts)
+
+    def parent_status(self) -> str | None:
+        """Return the status of the sweep's run, such as FINISHED; None: there is no such run.
+
+        Raises:
+            TrackingError: MLflow failed.
+        """
+        with self._as_tracking_error("a question for the sweep's run"):
+            parent = self._find_parent()
+            return None if parent is None else str(parent.info.status)
+
+    def start(self, name: str, command: str, config: str) -> bool:
+        """Make the parent run RUNNING until `finish`: the one that there is of this sweep, else a new one.
+
+        Children that a process left RUNNING when it died are deleted: what they lack is published anew.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            TrackingError: MLflow failed.
+        """
+        with self._as_tracking_error("the sweep's run"):
+            parent = self._find_parent()
+            if parent is not None:
+                self._parent = str(parent.info.run_id)
+                for run in self._search("attributes.status = 'RUNNING' AND tags.`sweep.role` != 'sweep'"):
+                    self._client.delete_run(run.info.run_id)
+                self._client.update_run(self._parent, status="RUNNING", name=name)
+                return True
+            tags = {"sweep.role": "sweep", "sweep.id": self._sweep_id, "sweep.command": redact(command)}
+            run = self._client.create_run(self._experiment, run_name=name, tags=tags | _source_tags())
+            self._parent = str(run.info.run_id)
+            try:
+                self._client.log_text(self._parent, redact(config), "config.yaml")
+            except BaseException:
+                self._client.set_terminated(self._parent, "FAILED")
+                raise
+            return False
+
+    def publish(self, record: PointRecord, table: Table, *, again: bool, replaces: str | None = None) -> str:
+        """Create, fill and end the run of one point, and return its id.
+
+        Args:
+            record: what is published.
+            table: its generations.
+            again: whether an earlier attempt may have got somewhere.
+            replaces: the run of an earlier attempt at this point that failed, which is deleted.
+
+        Raises:
+            TrackingError: MLflow failed; a run that was begun is deleted if it can be.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        with self._as_tracking_error(f"the point {record.name}"):
+            if again and (finished := self._settle(record)) is not None:
+                return finished
+            tags = {
+                "mlflow.parentRunId": self._parent,
+                "mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}]),
+                "sweep.id": self._sweep_id,
+                "sweep.role": record.role,
+                "sweep.fingerprint": record.fingerprint,
+                **record.tags,
+            }
+            started, ended = int(record.started * 1000), int(record.ended * 1000)
+            run = self._client.create_run(self._experiment, started, tags | _source_tags(), run_name=record.name)
+            run_id = str(run.info.run_id)
+            try:
+                self._client.log_batch(
+                    run_id,
+                    metrics=[Metric(key, value, ended, 0) for key, value in _metrics(record)],
+                    params=[Param(key, redact(str(value))) for key, value in record.parameters.items()],
+                    tags=[RunTag("sweep.error", redact(record.error)[:TAG_LIMIT])] if record.error else [],
+                )
+                content = {"columns": table.columns, "data": table.rows}
+                self._client.log_text(run_id, json.dumps(content, ensure_ascii=False), TABLE)
+                self._client.log_text(run_id, redact(record.config), "config.yaml")
+                if record.traceback:
+                    self._client.log_text(run_id, redact(record.traceback), "traceback.txt")
+                self._client.set_terminated(run_id, "FAILED" if record.error else "FINISHED", ended)
+                if replaces is not None and replaces != run_id:
+                    self._client.delete_run(replaces)
+            except BaseException:
+                self._client.delete_run(run_id)
+                raise
+            return run_id
+
+    def supersede(self, run_id: str) -> None:
+        """Take a point's run out of the sweep's views, as another one has taken its place.
+
+        Raises:
+            TrackingError: MLflow failed.
+        """
+        with self._as_tracking_error("a point that was superseded"):
+            self._client.set_tag(run_id, "sweep.id", f"{self._sweep_id} (superseded)")
+
+    def close(self, closing: Closing) -> None:
+        """Give the parent run its description, series, files and view, and the points what they are beside it.
+
+        Raises:
+            TrackingError: MLflow failed; the points' runs are complete without.
+        """
+        from mlflow.entities import Metric
+
+        if self._parent is None:
+            return
+        with self._as_tracking_error("the sweep's report"):
+            now = int(closing.time * 1000)
+            for run_id, metrics in closing.differences.items():
+                self._client.log_batch(run_id, [Metric(key, value, now, 0) for key, value in metrics.items()])
+            self._log(self._parent, [Metric(key, value, now, step) for key, value, step in closing.series])
+            self._client.log_artifacts(self._parent, str(closing.files))
+            state = sweep_view(self._sweep_id, self.links.search, ORDER, closing.axes, closing.measures)
+            key, value = view_tag(self._sweep_id, f"sweep {self._sweep_id}", now, state)
+            if len(value) <= VIEW_LIMIT:
+                self._client.set_experiment_tag(self._experiment, key, value)
+            links = {"side by side": self.links.side_by_side, "charts": self.links.charts}
+            description = redact(closing.describe(links))
+            self._client.set_tag(self._parent, "mlflow.note.content", description[:NOTE_LIMIT])
+
+    def finish(self, status: str, metrics: Mapping[str, float]) -> None:
+        """End the parent run as FINISHED, FAILED or KILLED.
+
+        Raises:
+            TrackingError: MLflow failed.
+        """
+        from mlflow.entities import Metric
+
+        if self._parent is None:
+            return
+        with self._as_tracking_error("the sweep's run"):
+            now = int(time.time() * 1000)
+            try:
+                self._log(self._parent, [Metric(key, value, now, 0) for key, value in metrics.items()])
+            finally:
+                self._client.set_terminated(self._parent, status)
+
+    def _log(self, run_id: str, metrics: list[Metric]) -> None:
+        for start in range(0, len(metrics), BATCH):
+            self._client.log_batch(run_id, metrics[start : start + BATCH])
+
+    def _find_parent(self) -> Run | None:
+        return next(iter(self._search("tags.`sweep.role` = 'sweep'")), None)
+
+    def _settle(self, record: PointRecord) -> str | None:
+        """Return the run that has published this attempt at a point; delete those that came to nothing."""
+        finished = None
+        for run in self._search(f"tags.`sweep.fingerprint` = '{record.fingerprint}'"):
+            complete = run.info.status == ("FAILED" if record.error else "FINISHED")
+            if complete and finished is None and run.info.end_time == int(record.ended * 1000):
+                finished = str(run.info.run_id)
+            else:
+                self._client.delete_run(run.info.run_id)
+        return finished
+
+    def _search(self, condition: str) -> list[Run]:
+        own = f"tags.`sweep.id` = '{self._sweep_id}'"
+        return list(self._client.search_runs([self._experiment], f"{own} AND {condition}", max_results=1000))
+
+    @contextmanager
+    def _as_tracking_error(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise TrackingError(redact(f"MLflow could not take {what}: {first_line(error)}")) from error
+
+
+def _source_tags() -> dict[str, str]:
+    return {"mlflow.source.name": "sweep", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return "unknown"
+
+
+def _metrics(record: PointRecord) -> Iterator[tuple[str, float]]:
+    yield "sweep/index", float(record.index)
+    for key, value in record.axes:
+        if isinstance(value, float):
+            yield f"axis/{key}", value
+    for name, summary in record.summaries.items():
+        bounds = {"/ci_low": summary.ci_low, "/ci_high": summary.ci_high}
+        yield name, summary.mean
+        yield from ((name + suffix, bound) for suffix, bound in bounds.items() if math.isfinite(bound))
+    yield from record.metrics.items()

@@ -1,0 +1,158 @@
+"""What makes two points the same: held still here, so that what was generated once is found again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conftest import compose
+from sweep.config import SweepConfig, parse
+from sweep.digests import folder_digest
+from sweep.errors import ConfigError
+from sweep.identity import canonical, identify
+from sweep.point import Point
+
+Configure = Callable[..., SweepConfig]
+
+
+def scale(factor: float) -> dict[str, object]:
+    return {"name": "scale", "factor": factor}
+
+
+def fingerprint(config: SweepConfig, **axes: str | float) -> str:
+    return identify([Point(config, tuple(axes.items()))])[0].fingerprint
+
+
+def test_equal_values_are_written_alike() -> None:
+    assert canonical({"b": 1.0, "a": [-0.0, 1e0, 2.5, True, None, "ü"]}) == '{"a":[0,1,2.5,true,null,"\\u00fc"],"b":1}'
+    assert canonical(1) == canonical(1.0) == canonical(1e0) != canonical(True)
+    with pytest.raises(ConfigError, match="factor must be a finite number"):
+        canonical({"transform": {"factor": float("nan")}})
+
+
+def test_the_form_is_held_still(configure: Configure) -> None:
+    """A change here makes users generate everything anew: it needs a new version, and a reason."""
+    point = Point(configure(model={"id": "demo"}, transform=scale(1.5)))
+    [identity] = identify([point])
+    assert json.loads(identity.canonical) == {
+        "version": 4,
+        "model": {
+            "id": "demo",
+            "revision": None,
+            "files": "6eb1830eb3d06d0325a99601975d8c00d6108a550fa467824e9f66b2fc89a9cf",
+            "dtype": "auto",
+            "embedder": "safetensors",
+            "trust_remote_code": False,
+        },
+        "prompts": "8607d2918ba83222cf6edb1fc26ac43088b86921a18c8d20f81e2076bd6102e7",
+        "transform": [
+            {
+                "name": "scale",
+                "parameters": {"factor": 1.5},
+                "span": "all",
+                "control": None,
+                "files": [],
+                "code": None,
+            }
+        ],
+        "sampling": {
+            "max_tokens": 8,
+            "temperature": 0,
+            "top_p": 1,
+            "top_k": 0,
+            "repetition_penalty": 1,
+            "seed": 0,
+            "n": 1,
+            "stop": [],
+            "ignore_eos": False,
+        },
+        "seed": 0,
+        "logprobs": 0,
+        "engine": "vllm",
+        "swept": {},
+    }
+    assert identity.fingerprint == "178c09626c767dd8806f55f3836458b82bcc5f5a6c2d7a1ee02e6e67880305b1"
+
+
+def test_what_does_not_decide_what_is_generated_does_not_count(configure: Configure, tmp_path: Path) -> None:
+    base = fingerprint(configure(transform=scale(1.5)))
+    changes: list[dict[str, object]] = [
+        {"sweep": {"dir": str(tmp_path / "elsewhere"), "name": "x"}},
+        {"engine": {"name": "vllm", "max_num_seqs": 3, "kv_cache_gib": 1.0}},
+        {"verbose": True},
+        {"tracking": {"experiment": "other"}},
+        {"scoring": {"confidence": 0.9, "quality": ["chrf"]}},
+        {"transform": {"name": "scale", "factor": 1.5, "span": None}},
+    ]
+    for change in changes:
+        assert fingerprint(configure(**{"transform": scale(1.5)} | change)) == base, change
+
+
+def test_what_decides_it_counts(configure: Configure, tmp_path: Path) -> None:
+    base = fingerprint(configure(transform=scale(1.5)))
+    changes: list[dict[str, object]] = [
+        {"transform": scale(1.6)},
+        {"transform": {"name": "scale", "factor": 1.5, "span": "content"}},
+        {"seed": 1},
+        {"sampling": {"max_tokens": 9}},
+        {"model": {"id": "demo"}},
+        {"prompts": {"items": ["Hi"]}},
+        {"scoring": {"logprobs": 5}},
+    ]
+    found = {fingerprint(configure(**{"transform": scale(1.5)} | change)) for change in changes}
+    assert len(found | {base}) == len(changes) + 1
+
+
+def test_a_setting_of_the_engine_counts_where_it_is_swept(configure: Configure) -> None:
+    config = configure(engine={"name": "vllm", "max_num_seqs": 3})
+    assert fingerprint(config, **{"engine.max_num_seqs": 3.0}) != fingerprint(config)
+
+
+def test_references_make_other_scores_and_the_same_generations(configure: Configure) -> None:
+    one, other = (
+        identify([Point(configure(prompts={"items": [{"prompt": "Hi", "reference": r}]}))])[0] for r in ("a", "b")
+    )
+    assert one.fingerprint == other.fingerprint and one.result_key != other.result_key
+
+
+def test_files_count_by_their_contents(configure: Configure, tiny: Path, tmp_path: Path) -> None:
+    def with_vector(name: str, value: float) -> SweepConfig:
+        save_file({"v": torch.full((32,), value)}, tmp_path / name)
+        transform = {"name": "add_vector", "coefficient": 1.0, "vector": {"path": str(tmp_path / name)}}
+        return configure(transform=transform)
+
+    here, there, other = (
+        fingerprint(with_vector(n, v)) for n, v in (("a.safetensors", 1), ("b.safetensors", 1), ("c.safetensors", 2))
+    )
+    assert here == there != other
+    moved = shutil.copytree(tiny, tmp_path / "moved")
+    config = configure()
+    copy = replace(config, model=replace(config.model, id=str(moved)))
+    assert fingerprint(copy) == fingerprint(config)
+    weights = moved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    assert fingerprint(copy) != fingerprint(config)
+
+
+def test_weights_are_read_once(tiny: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "digests.json"
+    first = folder_digest(tiny, ["*.safetensors"], memory)
+    known = json.loads(memory.read_text())
+    memory.write_text(json.dumps(dict.fromkeys(known, "remembered")))
+    assert folder_digest(tiny, ["*.safetensors"], memory) != first
+    memory.write_text("torn {")
+    assert folder_digest(tiny, ["*.safetensors"], memory) == first
+
+
+@pytest.mark.parametrize("value", ["${now:%Y}", "${oc.env:HOME}", "${hydra:job.name}"])
+def test_what_changes_from_run_to_run_is_refused(tiny: Path, tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"prompts\.system must say the same whenever the command is repeated"):
+        parse(compose(tiny, tmp_path, prompts={"items": ["Hi"], "system": value}))
+    parse(compose(tiny, tmp_path, sweep={"dir": "${oc.env:HOME}"}))

@@ -1,0 +1,42 @@
+"""Secrets do not leave the process."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from sweep.redaction import Redact, redact
+
+ENVIRONMENT = {
+    "HF_TOKEN": "hf_abc123DEF",
+    "MLFLOW_TRACKING_PASSWORD": "pa55-word",
+    "AWS_SECRET_ACCESS_KEY": "AKIA/12+34==",
+    "OPENAI_API_KEY": "sk-1234567",
+    "KRB_CREDENTIAL_FILE": "/etc/krb5.keytab",
+    "HOME": "/home/someone",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("postgresql://me:secret@host/db", "postgresql://me:***@host/db"),
+        ("postgresql+psycopg2://me:p@ss:w@host:5432/db?x=1", "postgresql+psycopg2://me:***@host:5432/db?x=1"),
+        ("see http://host/x?token=abc&y=1", "see http://host/x?token=***&y=1"),
+        ("https://host:5000/path", "https://host:5000/path"),
+        ("token hf_abc123DEF, again hf_abc123DEF", "token ***, again ***"),
+        ("pa55-word AKIA/12+34== sk-1234567", "*** *** ***"),
+        ("/etc/krb5.keytab in /home/someone", "/etc/krb5.keytab in /home/someone"),
+        ("mail me@host: a://b", "mail me@host: a://b"),
+    ],
+)
+def test_secrets_are_masked_and_nothing_else(text: str, clean: str) -> None:
+    assert redact(text, ENVIRONMENT) == clean
+
+
+def test_log_records_lose_theirs(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("sweep.test")
+    log.addFilter(Redact())
+    log.warning("cannot reach %s", "http://me:secret@host")
+    assert caplog.messages == ["cannot reach http://me:***@host"]
