@@ -42,17 +42,8 @@ from sweep.paths import conf_dir
 from sweep.plan import PlannedPoint
 from sweep.point import UNTRANSFORMED, Point
 from sweep.request import BuiltRequest, build
+from sweep.scoring.scorers import QUALITY, select
 
-ALL = [
-    "exact_match",
-    "normalised_exact_match",
-    "contains",
-    "regex_match",
-    "token_f1",
-    "numeric_match",
-    "chrf",
-    "bleu",
-]
 LOOPS, EMPTY = 0.1, 0.01  # of the answers that are not the control's
 PARTS = {
     "health": [(scoring, "_health")],
@@ -98,11 +89,7 @@ class Clocks:
 
     def select(self, names: Sequence[str]) -> dict[str, Any]:
         """Do what `scorers.select` does, each scorer being timed."""
-        chosen = SELECT(names)
-        return {name: replace(own, function=self.wrap(name, own.function)) for name, own in chosen.items()}
-
-
-SELECT = outcome.select
+        return {name: replace(own, function=self.wrap(name, own.function)) for name, own in select(names).items()}
 
 
 def make_corpus(base: config.SweepConfig, count: int, tokens: int) -> Corpus:
@@ -192,7 +179,7 @@ def main() -> None:
     config.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         base = config.parse(compose("config", overrides=["prompts=demo_heldout"]))
-    quality = ALL if arguments.quality == ["all"] else arguments.quality or base.scoring.quality
+    quality = list(QUALITY) if arguments.quality == ["all"] else arguments.quality or base.scoring.quality
     base = replace(base, scoring=replace(base.scoring, quality=quality))
 
     corpus = make_corpus(base, arguments.prompts, arguments.tokens)

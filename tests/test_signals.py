@@ -78,5 +78,5 @@ def test_no_child_outlives_a_killed_sweep(tmp_path: Path) -> None:
     assert any("EngineCore" in " ".join([child.name(), *child.cmdline()]) for child in children)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    gone, alive = psutil.wait_procs(children, timeout=WITHIN)
+    _, alive = psutil.wait_procs(children, timeout=WITHIN)
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]

@@ -259,6 +259,7 @@ class Parser:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._equal: dict[tuple[str, str], Any] = {}
 
     def parse(self, plain: dict[str, Any]) -> SweepConfig:
         """Return a configuration of plain values, which must not be changed afterwards; errors as of `parse`."""
@@ -276,10 +277,14 @@ class Parser:
     def _make(self, key: str, plain: dict[str, Any], make: Callable[[Any], Any]) -> Any:
         values = plain[key]
         known = self._known.get((key, id(values)))
-        if known is None or known[0] is not values:
-            # The values are kept too, lest another object get their id.
-            known = self._known[key, id(values)] = (values, make(values))
-        return known[1]
+        if known is not None and known[0] is values:
+            return known[1]
+        text = repr(values)
+        if (key, text) not in self._equal:
+            self._equal[key, text] = make(values)
+        # The values are kept too, lest another object get their id.
+        self._known[key, id(values)] = (values, self._equal[key, text])
+        return self._equal[key, text]
 
 
 def _whole(key: str, value: Any) -> int:

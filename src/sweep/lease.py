@@ -168,7 +168,7 @@ class Lease:
                     file.write(json.dumps(asdict(own)))
                     file.flush()
                     os.fsync(fd)
-                if max(self._numbers()) == last + 1:
+                if max(self._numbers(), default=0) == last + 1:
                     for number in numbers:
                         if number <= last - KEPT:
                             self._path(number).unlink(missing_ok=True)
@@ -176,7 +176,7 @@ class Lease:
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
-            path.unlink()  # the number was an old one
+            path.unlink(missing_ok=True)  # the number was an old one, which others may have cleared away already
             return None
 
     def _renew(self, path: Path, own: Holder, released: threading.Event) -> None:
@@ -184,7 +184,7 @@ class Lease:
         while not released.wait(self._renew_seconds):
             reason = None
             try:
-                if not _is(path, own) or f"{max(self._numbers()):08d}" != path.stem:
+                if not _is(path, own) or self._path(max(self._numbers(), default=0)) != path:
                     reason = "somebody else has taken it"
                 else:
                     os.utime(path)

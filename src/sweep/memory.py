@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sweep.archive import Archive
+from sweep.archive import Archive, Archived
 from sweep.errors import ConfigError
 from sweep.identity import identify
 from sweep.journal import Entry, Journal
@@ -13,6 +14,8 @@ from sweep.plan import PlannedPoint, Task
 from sweep.point import Point
 from sweep.versions import engine_version
 from sweep.workload import Recalled
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ class Memory:
     def __init__(self, archive: Archive, journal: Journal, sweep_id: str, resume: str) -> None:
         self._archive, self._journal, self._sweep_id = archive, journal, sweep_id
         self._forced = resume.lower() == "force"
-        self._taken: set[int] | None = None
+        self._known: dict[str, Archived] | None = None
+        self._taken: set[int] = set()
         self._count = 0
 
     def tasks(self, points: Sequence[Point]) -> list[Task]:
@@ -53,11 +57,12 @@ class Memory:
         Raises:
             ConfigError: a model, prompts or a transform's file that cannot be read.
         """
-        if self._taken is None:
-            self._taken = {archived.record.index for archived in self._archive}
+        if self._known is None:
+            self._known = {archived.key: archived for archived in self._archive}
+            self._taken = {archived.record.index for archived in self._known.values()}
         tasks = []
         for point, identity in zip(points, identify(points), strict=True):
-            archived = self._archive.get(identity.result_key)
+            archived = self._known.get(identity.result_key)
             index = archived.record.index if archived is not None else self._count
             if archived is None and index in self._taken:  # earlier runs had other points
                 index = max(self._taken) + 1
@@ -89,6 +94,8 @@ class Memory:
         """Return the answers that are known to a point's requests, by kind and prompt id."""
         fingerprint, now = planned.identity.fingerprint, engine_version(planned.point.config.engine.name)
         recovered = self._journal.read(fingerprint)
+        for problem in recovered.problems:
+            log.warning("The journal is damaged, and what is there is generated again: %s", problem)
         return {
             key: _Known(entry, entry.header.get("sweep") == self._sweep_id)
             for key, entry in recovered.entries.items()

@@ -74,8 +74,7 @@ class Point:
     def control_key(self) -> str:
         """Equal for the points that are compared with the same control: all but the transform and its seed."""
         config = self.config
-        parts = (config.model, config.prompts, config.sampling, config.engine)
-        return _hash([asdict(part) for part in parts])
+        return _hash([_hash_of(part) for part in (config.model, config.prompts, config.sampling, config.engine)])
 
     @cached_property
     def key(self) -> str:
@@ -161,6 +160,16 @@ def _show(value: Value) -> str:
     if not isinstance(value, float):
         return value
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
+# Sections of configurations are shared by all points that agree in them; kept, lest their ids be used again.
+_hashed: dict[int, tuple[Any, str]] = {}
+
+
+def _hash_of(section: Any) -> str:
+    if (known := _hashed.get(id(section))) is None:
+        known = _hashed[id(section)] = (section, _hash(asdict(section)))
+    return known[1]
 
 
 def _hash(value: Any) -> str:

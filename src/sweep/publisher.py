@@ -40,6 +40,7 @@ class Publisher:
         comparison: of all points, once the sweep is closed.
         problems: what could not be published or reported.
         earlier: how many points had been done before.
+        nothing_new: whether all had, with nothing left to be published or reported, once the sweep is closed.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Publisher:
         self.comparison: Comparison | None = None
         self.problems: list[str] = []
         self.earlier = 0
+        self.nothing_new = False
 
     @property
     def scoring(self) -> ScoringThread:
@@ -110,7 +112,7 @@ class Publisher:
             return
         self._scoring.drain()
         if self._outbox is None and (not self.results or self._is_reported()):
-            self.comparison = compare(self._restored().values(), self._base.scoring.confidence)
+            self.nothing_new = bool(self.results)
             return
         outbox = self.start()
         closing = self._report() if self.results else None

@@ -30,7 +30,7 @@ class Terminal:
         # Copies of the streams: `divert` turns the originals away at the level where also C++ code writes.
         self._streams = [os.fdopen(os.dup(number), "w", encoding="utf-8", buffering=1) for number in (1, 2)]
         out, err = (Console(file=s, width=None if s.isatty() else PLAIN_WIDTH, highlight=False) for s in self._streams)
-        self._out, self._err = out, err
+        self._outs, self._err = [out], err
 
     @contextmanager
     def divert(self, log_file: Path, verbose: bool) -> Iterator[None]:
@@ -63,7 +63,18 @@ class Terminal:
 
     def result(self, line: str) -> None:
         """Print a line of results."""
-        self._out.print(line, markup=False, soft_wrap=True)
+        for console in self._outs:
+            console.print(line, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def copying(self, path: Path) -> Iterator[None]:
+        """Write what results are printed to a file, too."""
+        with path.open("w", encoding="utf-8") as file:
+            self._outs.append(Console(file=file, width=PLAIN_WIDTH, highlight=False))
+            try:
+                yield
+            finally:
+                self._outs.pop()
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -90,7 +101,8 @@ class Terminal:
             table.add_column(column, justify="right" if i else "left", no_wrap=i == 0)
         for row in rows:
             table.add_row(*map(Text, row))
-        self._out.print(table)
+        for console in self._outs:
+            console.print(table)
 
 
 class _ToUser(logging.Handler):

@@ -75,7 +75,7 @@ def test_against_slow_definitions() -> None:
         ids = head + tail + [draw.randrange(3) for _ in range(draw.randrange(3))]
         assert longest_repeat(ids) == slow_longest_repeat(ids)
         assert health("", ids)["health/longest_repeat"] == slow_longest_repeat(ids)
-        assert loop(ids) == slow_loop(ids)
+        assert loop(ids) == health("", ids)["health/loop"] == slow_loop(ids)
         flags += slow_loop(ids)
     assert 300 < flags < 2700
 
@@ -97,7 +97,7 @@ def test_against_slow_definitions() -> None:
     ],
 )
 def test_loop(ids: list[int], flag: int) -> None:
-    assert loop(ids) == flag
+    assert loop(ids) == health("", ids)["health/loop"] == flag
 
 
 def test_compression_ratio() -> None:

@@ -48,7 +48,7 @@ class VLLMConfig(EngineConfig):
         tensor_parallel_size: GPUs that share the model.
         enforce_eager: no compilation, no CUDA graphs; None: eager on a CPU, compiled on a GPU.
         in_process: run the engine's core in this process; None: on a CPU only.
-        threads: OpenMP threads of an in-process CPU engine; None: one for a small model, else one for each core.
+        threads: OpenMP threads of a CPU engine that is not shared; None: one for a small model, else one for each core.
         prefix_caching: reuse the KV cache of equal beginnings, as of untouched system prompts.
         batch_invariant: results that do not depend on the batch (NVIDIA GPUs; slower).
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from sweep.report import FOLDER
 from sweep.report.closing import found
 
 if TYPE_CHECKING:
@@ -28,21 +29,40 @@ COLUMNS = {
 }
 INTERVALS = ("quality", "divergence")
 LEVEL = 0.05
+SUMMARY = "summary.txt"  # what was printed last, for those who ask again
+SHOWN = 60  # points in the table
 
 
 def print_report(terminal: Terminal, runner: Runner, config: SweepConfig) -> None:
     """Print the points' main measures with their intervals, and the command and link that open the comparison."""
+    publisher = runner.publisher
+    if publisher is None or not publisher.results:
+        return
+    summary = runner.folder / SUMMARY
+    if publisher.nothing_new and summary.is_file():
+        terminal.say(f"All {len(publisher.results)} points were done before; nothing was left to do.")
+        terminal.result(summary.read_text("utf-8").rstrip())
+        return
+    try:
+        with terminal.copying(summary):
+            _print(terminal, runner, config)
+    except OSError:  # a full disk: then it is printed at least
+        _print(terminal, runner, config)
+
+
+def _print(terminal: Terminal, runner: Runner, config: SweepConfig) -> None:
     results = sorted(runner.results.values(), key=lambda result: result.index)
     tracker = runner.tracker
-    if not results or tracker is None:
-        return
+    assert tracker is not None
     measured = {name: title for name, title in COLUMNS.items() if any(name in r.summaries for r in results)}
     level = f"{config.scoring.confidence:.0%}"
     terminal.table(
         f"{len(results)} points; mean over prompts [{level} interval]",
         ["point", *measured.values()],
-        [[r.point.name, *_cells(r, list(measured), runner.comparison)] for r in results],
+        [[r.point.name, *_cells(r, list(measured), runner.comparison)] for r in results[:SHOWN]],
     )
+    if len(results) > SHOWN:
+        terminal.result(f"and {len(results) - SHOWN} more, in {runner.folder / FOLDER / 'points.csv'}")
     if runner.comparison is not None and runner.comparison.differences:
         terminal.result(f"* differs from the control (q < {LEVEL:g}); the control's divergence is the noise floor")
         for line in found(runner.comparison, quote=""):

@@ -9,6 +9,7 @@ import math
 import unicodedata
 import zlib
 from collections.abc import Sequence
+from itertools import count
 
 LOOP_REPETITIONS = 3
 LOOP_SHARE = 0.25
@@ -70,12 +71,15 @@ def health(text: str, token_ids: Sequence[int]) -> dict[str, float]:
     different = [distinct(token_ids, 1), distinct(token_ids, 2), of_three]
     # Where no n-gram occurs twice, no longer one does: most texts need no search.
     shorter = next((n for n, share in enumerate(different) if not share < 1), None)
+    longest = _longest_repeat(packed, last, 3) if shorter is None else float(shorter)
+    # Three or more units in a row hold two thirds of themselves twice.
+    may_loop = 3 * longest >= 2 * LOOP_TOKENS
     return {
         "health/distinct_1": different[0],
         "health/distinct_2": different[1],
         "health/distinct_3": different[2],
-        "health/longest_repeat": _longest_repeat(packed, last, 3) if shorter is None else float(shorter),
-        "health/loop": _loop(packed),
+        "health/longest_repeat": longest,
+        "health/loop": _loop(packed) if may_loop else 0.0,
         "health/compression_ratio": compression_ratio(text),
         "health/empty": empty(text),
         "health/non_printable": non_printable(text),
@@ -160,7 +164,7 @@ def _pack(token_ids: Sequence[int]) -> str:
 
 def _last_places(token_ids: Sequence[int], n: int) -> dict[tuple[int, ...], int]:
     """Return for each n-gram the last place at which it begins."""
-    return {gram: place for place, gram in enumerate(zip(*(token_ids[i:] for i in range(n)), strict=False))}
+    return dict(zip(zip(*(token_ids[i:] for i in range(n)), strict=False), count(), strict=False))
 
 
 def _longest_repeat(packed: str, last: dict[tuple[int, ...], int], n: int) -> float:
