@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -63,3 +65,31 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """Run a PostgreSQL of its own and yield the address of an empty database; skip where there is none, but not in CI."""
+    binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+    if binaries is None and "CI" not in os.environ:
+        pytest.skip("PostgreSQL is not installed (Debian's package is `postgresql`)")
+    assert binaries is not None
+    # Its server refuses to be root's; and it must be able to reach its folder.
+    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    name = "postgres" if user else getpass.getuser()
+    with tempfile.TemporaryDirectory(prefix="pg-") as folder:
+        if user:
+            shutil.chown(folder, "postgres")
+        data, port = Path(folder) / "data", free_port()
+
+        def run(command: str, *arguments: str) -> None:
+            subprocess.run([*user, str(binaries / command), *arguments], check=True, capture_output=True, cwd="/")
+
+        run("initdb", "-D", str(data), "-A", "trust", "-U", name, "--no-sync")
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+        run("pg_ctl", "-D", str(data), "-w", "-o", options, "-l", str(data / "log"), "start")
+        try:
+            run("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", name, "sweep")
+            yield f"postgresql://{name}@127.0.0.1:{port}/sweep"
+        finally:
+            run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")

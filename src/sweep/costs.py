@@ -50,7 +50,7 @@ class SharedCosts:
 
     Attributes:
         points: sums over points.
-        engine_start_seconds: over all starts.
+        engine_starts, engine_start_seconds: how often an engine was started, and how long that took.
         generate_seconds: in which the engine worked, or waited for requests.
         score_seconds, publish_seconds: on threads of their own, beside the engine.
         report_seconds: at the end.
@@ -58,6 +58,7 @@ class SharedCosts:
     """
 
     points: Costs = field(default_factory=Costs)
+    engine_starts: int = 0
     engine_start_seconds: float = 0.0
     generate_seconds: float = 0.0
     score_seconds: float = 0.0
@@ -89,7 +90,7 @@ class SharedCosts:
     def metrics(self) -> dict[str, float]:
         """Return them as the sweep's own run is given them."""
         own = {
-            f"cost/{each.name}": value
+            f"cost/{each.name}": float(value)
             for each in fields(self)
             if each.name not in ("points", "tokens") and (value := getattr(self, each.name)) is not None
         }

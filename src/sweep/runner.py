@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
+from sweep import signals
 from sweep.archive import Archive
 from sweep.comparison import Comparison
 from sweep.config import SweepConfig
@@ -46,7 +47,6 @@ class Runner:
 
     Attributes:
         publisher: scores, publishes and reports; None until something was run.
-        engine_starts: how many engines were started.
     """
 
     def __init__(self, base: SweepConfig, sweep_id: str, command: str, terminal: Terminal) -> None:
@@ -59,7 +59,7 @@ class Runner:
         self._costs = SharedCosts()
         self._retired: set[str] = set()
         self.publisher: Publisher | None = None
-        self.engine_starts = 0
+        self._earlier_starts = 0
 
     @property
     def folder(self) -> Path:
@@ -70,6 +70,11 @@ class Runner:
     def engine(self) -> Supervisor | None:
         """The open engine, if there is one."""
         return self._engine[2] if self._engine else None
+
+    @property
+    def engine_starts(self) -> int:
+        """How many engines were started, those among them that took a dead one's place."""
+        return self._earlier_starts + (self._engine[2].starts if self._engine else 0)
 
     @property
     def results(self) -> dict[str, PointResult]:
@@ -123,6 +128,7 @@ class Runner:
             if error is None or isinstance(error, Exception):
                 undo.callback(self._close_engine)
             # Else the engine ends with this process: shutting it down properly takes longer than there is time.
+            self._costs.engine_starts = self.engine_starts
             if self.publisher is not None:
                 undo.callback(self.publisher.close, error)
 
@@ -157,10 +163,11 @@ class Runner:
             self._close_engine()
             for progress in workload.active.values():
                 scoring.fail(progress, str(error))
+            scoring.end_waiting("its control was not finished")
             raise
         finally:
             journal.close()
-            scoring.end_waiting("its control was not finished")
+        scoring.end_waiting("its control was not finished")
 
     def _retire(self, group: EngineGroup) -> None:
         """Put aside what earlier sweeps have generated of a group's points."""
@@ -173,7 +180,8 @@ class Runner:
         self, engine: Supervisor, workload: Workload, journal: Writer, scoring: ScoringThread, advance: Advance
     ) -> None:
         then = time.monotonic()
-        for answer in engine.generate(workload):
+        for answer in engine.generate(workload, lambda key: cast(Key, key).point in workload.active):
+            signals.check()
             key, tokens = cast(Key, answer.key), 0
             if isinstance(answer, Failure):
                 workload.reject(key, answer.reason)
@@ -186,6 +194,7 @@ class Runner:
             then = now
             advance(tokens)
             self._take(workload, scoring, advance)
+        self._costs.gpu_memory_gib = engine.memory_gib()
 
     def _take(self, workload: Workload, scoring: ScoringThread, advance: Advance) -> None:
         """Hand over what the workload has come to an end with."""
@@ -219,7 +228,7 @@ class Runner:
     def _close_engine(self) -> None:
         if self._engine is not None:
             engine, self._engine = self._engine[2], None
-            self.engine_starts += engine.starts
+            self._earlier_starts += engine.starts
             engine.close()
 
 

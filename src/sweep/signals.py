@@ -30,6 +30,15 @@ def install() -> None:
         signal.signal(number, _handle)
 
 
+def check() -> None:
+    """Raise `Interrupted` if an end was asked for: libraries may have swallowed the one that said so.
+
+    To be called in the main thread, between one thing and the next.
+    """
+    if _asked:
+        raise Interrupted(CODES[signal.Signals(_asked[0])])
+
+
 def leave(code: int) -> None:
     """End the process without the libraries' own farewells, which take longer than an interrupted user waits."""
     for stream in (sys.stdout, sys.stderr):

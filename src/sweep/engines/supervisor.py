@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 # Deaths that told nothing, failed starts and finds of killers, with no answer between them: then it is the machine.
 FAILURES_IN_A_ROW = 4
 # Deaths in all that no request was found to be the cause of: each costs a start, of 15 seconds to some minutes.
-UNEXPLAINED_DEATHS = 12
+UNEXPLAINED_DEATHS = 50
 # How often requests in all are found to be the cause: then it is the model, or what is tried on it.
 KILLERS_FOUND = 32
 # How often concurrency is halved for lack of memory before requests are suspected.

@@ -144,6 +144,17 @@ class VLLMEngine(Engine):
                 with suppress(Exception):  # one that died meanwhile says so when it is next asked something
                     self._abort(list(self._engine.output_processor.request_states))
 
+    def memory_gib(self) -> float | None:
+        """Return the GPU memory in use; see `Engine.memory_gib`."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return None
+        try:
+            return float(torch.cuda.device_memory_used() / 2**30)
+        except Exception:  # NVIDIA's library for it is missing, or refuses
+            return None
+
     def close(self) -> None:
         """End the core, whether it runs here or in a process of its own, and what belongs to it."""
         if self.llm is None:
