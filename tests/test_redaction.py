@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
-from sweep.redaction import Redact, redact
+from sweep.redaction import Redact, redact, redact_file
 
 ENVIRONMENT = {
     "HF_TOKEN": "hf_abc123DEF",
@@ -40,3 +41,12 @@ def test_log_records_lose_theirs(caplog: pytest.LogCaptureFixture) -> None:
     log.addFilter(Redact())
     log.warning("cannot reach %s", "http://me:secret@host")
     assert caplog.messages == ["cannot reach http://me:***@host"]
+
+
+def test_files_lose_theirs(tmp_path: Path) -> None:
+    file = tmp_path / "multirun.yaml"
+    file.write_text("uri: postgresql://me:secret@host/db\nname: ü\n")
+    redact_file(file)
+    assert file.read_text() == "uri: postgresql://me:***@host/db\nname: ü\n"
+    redact_file(tmp_path / "missing")
+    assert [path.name for path in tmp_path.iterdir()] == ["multirun.yaml"]

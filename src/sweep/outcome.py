@@ -16,6 +16,7 @@ from sweep.costs import Costs
 from sweep.engines.base import Completion
 from sweep.plan import PlannedPoint
 from sweep.point import Point
+from sweep.redaction import redact
 from sweep.scoring import Scores, by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import Neighbours, nearest_token_flips
 from sweep.scoring.scorers import select
@@ -148,8 +149,8 @@ def conclude(progress: Progress, against: Against, tags: Mapping[str, str]) -> O
         metrics=own_costs | {f"cost/shared/{name}": value for name, value in progress.shared.items()},
         tags={**tags, **reused},
         config=as_yaml(point),
-        error=progress.error,
-        traceback=progress.traceback,
+        error=progress.error and redact(progress.error),
+        traceback=progress.traceback and redact(progress.traceback),
     )
     result = PointResult(planned.index, point, summaries, values, progress.error)
     return Outcome(result, record, _rows(progress, scored, of_prompts) if scored else [])
@@ -197,13 +198,13 @@ def _perturbations(progress: Progress) -> list[Scores]:
 
 
 def as_yaml(point: Point) -> str:
-    """Return the point's resolved configuration."""
+    """Return the point's resolved configuration, without secrets."""
     pipeline = point.config.transform
     config = asdict(replace(point.config, transform=Pipeline(())))
     config["transform"] = pipeline.config()
     config["engine"] = {"name": point.config.engine.name, **config["engine"]}
     config["plugins"] = list(config["plugins"])
-    return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return redact(str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True)))
 
 
 def _rows(progress: Progress, scored: Sequence[Sequence[Scores]], of_prompts: Sequence[Scores]) -> list[dict[str, Any]]:

@@ -6,6 +6,10 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from sweep.atomic import replace
 
 MASK = "***"
 
@@ -25,6 +29,14 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     for secret in _secrets(environment):
         text = text.replace(secret, MASK)
     return text
+
+
+def redact_file(path: Path) -> None:
+    """Take the secrets out of a text file that something else has written."""
+    with suppress(OSError):
+        text = path.read_text("utf-8", "replace")
+        if (clean := redact(text)) != text:
+            replace(path, lambda temporary: temporary.write_text(clean, "utf-8"))
 
 
 def _secrets(environment: Mapping[str, str]) -> list[str]:

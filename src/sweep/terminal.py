@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -14,8 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from sweep.atomic import replace
-from sweep.redaction import Redact, redact
+from sweep.redaction import Redact, redact_file
 
 PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe
 PLAIN_PERIOD = 5.0  # seconds between progress lines there
@@ -39,7 +38,7 @@ class Terminal:
         with ExitStack() as undo:
             if not verbose:
                 log_file.parent.mkdir(parents=True, exist_ok=True)
-                undo.callback(_clean, log_file)
+                undo.callback(redact_file, log_file)  # for what libraries print past the handlers
                 file = undo.enter_context(log_file.open("a", encoding="utf-8"))
                 for number in (1, 2):
                     saved = os.dup(number)
@@ -115,14 +114,6 @@ class _ToUser(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._terminal.say(f"{record.levelname.lower()}: {record.getMessage()}")
-
-
-def _clean(log_file: Path) -> None:
-    """Take secrets out of what libraries have printed past the handlers."""
-    with suppress(OSError):
-        text = log_file.read_text("utf-8", "replace")
-        if (clean := redact(text)) != text:
-            replace(log_file, lambda path: path.write_text(clean, "utf-8"))
 
 
 def _restore(saved: int, number: int) -> None:

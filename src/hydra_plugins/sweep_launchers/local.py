@@ -7,6 +7,7 @@ engine specs share an engine and a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -38,10 +39,12 @@ class LocalLauncher(Launcher):
         from sweep import session
         from sweep.errors import ConfigError
         from sweep.point import make_points
+        from sweep.redaction import redact_file
 
         if not job_overrides:
             raise ConfigError("The sweep has no points: one of its ranges or lists is empty.")
         setup_globals()
+        redact_file(Path(self._config.hydra.sweep.dir) / "multirun.yaml")  # Hydra keeps what was typed
         jobs = [(list(overrides), self._composer.compose(self._config, overrides)) for overrides in job_overrides]
         results = session.current().run(make_points(jobs))
         return [_job_return(overrides, result) for (overrides, _), result in zip(jobs, results, strict=True)]

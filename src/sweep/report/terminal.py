@@ -74,6 +74,8 @@ def _print(terminal: Terminal, runner: Runner, config: SweepConfig) -> None:
     else:
         terminal.result(f"Compare: {tracker.comparison_url()}")
         terminal.result(f"Charts: {tracker.charts_url()}")
+    if (rows := tracker.row_by_row_url()) is not None:
+        terminal.result(f"Row by row: {rows}")
     if (report := runner.folder / "report" / "report.html").is_file():
         terminal.result(f"Report: {report}")
 

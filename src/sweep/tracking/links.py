@@ -5,6 +5,7 @@ An experiment's bare link shows an empty page; these carry filter, order and vie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
@@ -42,6 +43,17 @@ class Links:
         """The saved view of charts; within the user interface."""
         query = {"viewStateShareKey": self.sweep_id, "compareRunsMode": "CHART"}
         return f"#/experiments/{self.experiment}/runs?{urlencode(query, quote_via=quote, safe='')}"
+
+    def row_by_row(self, control: str, points: Sequence[str]) -> str:
+        """The traces of points' runs beside those of the control's run, by their ids; within the user interface."""
+        query = {
+            "workflowType": "genai",
+            "compare": "true",
+            "compareFrom": "runs",
+            "compareRuns": ",".join([control, *points]),
+        }
+        page = f"#/experiments/{self.experiment}/evaluation-runs/{control}/details"
+        return f"{page}?{urlencode(query, quote_via=quote, safe=',')}"
 
     def full(self, page: str) -> str:
         """Return a page's whole address."""

@@ -23,6 +23,7 @@ from sweep.redaction import redact
 from sweep.tracking.links import ORDER, Links
 from sweep.tracking.records import Closing, PointRecord, Table
 from sweep.tracking.store import Store, first_line
+from sweep.tracking.traces import Traces
 from sweep.tracking.views import LIMIT as VIEW_LIMIT
 from sweep.tracking.views import sweep_view, view_tag
 
@@ -33,6 +34,7 @@ TABLE = "generations.json"
 NOTE_LIMIT = 8000  # characters of a tag
 TAG_LIMIT = 5000  # of an error, which is a tag too
 BATCH = 1000  # metrics of one call
+COMPARED = 10  # points beside the control, row by row
 
 
 class Tracker:
@@ -52,10 +54,13 @@ class Tracker:
         """
         store = Store(config, root)
         self._client, self._experiment, self._sweep_id = store.client, store.experiment, sweep_id
+        self._traces = Traces(store.uri, store.experiment) if config.traces else None
         self._parent: str | None = None
+        self._row_by_row: str | None = None
         self.is_local = store.is_local
         self.links = Links(store.address, store.experiment, sweep_id)
-        self.place = f"{redact(store.uri)} {store.experiment}"
+        # What lacks its traces is not there yet: so they can be asked for later.
+        self.place = f"{redact(store.uri)} {store.experiment}{' with traces' if config.traces else ''}"
 
     def comparison_url(self) -> str:
         """Return the link to this sweep's points side by side: prompts as rows, points as columns."""
@@ -64,6 +69,10 @@ class Tracker:
     def charts_url(self) -> str:
         """Return the link to the view of this sweep's charts."""
         return self.links.full(self.links.charts)
+
+    def row_by_row_url(self) -> str | None:
+        """Return the link to the control's and the points' traces row by row; None: the sweep is not closed, or has none."""
+        return self._row_by_row and self.links.full(self._row_by_row)
 
     def parent_status(self) -> str | None:
         """Return the status of the sweep's run, such as FINISHED; None: there is no such run.
@@ -91,7 +100,7 @@ class Tracker:
             if parent is not None:
                 self._parent = str(parent.info.run_id)
                 for run in self._search("attributes.status = 'RUNNING' AND tags.`sweep.role` != 'sweep'"):
-                    self._client.delete_run(run.info.run_id)
+                    self._delete(run.info.run_id)
                 self._client.update_run(self._parent, status="RUNNING", name=name)
                 return True
             tags = {"sweep.role": "sweep", "sweep.id": self._sweep_id, "sweep.command": redact(command)}
@@ -120,6 +129,8 @@ class Tracker:
 
         with self._as_tracking_error(f"the point {record.name}"):
             if again and (finished := self._settle(record)) is not None:
+                if self._traces is not None:
+                    self._traces.complete(finished, record, table)
                 return finished
             tags = {
                 "mlflow.parentRunId": self._parent,
@@ -144,11 +155,13 @@ class Tracker:
                 self._client.log_text(run_id, redact(record.config), "config.yaml")
                 if record.traceback:
                     self._client.log_text(run_id, redact(record.traceback), "traceback.txt")
+                if self._traces is not None:
+                    self._traces.log(run_id, record, table)
                 self._client.set_terminated(run_id, "FAILED" if record.error else "FINISHED", ended)
                 if replaces is not None and replaces != run_id:
-                    self._client.delete_run(replaces)
+                    self._delete(replaces)
             except BaseException:
-                self._client.delete_run(run_id)
+                self._delete(run_id)
                 raise
             return run_id
 
@@ -182,6 +195,8 @@ class Tracker:
             if len(value) <= VIEW_LIMIT:
                 self._client.set_experiment_tag(self._experiment, key, value)
             links = {"side by side": self.links.side_by_side, "charts": self.links.charts}
+            if self._traces is not None and (page := self._compared()) is not None:
+                self._row_by_row = links["row by row"] = page
             description = redact(closing.describe(links))
             self._client.set_tag(self._parent, "mlflow.note.content", description[:NOTE_LIMIT])
 
@@ -217,8 +232,23 @@ class Tracker:
             if complete and finished is None and run.info.end_time == int(record.ended * 1000):
                 finished = str(run.info.run_id)
             else:
-                self._client.delete_run(run.info.run_id)
+                self._delete(run.info.run_id)
         return finished
+
+    def _delete(self, run_id: str) -> None:
+        if self._traces is not None:
+            self._traces.delete(run_id)
+        self._client.delete_run(run_id)
+
+    def _compared(self) -> str | None:
+        """Return the page that has the first control and the first points row by row."""
+        first = [f"{ORDER} ASC"]
+        finished = f"tags.`sweep.id` = '{self._sweep_id}' AND attributes.status = 'FINISHED' AND tags.`sweep.role`"
+        control, points = (
+            [str(run.info.run_id) for run in self._client.search_runs([self._experiment], condition, 1, n, first)]
+            for condition, n in ((f"{finished} = 'control'", 1), (f"{finished} = 'point'", COMPARED))
+        )
+        return self.links.row_by_row(control[0], points) if control and points else None
 
     def _search(self, condition: str) -> list[Run]:
         own = f"tags.`sweep.id` = '{self._sweep_id}'"
