@@ -24,6 +24,9 @@ from sweep.scoring.statistics import Floats, Summary
 from sweep.tracking.records import PointRecord
 from sweep.transforms import Pipeline
 
+# In C where it was built with LibYAML: a point's configuration is written for each point.
+DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
 OWN, CONTROL = "own answer", "control's answer"  # whose answer is forced
 
 Forced = dict[tuple[int, str], float]  # mean log-probability per token, by prompt and whose answer
@@ -204,12 +207,13 @@ def as_yaml(point: Point) -> str:
     config["transform"] = pipeline.config()
     config["engine"] = {"name": point.config.engine.name, **config["engine"]}
     config["plugins"] = list(config["plugins"])
-    return redact(str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True)))
+    return redact(str(yaml.dump(config, Dumper=DUMPER, sort_keys=False, allow_unicode=True)))
 
 
 def _rows(progress: Progress, scored: Sequence[Sequence[Scores]], of_prompts: Sequence[Scores]) -> list[dict[str, Any]]:
     """Return a row for each generation: `prompt` differs in every one, and `generation` comes second."""
     planned = progress.planned
+    name = planned.point.name
     texts = Counter(encoded.prompt.text for encoded in planned.prompts)
     rows = []
     for i, (encoded, samples) in enumerate(zip(planned.prompts, scored, strict=True)):
@@ -226,7 +230,7 @@ def _rows(progress: Progress, scored: Sequence[Sequence[Scores]], of_prompts: Se
                 "sample": k,
                 "token_ids": list(answer.token_ids),
                 "point": planned.index,
-                "name": planned.point.name,
+                "name": name,
                 "role": planned.point.role,
             }
             row |= {f"axis/{key}": value for key, value in planned.point.axes}

@@ -20,7 +20,9 @@ from sweep.engines.gate import GATE_TOKENS
 from sweep.errors import ConfigError, TransformError
 from sweep.identity import Identity
 from sweep.point import EngineSpec, Point
+from sweep.prompts import Prompt
 from sweep.scoring.scorers import select
+from sweep.scoring.text import check_pattern
 
 # How many transforms are tried before the engine starts, and for how long; all points have at least one prompt tried.
 # What lies beyond fails its own point when its turn comes.
@@ -127,12 +129,16 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task]) -> EngineGroup:
         raise ConfigError(f"engine.max_model_len: {limit} is more than the model's context of {checkpoint.context}.")
     table = open_table(checkpoint)
     read: list[tuple[PromptsConfig, Corpus]] = []
+    patterns = any("regex_match" in name for task in tasks for name in task.point.config.scoring.quality)
 
     def corpus_of(config: PromptsConfig) -> Corpus:
         for known, corpus in read:
             if known == config:
                 return corpus
-        encoded = encode(prompt_files.load(config), checkpoint)
+        prompts = prompt_files.load(config)
+        if patterns:
+            check_patterns(prompts)
+        encoded = encode(prompts, checkpoint)
         check_lengths(encoded, limit)
         read.append((config, Corpus(encoded, table, checkpoint)))
         return read[-1][1]
@@ -148,6 +154,20 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task]) -> EngineGroup:
         )
     max_model_len = spec.engine.max_model_len or min(limit, max(_needed(p) for p in planned))
     return EngineGroup(spec, checkpoint, table, planned, max_model_len)
+
+
+def check_patterns(prompts: Sequence[Prompt]) -> None:
+    """Refuse references that are no regular expressions; for sweeps that take them for such.
+
+    Raises:
+        ConfigError: with the prompt and the pattern.
+    """
+    for prompt in prompts:
+        for reference in prompt.references:
+            try:
+                check_pattern(reference)
+            except ConfigError as error:
+                raise ConfigError(f"Prompt {prompt.id!r}: {error}") from error
 
 
 def _needed(planned: PlannedPoint) -> int:

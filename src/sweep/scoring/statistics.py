@@ -63,8 +63,12 @@ def intervals(
         ValueError: as of `bootstrap_bca`.
     """
     table = _table(values)
-    found = bootstrap_bca(table, confidence, resamples=resamples, seed=seed)
     exact = is_yes_or_no(table) & yes_or_no
+    if exact.all():  # nothing to resample
+        n = np.isfinite(table).sum(axis=1)
+        mean = np.where(n > 0, np.nansum(table, axis=1) / np.maximum(n, 1), np.nan)
+        return Intervals(mean, *wilson(mean, n, confidence), n)
+    found = bootstrap_bca(table, confidence, resamples=resamples, seed=seed)
     low, high = wilson(np.where(exact, found.mean, np.nan), found.n, confidence)
     return Intervals(found.mean, np.where(exact, low, found.ci_low), np.where(exact, high, found.ci_high), found.n)
 
@@ -163,7 +167,7 @@ def resampled_counts(n: int, resamples: int, seed: int) -> Floats:
     return _resampled_counts(n, resamples, seed)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _resampled_counts(n: int, resamples: int, seed: int) -> Floats:
     drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
     drawn += np.arange(resamples)[:, None] * n

@@ -71,7 +71,7 @@ class Tracker:
         return self.links.full(self.links.charts)
 
     def row_by_row_url(self) -> str | None:
-        """Return the link to the control's and the points' traces row by row; None: the sweep is not closed, or has none."""
+        """Return the link to the points' traces beside the control's; None: there are none, or the sweep goes on."""
         return self._row_by_row and self.links.full(self._row_by_row)
 
     def parent_status(self) -> str | None:
@@ -242,11 +242,15 @@ class Tracker:
 
     def _compared(self) -> str | None:
         """Return the page that has the first control and the first points row by row."""
-        first = [f"{ORDER} ASC"]
-        finished = f"tags.`sweep.id` = '{self._sweep_id}' AND attributes.status = 'FINISHED' AND tags.`sweep.role`"
+        own, order = f"tags.`sweep.id` = '{self._sweep_id}' AND attributes.status = 'FINISHED'", [f"{ORDER} ASC"]
         control, points = (
-            [str(run.info.run_id) for run in self._client.search_runs([self._experiment], condition, 1, n, first)]
-            for condition, n in ((f"{finished} = 'control'", 1), (f"{finished} = 'point'", COMPARED))
+            [
+                str(run.info.run_id)
+                for run in self._client.search_runs(
+                    [self._experiment], f"{own} AND tags.`sweep.role` = '{role}'", max_results=most, order_by=order
+                )
+            ]
+            for role, most in (("control", 1), ("point", COMPARED))
         )
         return self.links.row_by_row(control[0], points) if control and points else None
 
