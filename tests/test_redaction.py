@@ -14,7 +14,8 @@ ENVIRONMENT = {
     "MLFLOW_TRACKING_PASSWORD": "pa55-word",
     "AWS_SECRET_ACCESS_KEY": "AKIA/12+34==",
     "OPENAI_API_KEY": "sk-1234567",
-    "KRB_CREDENTIAL_FILE": "/etc/krb5.keytab",
+    "KRB_CREDENTIAL_FILE": "/etc/passwd",
+    "OTHER_PASSWORD": "correcthorse",
     "HOME": "/home/someone",
 }
 
@@ -28,7 +29,9 @@ ENVIRONMENT = {
         ("https://host:5000/path", "https://host:5000/path"),
         ("token hf_abc123DEF, again hf_abc123DEF", "token ***, again ***"),
         ("pa55-word AKIA/12+34== sk-1234567", "*** *** ***"),
-        ("/etc/krb5.keytab in /home/someone", "/etc/krb5.keytab in /home/someone"),
+        ("/etc/passwd in /home/someone", "/etc/passwd in /home/someone"),
+        ("https://ghp_token@host/x", "https://***@host/x"),
+        ("it is correcthorse", "it is ***"),
         ("mail me@host: a://b", "mail me@host: a://b"),
     ],
 )

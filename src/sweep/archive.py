@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweep.atomic import replace
+from sweep.errors import JournalError
 from sweep.scoring.statistics import Summary
 from sweep.tracking.records import PointRecord, Table
 
@@ -50,13 +51,17 @@ class Archive:
         """Keep one point's record and rows; whole or not at all.
 
         Raises:
-            OSError: the folder cannot be written.
+            JournalError: the folder cannot be written; the generations are in the journal.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
         columns = dict.fromkeys(column for row in rows for column in row)
         table = pa.table({column: [row.get(column) for row in rows] for column in columns})
         described = {METADATA: json.dumps(asdict(record)).encode()}
-        replace(self._path(key), lambda path: pq.write_table(table.replace_schema_metadata(described), path))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            replace(self._path(key), lambda path: pq.write_table(table.replace_schema_metadata(described), path))
+        except OSError as error:
+            reason = error.strerror or error
+            raise JournalError(f"{self._folder} cannot be written: {reason}.  The generations are kept.") from error
         return Archived(key, record)
 
     def get(self, key: str) -> Archived | None:

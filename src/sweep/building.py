@@ -112,7 +112,10 @@ def _convert(values: dict[str, Any], before: dict[str, Any], made: Any) -> dict[
         if value == before[name]:
             converted[name] = target
         elif type(value) in (int, float, str) and type(target) in (int, float, str):
-            converted[name] = value if type(target) is type(value) else type(target)(value)
+            try:
+                converted[name] = value if type(target) is type(value) else type(target)(value)
+            except (ValueError, OverflowError):
+                return None
         else:
             return None
     return converted

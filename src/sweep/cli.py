@@ -52,9 +52,12 @@ def main() -> None:
         _hydra.pass_errors_on()
         with session.current() as sweep:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
-            if sweep.failures:
-                raise PointsFailed("\n".join(["Some points are not done:", *sweep.failures]))
+        if sweep.failures:  # which the end of the block may add to
+            raise PointsFailed("Some points are not done; the same command tries them again:")
+    except ConfigError as error:
+        _exit(str(error), error.exit_code)
     except SweepError as error:
+        error = type(error)("\n".join([str(error), *session.current().failures]))
         _exit(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _exit(_hydra.explain(error), ConfigError.exit_code)

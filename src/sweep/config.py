@@ -269,7 +269,7 @@ class Parser:
             transform=self._make("transform", plain, build_pipeline),
             engine=self._make("engine", plain, lambda values: build("engine", values, ENGINES)),
             seed=_whole("seed", plain["seed"]),
-            verbose=plain["verbose"],
+            verbose=_switch("verbose", plain["verbose"]),
             plugins=tuple(plain["plugins"]),
             **{key: self._make(key, plain, partial(read, section, key)) for key, section in SECTIONS.items()},
         )
@@ -285,6 +285,11 @@ class Parser:
         # The values are kept too, lest another object get their id.
         self._known[key, id(values)] = (values, self._equal[key, text])
         return self._equal[key, text]
+
+
+def _switch(key: str, value: Any) -> bool:
+    require(isinstance(value, bool), key, "must be true or false", value)
+    return bool(value)
 
 
 def _whole(key: str, value: Any) -> int:

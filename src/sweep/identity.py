@@ -50,7 +50,9 @@ def identify(points: Sequence[Point]) -> list[Identity]:
     """
     model_of = _once(lambda point: _model(point.config.model, point.config.sweep.root), lambda p: p.config.model)
     prompts_of = _once(lambda point: _prompts(point.config.prompts), lambda point: point.config.prompts)
-    return [_identify(point, model_of(point), *prompts_of(point)) for point in points]
+    # Prompts first: a mistake in them need not wait for the weights to be read.
+    read = [(point, *prompts_of(point)) for point in points]
+    return [_identify(point, model_of(point), asked, references) for point, asked, references in read]
 
 
 def canonical(value: Any) -> str:

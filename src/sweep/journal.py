@@ -20,7 +20,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,15 +83,18 @@ class Journal:
         """Return a writer of new answers, which all bear this header."""
         return Writer(self._root, header)
 
-    def read(self, fingerprint: str) -> Recovered:
+    def read(self, fingerprint: str, accept: Callable[[Mapping[str, str]], bool] = lambda header: True) -> Recovered:
         """Return all answers recorded under a fingerprint.  Whatever is wrong with a file is reported, not raised.
+
+        Args:
+            accept: whether the answers of a writer of that header are wanted.
 
         Raises:
             JournalError: the folder or a file in it may not be read.
         """
         recovered, torn = Recovered(), 0
         for path, data in self._files(fingerprint, recovered.problems):
-            torn += _read(path, data, fingerprint, recovered)
+            torn += _read(path, data, fingerprint, recovered, accept)
         return Recovered(recovered.entries, recovered.problems, torn)
 
     def headers(self, fingerprint: str) -> list[Mapping[str, str]]:
@@ -301,7 +304,9 @@ class Writer:
         return problem
 
 
-def _read(path: Path, data: bytes, fingerprint: str, recovered: Recovered) -> int:
+def _read(
+    path: Path, data: bytes, fingerprint: str, recovered: Recovered, accept: Callable[[Mapping[str, str]], bool]
+) -> int:
     """Add a file's answers to those that are known; return 1 if its last line is torn, else 0."""
     lines = data.split(b"\n")
     finished = lines.pop() == b""
@@ -332,7 +337,8 @@ def _read(path: Path, data: bytes, fingerprint: str, recovered: Recovered) -> in
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             recovered.problems.append(f"{path}, line {number}: it is not what a record should be: {error!r}.")
             continue
-        recovered.entries.setdefault(key, entry)
+        if accept(header):
+            recovered.entries.setdefault(key, entry)
     return 0 if finished else 1
 
 

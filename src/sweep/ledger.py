@@ -35,8 +35,15 @@ class Ledger:
 
     def __init__(self, path: Path, place: str) -> None:
         """Read what has been published at this place so far; a line that cannot be read was never complete."""
-        self._path, self._place = path, place
+        self._path = path
         self.entries: dict[str, Entry] = {}
+        self.open(place)
+
+    def open(self, place: str) -> None:
+        """Turn to what has been published at another place."""
+        self._place = place
+        self.entries.clear()
+        path = self._path
         lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
         for line in lines:
             try:

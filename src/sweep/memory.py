@@ -47,6 +47,7 @@ class Memory:
     def __init__(self, archive: Archive, journal: Journal, sweep_id: str, resume: str) -> None:
         self._archive, self._journal, self._sweep_id = archive, journal, sweep_id
         self._forced = resume.lower() == "force"
+        self._anew = "." in sweep_id
         self._known: dict[str, Archived] | None = None
         self._taken: set[int] = set()
         self._count = 0
@@ -93,11 +94,15 @@ class Memory:
     def recall(self, planned: PlannedPoint) -> Mapping[tuple[str, str], Recalled]:
         """Return the answers that are known to a point's requests, by kind and prompt id."""
         fingerprint, now = planned.identity.fingerprint, engine_version(planned.point.config.engine.name)
-        recovered = self._journal.read(fingerprint)
+
+        def accept(header: Mapping[str, str]) -> bool:
+            own = header.get("sweep") == self._sweep_id
+            # A sweep that was begun anew (`sweep.resume=false`) knows but its own.
+            return (own or not self._anew) and (self._forced or header.get("engine") == now)
+
+        recovered = self._journal.read(fingerprint, accept)
         for problem in recovered.problems:
             log.warning("The journal is damaged, and what is there is generated again: %s", problem)
         return {
-            key: _Known(entry, entry.header.get("sweep") == self._sweep_id)
-            for key, entry in recovered.entries.items()
-            if self._forced or entry.header.get("engine") == now
+            key: _Known(entry, entry.header.get("sweep") == self._sweep_id) for key, entry in recovered.entries.items()
         }

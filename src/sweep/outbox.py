@@ -56,10 +56,15 @@ class Outbox:
         if not self._ledger.has(archived.key, archived.record):
             self._worker.put(archived)
 
+    def hurry(self) -> None:
+        """Have patience from now on, and not for ever."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._patience
+            self._hurry.set()
+
     def close(self) -> None:
         """Wait until all that was taken is published, or given up."""
-        self._deadline = time.monotonic() + self._patience
-        self._hurry.set()
+        self.hurry()
         self._worker.drain()
 
     def abandon(self, seconds: float) -> None:
@@ -108,7 +113,10 @@ class Outbox:
         except TrackingError as error:
             self.unpublished[record.name] = str(error)
         else:
-            self._ledger.add(archived.key, record, run_id)
+            try:
+                self._ledger.add(archived.key, record, run_id)
+            except OSError as error:  # the next run finds it at the tracker
+                log.warning("What was published could not be noted down: %s.", error.strerror or error)
 
     def _say_away(self, error: TrackingError) -> None:
         if not self._away:

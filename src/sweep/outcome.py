@@ -150,7 +150,7 @@ def conclude(progress: Progress, against: Against, tags: Mapping[str, str]) -> O
         axes=point.axes,
         summaries=summaries,
         metrics=own_costs | {f"cost/shared/{name}": value for name, value in progress.shared.items()},
-        tags={**tags, **reused},
+        tags={**tags, **reused, "sweep.result": planned.identity.result_key},
         config=as_yaml(point),
         error=progress.error and redact(progress.error),
         traceback=progress.traceback and redact(progress.traceback),

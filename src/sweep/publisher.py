@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -50,11 +50,13 @@ class Publisher:
 
         Raises:
             ConfigError: it cannot be reached or written.
+            TrackingError: it does not answer any more.
         """
         self._base, self._sweep_id, self._command, self._terminal = base, sweep_id, command, terminal
         self._archive, self._costs = archive, costs
         self._folder = base.sweep.root / "sweeps" / sweep_id
         self.tracker = Tracker(base.tracking, base.sweep.root, sweep_id)
+        self._status = self.tracker.parent_status()
         self._ledger = Ledger(self._folder / "published.jsonl", self.tracker.place)
         self._outbox: Outbox | None = None
         self._scoring = ScoringThread(archive, self._tell, costs)
@@ -95,6 +97,7 @@ class Publisher:
             again = self.tracker.start(
                 self._base.sweep.name or self._sweep_id, self._command, as_yaml(Point(self._base))
             )
+            self._ledger.open(self.tracker.place)
             patience = self._base.tracking.patience
             self._outbox = Outbox(
                 self.tracker, self._archive, self._ledger, self._costs, patience=patience, again=again
@@ -110,24 +113,38 @@ class Publisher:
         if error is not None and not isinstance(error, Exception):
             self._interrupt()
             return
+        try:
+            self._close(error)
+        except Exception:  # what was finished cannot be kept
+            self._end("FAILED")
+            raise
+        except BaseException:  # the user has had enough of waiting
+            self._interrupt()
+            raise
+
+    def _close(self, error: BaseException | None) -> None:
         self._scoring.drain()
         if self._outbox is None and (not self.results or self._is_reported()):
             self.nothing_new = bool(self.results)
             return
         outbox = self.start()
+        outbox.hurry()
         closing = self._report() if self.results else None
         outbox.close()
         self.problems += [f"{name} is not published: {reason}" for name, reason in outbox.unpublished.items()]
+        if closing is not None:
+            published = self._ledger.entries
+            own = {published[key].run_id: m for key, m in closing.differences.items() if key in published}
+            complete = replace(closing, differences=own)
+            self._try(outbox, lambda: self.tracker.close(complete))
         failed = sum(result.error is not None for result in self.results.values())
+        status = "FAILED" if error or failed or self.problems else "FINISHED"
+        counts = {"sweep/points": float(len(self.results)), "sweep/failed": float(failed)}
+        self._try(outbox, lambda: self.tracker.finish(status, counts | self._costs.metrics()))
+
+    def _try(self, outbox: Outbox, call: Callable[[], None]) -> None:
         try:
-            if closing is not None:
-                published = self._ledger.entries
-                own = {published[key].run_id: m for key, m in closing.differences.items() if key in published}
-                complete = replace(closing, differences=own)
-                outbox.insist(lambda _: self.tracker.close(complete))
-            status = "FAILED" if error or failed or self.problems else "FINISHED"
-            counts = {"sweep/points": float(len(self.results)), "sweep/failed": float(failed)}
-            outbox.insist(lambda _: self.tracker.finish(status, counts | self._costs.metrics()))
+            outbox.insist(lambda _: call())
         except TrackingError as problem:
             self.problems.append(str(problem))
 
@@ -137,13 +154,13 @@ class Publisher:
         if self._outbox is not None:
             self._outbox.abandon(PROMPTLY)
             # On a thread, as a tracker that is away would take its time.
-            ending = threading.Thread(target=self._try_to_end, daemon=True)
+            ending = threading.Thread(target=self._end, args=("KILLED",), daemon=True)
             ending.start()
             ending.join(PROMPTLY)
 
-    def _try_to_end(self) -> None:
+    def _end(self, status: str) -> None:
         with suppress(TrackingError):
-            self.tracker.finish("KILLED", {})
+            self.tracker.finish(status, {})
 
     def _tell(self, result: PointResult, archived: Archived) -> None:
         """Take what became of a point; on the scoring thread."""
@@ -156,10 +173,7 @@ class Publisher:
         """Whether there is nothing left to be said of these points."""
         if not (self._folder / FOLDER / REPORT).is_file() or len(self.results) < len(self._points):
             return False
-        try:
-            return self.tracker.parent_status() == "FINISHED"
-        except TrackingError:
-            return False
+        return self._status == "FINISHED"
 
     def _restored(self) -> dict[str, PointResult]:
         """Return all results with their values, by `Identity.result_key`, those of earlier runs among them.

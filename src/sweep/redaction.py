@@ -14,10 +14,12 @@ from sweep.atomic import replace
 MASK = "***"
 
 _NAMED = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE)
+_SWITCHES = frozenset({"enabled", "disabled", "required", "optional", "default", "always"})
 _SHORTEST = 6  # what is shorter would also hide words that happen to be the same
 
-# In an address, what stands between "user:" and the last "@" before the path; and what a query calls a secret.
-_PASSWORD = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://[^\s/:@]*:)(?P<secret>[^\s/]+)(?=@)")
+# In an address, what stands between "user:", if there is a user, and the last "@" before the path; and what a query
+# calls a secret.
+_PASSWORD = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://(?:[^\s/:@]*:)?)(?P<secret>[^\s/@]+(?:@[^\s/@]+)*)(?=@)")
 _NAMES = "token|password|secret|key|signature"
 _QUERY = re.compile(rf"(?P<start>[?&;][\w-]*(?:{_NAMES})[\w-]*=)(?P<secret>[^\s&;#'\"]+)", re.IGNORECASE)
 
@@ -42,7 +44,7 @@ def redact_file(path: Path) -> None:
 def _secrets(environment: Mapping[str, str]) -> list[str]:
     found = [value for name, value in environment.items() if _NAMED.search(name) and len(value) >= _SHORTEST]
     # Paths of files that hold secrets, and switches, are none.
-    return sorted((v for v in found if not v.startswith(("/", "~")) and not v.isalpha()), key=len, reverse=True)
+    return sorted((v for v in found if v.lower() not in _SWITCHES and not os.path.exists(v)), key=len, reverse=True)
 
 
 class Redact(logging.Filter):

@@ -57,7 +57,6 @@ class Runner:
         self._memory = Memory(self._archive, self._journal, sweep_id, base.sweep.resume)
         self._engine: tuple[EngineSpec, int, Supervisor] | None = None
         self._costs = SharedCosts()
-        self._retired: set[str] = set()
         self.publisher: Publisher | None = None
         self._earlier_starts = 0
 
@@ -143,8 +142,6 @@ class Runner:
     def _work_off(self, group: EngineGroup, publisher: Publisher) -> None:
         """Have a group's points answered, by the engine or from the journal."""
         scoring = publisher.scoring
-        if self._settings.resume.lower() == "false":
-            self._retire(group)
         workload = Workload(group, scoring.controls, self._memory.recall)
         try:
             engine = self._open_engine(group) if workload.has_request() else None
@@ -162,19 +159,15 @@ class Runner:
         except EngineError as error:
             self._close_engine()
             for progress in workload.active.values():
-                scoring.fail(progress, str(error))
-            scoring.end_waiting("its control was not finished")
+                if not progress.is_floor:
+                    scoring.fail(progress, str(error))
+            scoring.end_waiting("its control was not finished", for_floors=False)
             raise
         finally:
             journal.close()
+        for progress in workload.active.values():  # whose control has failed
+            scoring.fail(progress, "its control was not finished")
         scoring.end_waiting("its control was not finished")
-
-    def _retire(self, group: EngineGroup) -> None:
-        """Put aside what earlier sweeps have generated of a group's points."""
-        for planned in group.points:
-            if planned.identity.fingerprint not in self._retired:
-                self._retired.add(planned.identity.fingerprint)
-                self._journal.retire(planned.identity.fingerprint)
 
     def _generate(
         self, engine: Supervisor, workload: Workload, journal: Writer, scoring: ScoringThread, advance: Advance

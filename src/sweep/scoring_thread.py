@@ -61,16 +61,27 @@ class ScoringThread:
     def fail(self, progress: Progress, reason: str, trace: str | None = None) -> None:
         """Take a point that could not be finished."""
         point = progress.planned.point
+        if progress.planned.done:  # it was finished before, and is here for others
+            return
         if progress.is_floor:  # then there is no noise floor, and nothing is lost but that
             self._floors.setdefault(point.control_key, None)
+            if point.control_key in self.controls:
+                self._release(point.control_key)
             return
         progress.error, progress.traceback = reason, trace
         self._submit(progress)
 
-    def end_waiting(self, reason: str) -> None:
-        """Score what waits for a noise floor that will never come, and fail what waits for a control."""
+    def end_waiting(self, reason: str, *, for_floors: bool = True) -> None:
+        """Fail what waits for a control that will never come.
+
+        Args:
+            reason: why.
+            for_floors: whether noise floors will not come either, so that what waits for one is scored without.
+        """
         for control_key in list(self._held):
             if control_key in self.controls:
+                if not for_floors:  # the next run finds the answers in the journal, and asks for the floor
+                    continue
                 self._floors.setdefault(control_key, None)
                 self._release(control_key)
             for progress in self._held.pop(control_key, []):

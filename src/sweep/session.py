@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sweep.errors import ConfigError
 from sweep.lease import Lease
 from sweep.point import Point
+from sweep.redaction import redact
 from sweep.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -50,6 +58,7 @@ class Session:
         sweeps = Path(root).expanduser().resolve() / "sweeps"
         if not self.id:
             self.id = _numbered(_sweep_id(_root_), sweeps, anew=str(_root_.sweep.resume).lower() == "false")
+            self._undo.push(partial(_clear, _missing(sweeps / self.id)))
         return str(sweeps / self.id)
 
     def run(self, points: Sequence[Point]) -> list[PointResult | None]:
@@ -81,7 +90,11 @@ class Session:
             self.terminal.say(f"model.trust_remote_code: {point.config.model.id} may run code of its own.")
         try:
             if not point.config.sweep.dry_run:
-                self._undo.enter_context(Lease(runner.folder / "lease"))
+                lease = runner.folder / "lease"
+                begun = lease.exists()
+                self._undo.enter_context(Lease(lease, _lost))
+                if not begun:
+                    self._undo.push(partial(_withdraw, lease))
                 log = runner.folder / "sweep.log"
                 self._undo.enter_context(self.terminal.divert(log, point.config.verbose))
         except OSError as error:
@@ -97,14 +110,51 @@ class Session:
         self._undo.__exit__(kind, error, tb)
 
 
+def _missing(folder: Path) -> list[Path]:
+    """Return what an invocation makes before it has checked everything, and which is not there yet."""
+    root = folder.parents[1]
+    files = [folder / "multirun.yaml", folder / "sweep.log", root / ".tracking.lock"]
+    files += [root / ".cache" / name for name in ("digests.json", "digests.lock")]
+    return [path for path in (*files, root / ".cache", folder, folder.parent, root) if not path.exists()]
+
+
+def _clear(made: Sequence[Path], kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
+    """Remove what an invocation has made that was told no, but for a log that says something."""
+    if not _is_refusal(error):
+        return
+    for path in made:
+        with suppress(OSError, Timeout):  # a folder that something else is in, or a lock that somebody holds, stays
+            if path.is_dir():
+                path.rmdir()
+            elif path.suffix == ".lock":
+                with FileLock(path, timeout=0):
+                    path.unlink()
+            elif path.suffix != ".log" or not path.stat().st_size:
+                path.unlink()
+
+
+def _withdraw(lease: Path, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
+    """Remove a lease's folder while the lease is held, when nobody can have another claim in it."""
+    if _is_refusal(error):
+        with suppress(OSError):
+            for claim in lease.glob("*.json"):
+                claim.unlink()
+            lease.rmdir()
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    return isinstance(error, (ConfigError, HydraException, OmegaConfBaseException, OSError))
+
+
 def _sweep_id(base: DictConfig) -> str:
     """Return what names a sweep: a hash of its command and of the configuration that the command begins from.
 
     Where it runs, how it is tracked and what it is called makes no other sweep of it.
     """
     plain = OmegaConf.to_container(OmegaConf.masked_copy(base, [str(key) for key in base if key not in NOT_IDENTITY]))
+    sweeper = OmegaConf.to_container(base.hydra.sweeper) if "hydra" in base else None
     swept = [argument for argument in sys.argv[1:] if "=" in argument and not _is_aside(argument)]
-    text = json.dumps([plain, sorted(swept)], sort_keys=True, default=str)
+    text = json.dumps([plain, sweeper, sorted(swept)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -114,14 +164,22 @@ def _is_aside(argument: str) -> bool:
 
 def _numbered(sweep_id: str, sweeps: Path, anew: bool) -> str:
     """Return the id of the latest sweep of this name; `anew`: of the next one."""
-    numbers = [int(path.name.partition(".")[2] or 1) for path in sweeps.glob(f"{sweep_id}*") if path.is_dir()]
+    # Those that got as far as to be held; a dry run or a refusal leaves others.
+    begun = [path.parent.name for path in sweeps.glob(f"{sweep_id}*/lease")]
+    numbers = [int(match[1] or 1) for name in begun if (match := re.fullmatch(rf"{sweep_id}(?:\.(\d+))?", name))]
     number = max(numbers, default=0) + anew or 1
     return sweep_id if number == 1 else f"{sweep_id}.{number}"
 
 
+def _lost(reason: str) -> None:
+    """End this process: another one is at work on its sweep."""
+    logging.getLogger(__name__).warning("%s", reason)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _command() -> str:
-    """Return the command line as it was typed."""
-    return shlex.join(["sweep", *(argument for argument in sys.argv[1:] if argument != "--multirun")])
+    """Return the command line as it was typed, without secrets."""
+    return redact(shlex.join(["sweep", *(argument for argument in sys.argv[1:] if argument != "--multirun")]))
 
 
 _current: Session | None = None

@@ -27,7 +27,8 @@ def install() -> None:
     The first one raises `Interrupted` in the main thread.  A second SIGINT ends the process at once.
     """
     for number in CODES:
-        signal.signal(number, _handle)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, _handle)
 
 
 def check() -> None:

@@ -134,6 +134,8 @@ class Workload(Iterator[Request]):
     def reject(self, key: Key, reason: str) -> None:
         """Take a request that cannot be answered: its point fails, and no other."""
         if (progress := self.active.pop(key.point, None)) is not None:
+            if key.point in self._without_control:
+                self._without_control.remove(key.point)
             prompt_id = progress.planned.prompts[key.prompt].prompt.id
             self.failed.append((progress, f"prompt {prompt_id!r}: {reason}"))
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 TABLE = "generations.json"
 NOTE_LIMIT = 8000  # characters of a tag
 TAG_LIMIT = 5000  # of an error, which is a tag too
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of a run that was deleted
+NAME_LIMIT, COMMAND_LIMIT = 250, 5000  # of columns that PostgreSQL does not stretch
 BATCH = 1000  # metrics of one call
 COMPARED = 10  # points beside the control, row by row
 
@@ -43,7 +45,6 @@ class Tracker:
     Attributes:
         links: to the sweep's pages.
         is_local: whether the runs lie in `sweep.dir`.
-        place: names the store and the experiment, without secrets.
     """
 
     def __init__(self, config: TrackingConfig, root: Path, sweep_id: str) -> None:
@@ -60,7 +61,12 @@ class Tracker:
         self.is_local = store.is_local
         self.links = Links(store.address, store.experiment, sweep_id)
         # What lacks its traces is not there yet: so they can be asked for later.
-        self.place = f"{redact(store.uri)} {store.experiment}{' with traces' if config.traces else ''}"
+        self._place = f"{redact(store.uri)} {store.experiment}{' with traces' if config.traces else ''}"
+
+    @property
+    def place(self) -> str:
+        """The store, the experiment and the sweep's run, without secrets; what was published elsewhere is not there."""
+        return f"{self._place} {self._parent}"
 
     def comparison_url(self) -> str:
         """Return the link to this sweep's points side by side: prompts as rows, points as columns."""
@@ -82,6 +88,7 @@ class Tracker:
         """
         with self._as_tracking_error("a question for the sweep's run"):
             parent = self._find_parent()
+            self._parent = None if parent is None else str(parent.info.run_id)
             return None if parent is None else str(parent.info.status)
 
     def start(self, name: str, command: str, config: str) -> bool:
@@ -103,8 +110,10 @@ class Tracker:
                     self._delete(run.info.run_id)
                 self._client.update_run(self._parent, status="RUNNING", name=name)
                 return True
-            tags = {"sweep.role": "sweep", "sweep.id": self._sweep_id, "sweep.command": redact(command)}
-            run = self._client.create_run(self._experiment, run_name=name, tags=tags | _source_tags())
+            tags = {"sweep.role": "sweep", "sweep.id": self._sweep_id, "sweep.command": redact(command)[:COMMAND_LIMIT]}
+            run = self._client.create_run(
+                self._experiment, run_name=redact(name)[:NAME_LIMIT], tags=tags | _source_tags()
+            )
             self._parent = str(run.info.run_id)
             try:
                 self._client.log_text(self._parent, redact(config), "config.yaml")
@@ -141,7 +150,8 @@ class Tracker:
                 **record.tags,
             }
             started, ended = int(record.started * 1000), int(record.ended * 1000)
-            run = self._client.create_run(self._experiment, started, tags | _source_tags(), run_name=record.name)
+            name = redact(record.name)[:NAME_LIMIT]
+            run = self._client.create_run(self._experiment, started, tags | _source_tags(), run_name=name)
             run_id = str(run.info.run_id)
             try:
                 self._client.log_batch(
@@ -171,7 +181,7 @@ class Tracker:
         Raises:
             TrackingError: MLflow failed.
         """
-        with self._as_tracking_error("a point that was superseded"):
+        with self._as_tracking_error("a point that was superseded"), _unless_gone():
             self._client.set_tag(run_id, "sweep.id", f"{self._sweep_id} (superseded)")
 
     def close(self, closing: Closing) -> None:
@@ -187,7 +197,9 @@ class Tracker:
         with self._as_tracking_error("the sweep's report"):
             now = int(closing.time * 1000)
             for run_id, metrics in closing.differences.items():
-                self._client.log_batch(run_id, [Metric(key, value, now, 0) for key, value in metrics.items()])
+                own = [Metric(key, value, now, 0) for key, value in metrics.items()]
+                with _unless_gone():
+                    self._client.log_batch(run_id, own)
             self._log(self._parent, [Metric(key, value, now, step) for key, value, step in closing.series])
             self._client.log_artifacts(self._parent, str(closing.files))
             state = sweep_view(self._sweep_id, self.links.search, ORDER, closing.axes, closing.measures)
@@ -227,7 +239,7 @@ class Tracker:
     def _settle(self, record: PointRecord) -> str | None:
         """Return the run that has published this attempt at a point; delete those that came to nothing."""
         finished = None
-        for run in self._search(f"tags.`sweep.fingerprint` = '{record.fingerprint}'"):
+        for run in self._search(f"tags.`sweep.result` = '{record.tags['sweep.result']}'"):
             complete = run.info.status == ("FAILED" if record.error else "FINISHED")
             if complete and finished is None and run.info.end_time == int(record.ended * 1000):
                 finished = str(run.info.run_id)
@@ -264,6 +276,18 @@ class Tracker:
             yield
         except Exception as error:
             raise TrackingError(redact(f"MLflow could not take {what}: {first_line(error)}")) from error
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """Pass over a run that the user has deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in GONE:
+            raise
 
 
 def _source_tags() -> dict[str, str]:
