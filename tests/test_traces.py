@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from sweep.errors import TrackingError
 from sweep.point import Point
 from sweep.runner import Runner
 from sweep.terminal import Terminal
-from sweep.tracking import PointRecord, Tracker
+from sweep.tracking import Closing, PointRecord, Tracker
 from sweep.tracking.records import Table
 from sweep.tracking.traces import Traces
 
@@ -32,7 +32,7 @@ Configure = Callable[..., SweepConfig]
 SHOTS = os.environ.get("SWEEP_SCREENSHOTS")  # a folder to leave pictures in
 
 
-def run(configure: Configure, traces: bool = True) -> Runner:
+def sweep(configure: Configure, traces: bool = True) -> Runner:
     """Run a sweep of two factors and the control on three prompts."""
     changes: dict[str, Any] = {"tracking": {"traces": traces}}
     points = [
@@ -53,10 +53,17 @@ def published(uri: str) -> tuple[MlflowClient, list[Run], list[Trace]]:
     return client, runs, client.search_traces(locations=[experiment.experiment_id], max_results=500)
 
 
+def rows_of(client: MlflowClient, run_id: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of a run's table by prompt."""
+    content = json.loads(Path(client.download_artifacts(run_id, "generations.json")).read_text("utf-8"))
+    rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+    return {row["prompt_id"]: row for row in rows}
+
+
 def test_every_generation_has_a_trace_with_its_scores(
     configure: Configure, on_shared_engine: Engine, subtests: pytest.Subtests
 ) -> None:
-    runner = run(configure)
+    runner = sweep(configure)
     client, runs, traces = published(f"sqlite:///{configure().sweep.root / 'mlflow.db'}")
     names = {run.info.run_id: run.info.run_name for run in runs}
 
@@ -67,26 +74,21 @@ def test_every_generation_has_a_trace_with_its_scores(
             assert len(client.search_traces(locations=[runs[0].info.experiment_id], run_id=run_id)) == 3
 
     with subtests.test("inputs, output and scores are those of the run's table"):
-        for run_ in runs:
-            table = client.download_artifacts(run_.info.run_id, "generations.json")
-            content = json.loads(Path(table).read_text("utf-8"))
-            rows = {r["prompt_id"]: r for r in (dict(zip(content["columns"], row)) for row in content["data"])}
-            for trace in traces:
-                if trace.info.trace_metadata["mlflow.sourceRun"] != run_.info.run_id:
-                    continue
-                [span] = trace.data.spans
-                row = rows[span.inputs["prompt_id"]]
-                assert span.inputs == {"prompt_id": row["prompt_id"], "prompt": row["prompt"]}
-                assert span.outputs == row["generation"]
-                scores = {k: v for k, v in row.items() if "/" in k and not k.startswith("axis/") and v is not None}
-                assert len(scores) > 5
-                assert {a.name: a.value for a in trace.info.assessments} == pytest.approx(scores)
-                for assessment in trace.info.assessments:
-                    assert assessment.metadata == {"mlflow.assessment.sourceRunId": run_.info.run_id}
-                    assert (assessment.source.source_type, assessment.source.source_id) == ("CODE", "sweep")
+        for trace in traces:
+            run_id = trace.info.trace_metadata["mlflow.sourceRun"]
+            [span] = trace.data.spans
+            row = rows_of(client, run_id)[span.inputs["prompt_id"]]
+            assert span.inputs == {"prompt_id": row["prompt_id"], "prompt": row["prompt"]}
+            assert span.outputs == row["generation"]
+            scores = {k: v for k, v in row.items() if "/" in k and not k.startswith("axis/") and v is not None}
+            assert len(scores) > 5
+            assert {a.name: a.value for a in trace.info.assessments} == pytest.approx(scores)
+            for assessment in trace.info.assessments:
+                assert assessment.metadata == {"mlflow.assessment.sourceRunId": run_id}
+                assert (assessment.source.source_type, assessment.source.source_id) == ("CODE", "sweep")
 
     with subtests.test("the run's status and times are its own"):
-        assert {run_.info.status for run_ in runs} == {"FINISHED"}
+        assert {run.info.status for run in runs} == {"FINISHED"}
 
     with subtests.test("the description leads to them"):
         assert runner.tracker is not None and runner.tracker.row_by_row_url() is not None
@@ -95,29 +97,33 @@ def test_every_generation_has_a_trace_with_its_scores(
 
 
 def test_traces_can_be_asked_for_later(configure: Configure, on_shared_engine: Engine) -> None:
-    first = run(configure, traces=False)
+    first = sweep(configure, traces=False)
     uri = f"sqlite:///{configure().sweep.root / 'mlflow.db'}"
     _, runs, traces = published(uri)
     assert not traces and first.tracker is not None and first.tracker.row_by_row_url() is None
-    run(configure)
+    sweep(configure)
     _, same, traces = published(uri)
     assert {r.info.run_id for r in same} == {r.info.run_id for r in runs} and len(traces) == 9
 
 
-def record(name: str = "factor=2") -> PointRecord:
+def record(name: str = "factor=2", role: str = "point", index: int = 1) -> PointRecord:
     now = time.time()
     return PointRecord(
-        index=1, name=name, role="point", fingerprint="f", started=now, ended=now, parameters={}, axes=(),
-        summaries={}, metrics={}, tags={}, config="",
+        index=index, name=name, role=role, fingerprint=name, started=now, ended=now, parameters={}, axes=(),
+        summaries={}, metrics={}, tags={"sweep.result": name}, config="",
     )  # fmt: skip
 
 
-def table(rows: int) -> Table:
+def table(rows: int, generation: str = "„Zeile“ {}\n\n😀") -> Table:
+    """Return a table in which a third score is missing everywhere."""
     scores = ["quality/exact_match", "health/loop", "divergence/edit_distance"]
     return Table(
         ["prompt", "generation", "prompt_id", "reference", "finish_reason", "axis/transform.factor", *scores],
-        [[f"prompt {i}", f"„Zeile“ {i}\n\n😀", f"p{i}", "", "stop", 2.0, 1.0, i / 7, None] for i in range(rows)],
-    )  # fmt: skip
+        [
+            [f"prompt {i}", generation.format(i), f"p{i}", "", "stop", 2.0, 1.0, i / 7, None if i % 2 else math.nan]
+            for i in range(rows)
+        ],
+    )
 
 
 @pytest.fixture
@@ -185,30 +191,30 @@ def test_on_a_server(tmp_path: Path) -> None:
     assert {trace.info.trace_metadata["mlflow.sourceRun"] for trace in traces} == {run.info.run_id}
 
 
-def test_the_page_shows_the_controls_and_a_points_generation_of_one_prompt(
-    configure: Configure, on_shared_engine: Engine, tmp_path: Path
-) -> None:
-    runner = run(configure)
-    assert runner.tracker is not None
-    url = runner.tracker.row_by_row_url()
-    assert url is not None
-    outputs = configure().sweep.root
-    _, runs, traces = published(f"sqlite:///{outputs / 'mlflow.db'}")
-    names = {run.info.run_id: run.info.run_name for run in runs}
-    answers = {
-        names[t.info.trace_metadata["mlflow.sourceRun"]]: t.data.spans[0].outputs
-        for t in traces
-        if t.data.spans[0].inputs["prompt_id"] == "sky"
-    }
-    with mlflow_server(tmp_path, outputs / "mlflow.db", outputs / "artifacts") as server, chromium() as browser:
+def test_the_link_shows_the_controls_and_a_points_answers_prompt_by_prompt(tracker: Tracker, tmp_path: Path) -> None:
+    """The real user interface of MLflow in a real browser."""
+    tracker.publish(record("control", "control", 0), table(3, "A plain answer to {}."), again=False)
+    for index, factor in ((1, 2), (2, 8)):
+        of_point = table(3, f"An answer to {{}}, {factor} times as large.")
+        tracker.publish(record(f"factor={factor}", index=index), of_point, again=False)
+    described: dict[str, str] = {}
+    (tmp_path / "report").mkdir()
+    tracker.close(Closing(lambda links: described.update(links) or "", [], tmp_path / "report", [], [], {}, 0.0))
+    url = tracker.row_by_row_url()
+    assert url is not None and url.endswith(described["row by row"])
+    with mlflow_server(tmp_path, tmp_path / "mlflow.db", tmp_path / "artifacts") as server, chromium() as browser:
         page = browser.new_page(viewport={"width": 1900, "height": 950})
         page.goto(url.replace("http://127.0.0.1:5000", server))
         with suppress(Exception):  # the pane of MLflow's assistant, which is open on a first visit
             page.locator('button[aria-label*="lose"]').first.click(timeout=5000)
-        page.get_by_text("Why is the sky blue?").first.wait_for(timeout=60_000)
-        page.wait_for_timeout(3000)
+        places = []
+        for prompt in range(3):
+            for answer in (f"An answer to {prompt}, 2 times as large.", f"A plain answer to {prompt}."):
+                cell = page.get_by_text(answer).first
+                cell.wait_for(timeout=60_000)
+                box = cell.bounding_box()
+                assert box is not None
+                places.append(box["y"])
         if SHOTS:
-            page.screenshot(path=f"{SHOTS}/mlflow_row_by_row.png")
-        text = page.inner_text("body")
-        print(text, answers)
-        assert re.search("control", text)
+            page.screenshot(path=f"{SHOTS}/traces.png")
+        assert places == sorted(places), "the prompts are not in their order, with both answers to each together"

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import hydra._internal.hydra
 import hydra._internal.utils
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import RangeSweep
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep.building import COMPOSE, one_line
 from sweep.checks import did_you_mean
 from sweep.errors import ConfigError
+from sweep.paths import conf_dir
 
 
 def pass_errors_on() -> None:
@@ -26,6 +29,11 @@ def pass_errors_on() -> None:
         return func()
 
     hydra._internal.utils.run_and_report = run_and_report
+
+
+def compose_once() -> None:
+    """Have Hydra take `--multirun` at its word: it would compose everything once more, only to read `hydra.mode`."""
+    hydra._internal.hydra.Hydra.get_mode = lambda *_, **__: None
 
 
 def list_override(key: str, arguments: Sequence[str]) -> list[str]:
@@ -61,7 +69,27 @@ def expand_compositions(arguments: Sequence[str]) -> list[str]:
     return expanded
 
 
-def explain(error: HydraException | OmegaConfBaseException) -> str:
+def check_values(arguments: Sequence[str]) -> None:
+    """Refuse values that Hydra fails on without saying where they stand.
+
+    Raises:
+        ConfigError: something that is no name is given as a group's option, or a range has no step.
+    """
+    for argument in arguments:
+        try:
+            override = OverridesParser.create().parse_override(argument)
+        except HydraException:
+            continue  # Hydra's own parsing will say what is wrong
+        value = override.value()
+        if isinstance(value, RangeSweep) and not value.step:
+            raise ConfigError(f"{argument}: the step of a range must not be 0.")
+        group = conf_dir() / override.key_or_group
+        if group.is_dir() and not override.is_delete() and (value is None or isinstance(value, (int, float, dict))):
+            options = sorted(path.stem for path in group.glob("*.yaml"))
+            raise ConfigError(f"{argument}: there is no such option. {did_you_mean('', options)}")
+
+
+def explain(error: HydraException | OmegaConfBaseException, arguments: Sequence[str]) -> str:
     """Return an error of Hydra or OmegaConf in a line or three, with the nearest name that exists."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
@@ -77,5 +105,8 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
         return one_line(cause)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read: {str(error).splitlines()[0]}"
+    if "does not support sweep type" in str(error):
+        named = next((argument for argument in arguments if "interval(" in argument), "interval()")
+        return f"{named}: an interval needs a sweeper that optimises; list values, or give a range(start,stop,step)."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "\n".join(lines[:3]) or type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.checks import require, require_choice
+from sweep.checks import did_you_mean, require, require_choice
 from sweep.errors import ConfigError
 from sweep.transforms import CONTROLS, TRANSFORMS, Pipeline, Stage, parse_span
 
@@ -27,7 +27,7 @@ def build(key: str, values: Any, registry: Mapping[str, type[T]]) -> T:
         ConfigError: no or an unknown name, an unknown parameter, or a value of the wrong type or out of range.
     """
     if not isinstance(values, dict) or "name" not in values:
-        raise ConfigError(f"{key} must be one of {', '.join(sorted(registry))}; got {values!r}.")
+        raise ConfigError(f"{key} must be one of its options, not {values!r}. {did_you_mean('', sorted(registry))}")
     parameters = dict(values)
     name = parameters.pop("name")
     require_choice(f"{key}.name", name, sorted(registry))

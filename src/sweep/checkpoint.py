@@ -97,13 +97,18 @@ class Checkpoint:
         """Refuse the architectures that vLLM cannot be given embeddings for.
 
         Raises:
-            ConfigError: the model adds embeddings of each layer by token id (Gemma 3n and 4), or projects its
-                embeddings to another width (OPT-350m).
+            ConfigError: the model adds embeddings of each layer by token id (Gemma 3n and 4), has an encoder beside
+                the decoder (T5), or projects its embeddings to another width (OPT-350m).
         """
         if getattr(self.config, "hidden_size_per_layer_input", 0):
             raise ConfigError(
                 f"model.id: {self.model.id!r} has per-layer embeddings, which are looked up by token id: "
                 "embeddings alone do not say what its prompt is."
+            )
+        if getattr(self.config, "is_encoder_decoder", False):
+            raise ConfigError(
+                f"model.id: {self.model.id!r} has an encoder and a decoder, "
+                "for which vLLM takes no prompt embeddings; a model of a decoder alone is needed."
             )
         if getattr(self.config, "word_embed_proj_dim", self.hidden_size) != self.hidden_size:
             raise ConfigError(

@@ -27,6 +27,7 @@ NOT_A_SWEEP = (
     *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"),
     *("--run", "-r", "--multirun", "-m", "--experimental-rerun"),
 )
+LONGEST, MOST_LINES = 380, 3  # of what is said of a wrong configuration
 
 
 def task(composed: DictConfig) -> dict[str, float]:
@@ -45,10 +46,12 @@ def main() -> None:
     if not any(argument.split("=")[0] in NOT_A_SWEEP for argument in arguments):
         # hydra.mode in config.yaml alone would have a typo beside a comma list reported as an "ambiguous value".
         sys.argv.insert(1, "--multirun")
+        _hydra.compose_once()
     signals.install()
     try:
         config.register(_hydra.list_override("plugins", sys.argv))
         sys.argv[1:] = _hydra.expand_compositions(sys.argv[1:])
+        _hydra.check_values(sys.argv[1:])
         _hydra.pass_errors_on()
         with session.current() as sweep:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
@@ -60,11 +63,11 @@ def main() -> None:
         error = type(error)("\n".join([str(error), *session.current().failures]))
         _exit(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(_hydra.explain(error), ConfigError.exit_code)
+        _exit(_hydra.explain(error, sys.argv[1:]), ConfigError.exit_code)
     except OSError as error:
         if session.current().started:
             raise
-        _exit(f"{error.filename}: {error.strerror}.", ConfigError.exit_code)
+        _exit(f"sweep.dir: {error.filename} cannot be written: {error.strerror}.", ConfigError.exit_code)
     except signals.Interrupted as end:
         print("sweep: interrupted; what is finished is kept, and the same command goes on from there.", file=sys.stderr)
         signals.leave(int(str(end.code)))
@@ -73,5 +76,9 @@ def main() -> None:
 def _exit(message: str, code: int) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exc()
-    print(f"sweep: {redact(message)}", file=sys.stderr)
+    message = redact(message)
+    if code == ConfigError.exit_code:  # what libraries say, and names that users give, can be of any length
+        message = "\n".join(message.splitlines()[:MOST_LINES])
+        message = message if len(message) <= LONGEST else f"{message[: LONGEST - 2]} …"
+    print(f"sweep: {message}", file=sys.stderr)
     sys.exit(code)

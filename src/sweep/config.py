@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from omegaconf import BooleanNode, DictConfig, IntegerNode, ListConfig, OmegaCon
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.building import COMPOSE, build, build_pipeline, one_line, read, writable
-from sweep.checks import require, require_choice
+from sweep.checks import did_you_mean, require, require_choice
 from sweep.engines import ENGINES, EngineConfig
 from sweep.errors import ConfigError
+from sweep.signals import Interrupted
 from sweep.transforms import TRANSFORMS, Pipeline
 
 
@@ -263,6 +264,9 @@ class Parser:
 
     def parse(self, plain: dict[str, Any]) -> SweepConfig:
         """Return a configuration of plain values, which must not be changed afterwards; errors as of `parse`."""
+        known = [field.name for field in fields(SweepConfig)]
+        for key in plain.keys() - known:  # Hydra lets `+key=value` add whatever it likes
+            raise ConfigError(f"{key}: there is no such key. {did_you_mean(key, known)}")
         for module in plain["plugins"]:
             _import_plugin(module)
         return SweepConfig(
@@ -323,7 +327,9 @@ def _import_plugin(module: str) -> None:
         importlib.import_module(module)
     except SyntaxError as error:
         raise ConfigError(f"plugins: {error.filename}:{error.lineno}: {error.msg}.") from error
-    except Exception as error:  # it is the user's, and may raise anything
+    except Interrupted:
+        raise
+    except (Exception, SystemExit) as error:  # it is the user's, and may raise anything
         reason = str(error).split("\n")[0]
         what = f"{type(error).__name__}: {reason}"
         raise ConfigError(f"plugins: the module {module!r} cannot be imported: {what}") from error

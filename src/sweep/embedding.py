@@ -189,7 +189,7 @@ def from_safetensors(checkpoint: Checkpoint) -> EmbeddingTable:
                     multiplier = family(checkpoint.config) if family else None
                     size = checkpoint.config.vocab_size
                     return EmbeddingTable(tensors.get_tensor(name), checkpoint.dtype, multiplier, size)
-    except (SafetensorError, OSError, json.JSONDecodeError, KeyError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"model.id: the checkpoint {checkpoint.model.id!r} cannot be read: {error}") from error
     raise ConfigError(
         f"model.id: {checkpoint.model.id!r} has no embedding table of shape {shape} under a known name; "
@@ -221,8 +221,11 @@ def _candidates(folder: Path) -> list[tuple[Path, str]]:
     """Return (file, tensor name) for all tensors whose name says that they are an embedding table."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = json.loads(index.read_text())["weight_map"].items()
-        found = [(folder / file, name) for name, file in names]
+        document = json.loads(index.read_text())
+        files = document.get("weight_map") if isinstance(document, dict) else None
+        if not isinstance(files, dict):
+            raise ConfigError(f"model.id: {folder}/{index.name} cannot be read: it has no weight_map.")
+        found = [(folder / file, name) for name, file in files.items()]
     else:
         found = []
         for file in sorted(folder.glob("*.safetensors")):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sweep.checks import require_choice
 from sweep.config import PromptsConfig
 from sweep.errors import ConfigError
 from sweep.paths import conf_dir
 
 Message = dict[str, str]
+
+# Of messages: those that chat templates know.  One that they do not know, most of them render without a word.
+ROLES = ("user", "assistant", "system", "developer", "tool", "function", "ipython", "model", "document")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +71,16 @@ def load(config: PromptsConfig) -> list[Prompt]:
         entries = [(f"{config.path}:{place}", entry) for place, entry in _read(path)]
     else:
         entries = [(f"prompts.items[{i}]", entry) for i, entry in enumerate(config.items or [])]
-    prompts = [_prompt(entry, place, i, config) for i, (place, entry) in enumerate(entries[: config.limit])]
+    chosen = entries[: config.limit]
+    prompts = [_prompt(entry, place, i, config) for i, (place, entry) in enumerate(chosen)]
     if not prompts:
         raise ConfigError(f"The prompt list is empty: {config.path or 'prompts.items'} holds no prompt.")
-    repeated, times = Counter(prompt.id for prompt in prompts).most_common(1)[0]
-    if times > 1:
-        raise ConfigError(f"prompts: the id {repeated!r} stands for {times} prompts; ids must differ.")
+    places: dict[str, str] = {}
+    for prompt, (place, _) in zip(prompts, chosen, strict=True):
+        if (first := places.setdefault(prompt.id, place)) != place:
+            raise ConfigError(
+                f"{place}: the id {prompt.id!r} stands for 2 prompts, this one and {first}; ids must differ."
+            )
     return prompts
 
 
@@ -97,9 +104,18 @@ def _read(path: Path) -> list[tuple[str, Any]]:
     try:
         return reader(path)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path.name}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
+        raise ConfigError(f"{path.name}:{_undecodable_line(path)}: not UTF-8 text ({error.reason}).") from error
     except OSError as error:
         raise ConfigError(f"prompts.path: {path.name!r} cannot be read: {error.strerror}.") from error
+
+
+def _undecodable_line(path: Path) -> int:
+    data = path.read_bytes()
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return data.count(b"\n", 0, error.start) + 1
+    return 1
 
 
 def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
@@ -115,13 +131,17 @@ def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
 
 
 def _read_yaml(path: Path) -> list[tuple[str, Any]]:
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        document = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ConfigError(f"{path.name}:{line}: not YAML: {error.problem}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name}: not YAML: {str(error).splitlines()[0]}.") from error
+    except yaml.reader.ReaderError as error:  # a character that must not be there
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{path.name}:{line}: not YAML: {str(error).splitlines()[0]}.") from error
+    except ValueError as error:  # a date, say, that there is not
+        raise ConfigError(f"{path.name}: not YAML: {error}.") from error
     return _listed(document, path)
 
 
@@ -143,9 +163,12 @@ def _read_csv(path: Path) -> list[tuple[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            columns = list(reader.fieldnames or [])
+            if twice := next((name for name in columns if columns.count(name) > 1), None):
+                raise ConfigError(f"{path.name}:1: two columns are called {twice!r}.")
             for row in reader:
                 if None in row or None in row.values():
-                    width = len(reader.fieldnames or [])
+                    width = len(columns)
                     raise ConfigError(f"{path.name}:{reader.line_num}: has not the {width} fields of the header.")
                 entries.append((str(reader.line_num), {key: value for key, value in row.items() if value}))
         except csv.Error as error:
@@ -187,7 +210,7 @@ def _prompt(entry: Any, place: str, index: int, config: PromptsConfig) -> Prompt
         messages = [*system, {"role": "user", "content": text}]
     filled = [_fill(m["content"], i, values, config) for i, m in enumerate(messages or [{"content": text}])]
     return Prompt(
-        id=str(entry.get(config.id_key, f"p{index:04d}")),
+        id=_id(entry.get(config.id_key), place, index, config),
         text=filled[-1][0],
         messages=tuple(m | {"content": own} for m, (own, _) in zip(messages, filled, strict=True))
         if messages
@@ -196,6 +219,14 @@ def _prompt(entry: Any, place: str, index: int, config: PromptsConfig) -> Prompt
         values=tuple(values.items()),
         places=tuple(found for _, places in filled for found in places),
     )
+
+
+def _id(value: Any, place: str, index: int, config: PromptsConfig) -> str:
+    if value is None:
+        return f"p{index:04d}"
+    if isinstance(value, list | dict) or not str(value):
+        raise ConfigError(f"{place}: {config.id_key!r} must be a text or a number; got {value!r}.")
+    return str(value)
 
 
 def _fill(text: str, message: int, values: dict[str, str], config: PromptsConfig) -> tuple[str, list[Place]]:
@@ -228,6 +259,8 @@ def _messages(messages: Any, place: str) -> list[Message]:
         isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in messages
     ):
         raise ConfigError(f"{place}: messages must be a list of mappings with role and content.")
+    for message in messages:
+        require_choice(f"{place}: messages", str(message["role"]), ROLES, what="role")
     return [{"role": str(message["role"]), "content": message["content"]} for message in messages]
 
 

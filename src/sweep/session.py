@@ -55,10 +55,13 @@ class Session:
         OmegaConf.register_new_resolver("sweep_folder", self._folder, replace=True)
 
     def _folder(self, root: str, *, _root_: DictConfig) -> str:
-        sweeps = Path(root).expanduser().resolve() / "sweeps"
+        try:
+            sweeps = Path(root).expanduser().resolve() / "sweeps"
+        except (RuntimeError, ValueError, OSError) as error:  # nobody's home, a NUL, a loop of links
+            raise ConfigError(f"sweep.dir: {root!r} cannot be used: {error}.") from error
         if not self.id:
             self.id = _numbered(_sweep_id(_root_), sweeps, anew=str(_root_.sweep.resume).lower() == "false")
-            self._undo.push(partial(_clear, _missing(sweeps / self.id)))
+            self._undo.push(partial(self._clear, _missing(sweeps / self.id)))
         return str(sweeps / self.id)
 
     def run(self, points: Sequence[Point]) -> list[PointResult | None]:
@@ -103,6 +106,23 @@ class Session:
         self._runner = self._undo.enter_context(runner)
         return runner
 
+    def _clear(
+        self, made: Sequence[Path], kind: type[BaseException] | None, error: BaseException | None, tb: object
+    ) -> None:
+        """Remove what was made for a configuration that is refused, but for a log that says something."""
+        refused = isinstance(error, (ConfigError, HydraException, OmegaConfBaseException))
+        if not refused and not (isinstance(error, OSError) and not self.started):
+            return
+        for path in made:
+            with suppress(OSError, Timeout):  # a folder that something else is in, or a lock that somebody holds, stays
+                if path.is_dir():
+                    path.rmdir()
+                elif path.suffix == ".lock":
+                    with FileLock(path, timeout=0):
+                        path.unlink()
+                elif path.suffix != ".log" or not path.stat().st_size:
+                    path.unlink()
+
     def __enter__(self) -> Session:
         return self
 
@@ -118,32 +138,13 @@ def _missing(folder: Path) -> list[Path]:
     return [path for path in (*files, root / ".cache", folder, folder.parent, root) if not path.exists()]
 
 
-def _clear(made: Sequence[Path], kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
-    """Remove what an invocation has made that was told no, but for a log that says something."""
-    if not _is_refusal(error):
-        return
-    for path in made:
-        with suppress(OSError, Timeout):  # a folder that something else is in, or a lock that somebody holds, stays
-            if path.is_dir():
-                path.rmdir()
-            elif path.suffix == ".lock":
-                with FileLock(path, timeout=0):
-                    path.unlink()
-            elif path.suffix != ".log" or not path.stat().st_size:
-                path.unlink()
-
-
 def _withdraw(lease: Path, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
     """Remove a lease's folder while the lease is held, when nobody can have another claim in it."""
-    if _is_refusal(error):
+    if isinstance(error, ConfigError):
         with suppress(OSError):
             for claim in lease.glob("*.json"):
                 claim.unlink()
             lease.rmdir()
-
-
-def _is_refusal(error: BaseException | None) -> bool:
-    return isinstance(error, (ConfigError, HydraException, OmegaConfBaseException, OSError))
 
 
 def _sweep_id(base: DictConfig) -> str:

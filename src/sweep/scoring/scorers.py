@@ -17,6 +17,7 @@ from sweep.checks import did_you_mean
 from sweep.errors import ConfigError
 from sweep.scoring import text
 from sweep.scoring.text import ScorerError
+from sweep.signals import Interrupted
 
 GROUP = "quality/"
 
@@ -75,10 +76,10 @@ def select(names: Sequence[str]) -> dict[str, Scorer]:
         metric = GROUP + name.removeprefix(GROUP)
         if metric not in QUALITY and not re.search(r"[.:]", name):
             known = [known.removeprefix(GROUP) for known in QUALITY]
-            raise ConfigError(f"scoring: {name!r} is no measure of quality. {did_you_mean(name, known)}")
+            raise ConfigError(f"scoring.quality: {name!r} is no measure of quality. {did_you_mean(name, known)}")
         scorer = QUALITY.get(metric) or load_scorer(name)
         if scorer.name in chosen:
-            raise ConfigError(f"scoring: two scorers are called {scorer.name!r}; the second one is {name!r}.")
+            raise ConfigError(f"scoring.quality: two scorers are called {scorer.name!r}; the second one is {name!r}.")
         chosen[scorer.name] = scorer
     return chosen
 
@@ -99,7 +100,7 @@ def load_scorer(path: str) -> Scorer:
     if not colon:
         module, _, attribute = path.rpartition(".")
     if not module or not attribute:
-        raise ConfigError(f"scoring: {path!r} is no scorer; write module:function.")
+        raise ConfigError(f"scoring.quality: {path!r} is no scorer; write module:function.")
     function = _import(path, module, attribute)
     parameters = _positional(path, function)
     name = GROUP + attribute.rpartition(".")[2]
@@ -110,7 +111,7 @@ def load_scorer(path: str) -> Scorer:
         try:
             return float(function(answer) if alone else function(answer, references))
         except Exception as error:  # it is the user's, and may raise anything
-            raise ScorerError(f"scoring: {path} failed with {type(error).__name__}: {_line(error)}") from error
+            raise ScorerError(f"scoring.quality: {path} failed with {type(error).__name__}: {_line(error)}") from error
 
     return Scorer(name, scored, needs_reference, limits=(-math.inf, math.inf))
 
@@ -121,11 +122,15 @@ def _import(path: str, module: str, attribute: str) -> Callable[..., Any]:
     try:
         found: Any = attrgetter(attribute)(importlib.import_module(module))
     except SyntaxError as error:
-        raise ConfigError(f"scoring: {path}: {error.filename}:{error.lineno}: {error.msg}.") from error
-    except Exception as error:  # as above
-        raise ConfigError(f"scoring: {path} cannot be loaded: {type(error).__name__}: {_line(error)}") from error
+        raise ConfigError(f"scoring.quality: {path}: {error.filename}:{error.lineno}: {error.msg}.") from error
+    except Interrupted:
+        raise
+    except (Exception, SystemExit) as error:  # as above
+        raise ConfigError(
+            f"scoring.quality: {path} cannot be loaded: {type(error).__name__}: {_line(error)}"
+        ) from error
     if not callable(found):
-        raise ConfigError(f"scoring: {path} is no function but {type(found).__name__}.")
+        raise ConfigError(f"scoring.quality: {path} is no function but {type(found).__name__}.")
     function: Callable[..., Any] = found
     return function
 
@@ -135,7 +140,7 @@ def _positional(path: str, function: Callable[..., Any]) -> list[inspect.Paramet
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"scoring: {path} does not say what it takes: {_line(error)}") from error
+        raise ConfigError(f"scoring.quality: {path} does not say what it takes: {_line(error)}") from error
     places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [p for p in signature.parameters.values() if p.kind in (*places, inspect.Parameter.VAR_POSITIONAL)]
     for count in (2, 1):
@@ -144,8 +149,10 @@ def _positional(path: str, function: Callable[..., Any]) -> list[inspect.Paramet
         except TypeError:
             continue
         return parameters
-    raise ConfigError(f"scoring: {path}{signature} must take (generation, references), or the generation alone.")
+    raise ConfigError(
+        f"scoring.quality: {path}{signature} must take (generation, references), or the generation alone."
+    )
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return str(error).split("\n")[0]

@@ -5,7 +5,6 @@ An experiment's bare link shows an empty page; these carry filter, order and vie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
@@ -44,16 +43,13 @@ class Links:
         query = {"viewStateShareKey": self.sweep_id, "compareRunsMode": "CHART"}
         return f"#/experiments/{self.experiment}/runs?{urlencode(query, quote_via=quote, safe='')}"
 
-    def row_by_row(self, control: str, points: Sequence[str]) -> str:
-        """The traces of points' runs beside those of the control's run, by their ids; within the user interface."""
-        query = {
-            "workflowType": "genai",
-            "compare": "true",
-            "compareFrom": "runs",
-            "compareRuns": ",".join([control, *points]),
-        }
-        page = f"#/experiments/{self.experiment}/evaluation-runs/{control}/details"
-        return f"{page}?{urlencode(query, quote_via=quote, safe=',')}"
+    def row_by_row(self, control: str, point: str) -> str:
+        """The traces of a point's run beside those of the control's, by the runs' ids; within the user interface.
+
+        Other points can be chosen there.
+        """
+        query = {"workflowType": "genai", "selectedRunUuid": point, "compareToRunUuid": control}
+        return f"#/experiments/{self.experiment}/evaluation-runs?{urlencode(query)}"
 
     def full(self, page: str) -> str:
         """Return a page's whole address."""

@@ -60,11 +60,16 @@ class Traces:
         from mlflow.tracing.client import TracingClient
 
         client, rows = TracingClient(self.uri), _by_id(run_id, table)
+        # What one of many generations in a batch has taken is not known: they start with their point, and take no time;
+        # a millisecond apart, as MLflow, which shows the latest first, then keeps the order of the prompts.
+        times = {trace_id: int(record.started * 1000) - i for i, trace_id in enumerate(rows)}
         for start in range(0, len(rows), BATCH):
             batch = dict(islice(rows.items(), start, start + BATCH))
             for trace_id, row in batch.items():
-                client.start_trace(self._info(trace_id, run_id, record, row))
-            client.log_spans(self.experiment, [_span(row, trace_id, record) for trace_id, row in batch.items()])
+                client.start_trace(self._info(trace_id, run_id, record.name, times[trace_id], row))
+            client.log_spans(
+                self.experiment, [_span(row, trace_id, times[trace_id]) for trace_id, row in batch.items()]
+            )
         expected = _expected(rows)
         if rows and (stored := self._stored(run_id)) != expected:
             kept = sum(stored.get(trace_id) == scores for trace_id, scores in expected.items())
@@ -101,7 +106,7 @@ class Traces:
             if not (token := page.token):
                 return
 
-    def _info(self, trace_id: str, run_id: str, record: PointRecord, row: Mapping[str, Any]) -> TraceInfo:
+    def _info(self, trace_id: str, run_id: str, name: str, time_ms: int, row: Mapping[str, Any]) -> TraceInfo:
         from mlflow.entities import TraceInfo, TraceLocation, TraceState
         from mlflow.tracing.constant import (
             TRACE_SCHEMA_VERSION,
@@ -113,13 +118,13 @@ class Traces:
         return TraceInfo(
             trace_id,
             TraceLocation.from_experiment_id(self.experiment),
-            request_time=int(record.started * 1000),
+            request_time=time_ms,
             state=TraceState.OK,
             trace_metadata={
                 TraceMetadataKey.SOURCE_RUN: run_id,
                 TRACE_SCHEMA_VERSION_KEY: str(TRACE_SCHEMA_VERSION),
             },
-            tags={TraceTagKey.TRACE_NAME: redact(record.name)},
+            tags={TraceTagKey.TRACE_NAME: redact(name)},
             assessments=_feedback(row, trace_id, run_id),
         )
 
@@ -161,14 +166,12 @@ def _feedback(row: Mapping[str, Any], trace_id: str, run_id: str) -> list[Feedba
     return feedback
 
 
-def _span(row: Mapping[str, Any], trace_id: str, record: PointRecord) -> Span:
+def _span(row: Mapping[str, Any], trace_id: str, time_ms: int) -> Span:
     """Return the one span of a trace: what MLflow aligns (the inputs, free of what is swept) and compares."""
     from mlflow.entities import Span, SpanType
     from mlflow.tracing.constant import SpanAttributeKey
 
     number = bytes.fromhex(trace_id.removeprefix("tr-"))
-    # What one of many generations in a batch has taken is not known: they start with their point, and take no time.
-    at = int(record.started * 1e9)
     attributes = {
         SpanAttributeKey.REQUEST_ID: trace_id,
         SpanAttributeKey.SPAN_TYPE: SpanType.LLM,
@@ -182,8 +185,8 @@ def _span(row: Mapping[str, Any], trace_id: str, record: PointRecord) -> Span:
             "span_id": base64.b64encode(number[:8]).decode(),
             "parent_span_id": None,
             "name": "generate",
-            "start_time_unix_nano": at,
-            "end_time_unix_nano": at,
+            "start_time_unix_nano": time_ms * 1_000_000,
+            "end_time_unix_nano": time_ms * 1_000_000,
             "status": {"code": "STATUS_CODE_OK", "message": ""},
             "attributes": {key: json.dumps(value, ensure_ascii=False) for key, value in attributes.items()},
             "events": [],

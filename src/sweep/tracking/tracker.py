@@ -36,7 +36,6 @@ TAG_LIMIT = 5000  # of an error, which is a tag too
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of a run that was deleted
 NAME_LIMIT, COMMAND_LIMIT = 250, 5000  # of columns that PostgreSQL does not stretch
 BATCH = 1000  # metrics of one call
-COMPARED = 10  # points beside the control, row by row
 
 
 class Tracker:
@@ -77,7 +76,7 @@ class Tracker:
         return self.links.full(self.links.charts)
 
     def row_by_row_url(self) -> str | None:
-        """Return the link to the points' traces beside the control's; None: there are none, or the sweep goes on."""
+        """Return the link to a point's traces beside the control's; None: there are none, or the sweep goes on."""
         return self._row_by_row and self.links.full(self._row_by_row)
 
     def parent_status(self) -> str | None:
@@ -253,18 +252,14 @@ class Tracker:
         self._client.delete_run(run_id)
 
     def _compared(self) -> str | None:
-        """Return the page that has the first control and the first points row by row."""
-        own, order = f"tags.`sweep.id` = '{self._sweep_id}' AND attributes.status = 'FINISHED'", [f"{ORDER} ASC"]
-        control, points = (
-            [
-                str(run.info.run_id)
-                for run in self._client.search_runs(
-                    [self._experiment], f"{own} AND tags.`sweep.role` = '{role}'", max_results=most, order_by=order
-                )
-            ]
-            for role, most in (("control", 1), ("point", COMPARED))
-        )
-        return self.links.row_by_row(control[0], points) if control and points else None
+        """Return the page that has the first point and the first control row by row."""
+        done = f"tags.`sweep.id` = '{self._sweep_id}' AND attributes.status = 'FINISHED' AND tags.`sweep.role`"
+        first = [
+            self._client.search_runs([self._experiment], f"{done} = '{role}'", max_results=1, order_by=[ORDER])
+            for role in ("control", "point")
+        ]
+        ids = [str(run.info.run_id) for found in first for run in found]
+        return self.links.row_by_row(*ids) if len(ids) == 2 else None
 
     def _search(self, condition: str) -> list[Run]:
         own = f"tags.`sweep.id` = '{self._sweep_id}'"
