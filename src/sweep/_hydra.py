@@ -33,7 +33,7 @@ def pass_errors_on() -> None:
 
 def compose_once() -> None:
     """Have Hydra take `--multirun` at its word: it would compose everything once more, only to read `hydra.mode`."""
-    hydra._internal.hydra.Hydra.get_mode = lambda *_, **__: None
+    hydra._internal.hydra.Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
 
 
 def list_override(key: str, arguments: Sequence[str]) -> list[str]:

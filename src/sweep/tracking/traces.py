@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Feedback, Span, TraceInfo
 
 BATCH = 100  # rows of one call
-PAGE = 500  # traces of one answer
+PAGE = 500  # traces of one answer: what servers allow
+NAME_LIMIT = 250
 NOT_SCORES = ("prompt", "generation", "prompt_id", "reference", "finish_reason")
 
 
@@ -124,7 +125,7 @@ class Traces:
                 TraceMetadataKey.SOURCE_RUN: run_id,
                 TRACE_SCHEMA_VERSION_KEY: str(TRACE_SCHEMA_VERSION),
             },
-            tags={TraceTagKey.TRACE_NAME: redact(name)},
+            tags={TraceTagKey.TRACE_NAME: redact(name)[:NAME_LIMIT]},
             assessments=_feedback(row, trace_id, run_id),
         )
 
