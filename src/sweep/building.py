@@ -87,10 +87,20 @@ def read(section: type[T], key: str, values: dict[str, Any]) -> T:
         try:
             made: Any = OmegaConf.to_object(OmegaConf.merge(writable(section), values))
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{key}.{one_line(error)}") from error
+            raise ConfigError(f"{key}.{_culprit(section, values, error)}") from error
         _read_before[section] = values, made
         return cast(T, made)
     return section(**converted)
+
+
+def _culprit(section: type, values: dict[str, Any], error: OmegaConfBaseException) -> str:
+    """Return an error in reading values as `key: what is wrong`; OmegaConf does not say the key of every one."""
+    for name, value in {} if error.full_key else values.items():
+        try:
+            OmegaConf.merge(writable(section), {name: value})
+        except OmegaConfBaseException as own:
+            return f"{name}: {one_line(own)}"
+    return one_line(error)
 
 
 # The last values that OmegaConf has read into each class, and what it has made of them.

@@ -267,14 +267,16 @@ class Parser:
         known = [field.name for field in fields(SweepConfig)]
         for key in plain.keys() - known:  # Hydra lets `+key=value` add whatever it likes
             raise ConfigError(f"{key}: there is no such key. {did_you_mean(key, known)}")
-        for module in plain["plugins"]:
+        plugins = plain["plugins"]
+        require(isinstance(plugins, list), "plugins", "must be a list of modules' names", str(plugins))
+        for module in plugins:
             _import_plugin(module)
         return SweepConfig(
             transform=self._make("transform", plain, build_pipeline),
             engine=self._make("engine", plain, lambda values: build("engine", values, ENGINES)),
             seed=_whole("seed", plain["seed"]),
             verbose=_switch("verbose", plain["verbose"]),
-            plugins=tuple(plain["plugins"]),
+            plugins=tuple(plugins),
             **{key: self._make(key, plain, partial(read, section, key)) for key, section in SECTIONS.items()},
         )
 
