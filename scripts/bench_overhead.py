@@ -27,11 +27,12 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from sweep import config, prompts
-from sweep.checkpoint import find
-from sweep.corpus import Corpus
-from sweep.embedding import open_table
-from sweep.encoding import encode
+from sweep import config
+from sweep.inputs import prompts
+from sweep.inputs.checkpoint import find
+from sweep.inputs.corpus import Corpus
+from sweep.inputs.embedding import open_table
+from sweep.inputs.encoding import encode
 from sweep.paths import conf_dir
 from sweep.point import make_points
 from sweep.request import build

@@ -29,18 +29,20 @@ from unittest.mock import patch
 
 from hydra import compose, initialize_config_dir
 
-from sweep import comparison, config, outcome, prompts, scoring
+from sweep import config, outcome, scoring
 from sweep.building import build_pipeline
-from sweep.checkpoint import find
-from sweep.corpus import Corpus
-from sweep.embedding import open_table
-from sweep.encoding import encode
 from sweep.engines.base import Completion
 from sweep.identity import Identity
+from sweep.inputs import prompts
+from sweep.inputs.checkpoint import find
+from sweep.inputs.corpus import Corpus
+from sweep.inputs.embedding import open_table
+from sweep.inputs.encoding import encode
 from sweep.outcome import Against, Answers, PointResult, Progress
 from sweep.paths import conf_dir
 from sweep.plan import PlannedPoint
 from sweep.point import UNTRANSFORMED, Point
+from sweep.report import comparison
 from sweep.request import BuiltRequest, build
 from sweep.scoring.scorers import QUALITY, select
 

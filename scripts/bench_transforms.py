@@ -29,14 +29,14 @@ from hydra import compose, initialize_config_dir
 from bench_overhead import compose_jobs
 from sweep import config
 from sweep.building import build_pipeline
-from sweep.checkpoint import find
 from sweep.config import ModelConfig, PromptsConfig
-from sweep.corpus import Corpus
-from sweep.embedding import EmbeddingTable, open_table
-from sweep.encoding import encode
+from sweep.inputs.checkpoint import find
+from sweep.inputs.corpus import Corpus
+from sweep.inputs.embedding import EmbeddingTable, open_table
+from sweep.inputs.encoding import encode
+from sweep.inputs.prompts import load
 from sweep.paths import conf_dir
 from sweep.point import make_points
-from sweep.prompts import load
 from sweep.request import build
 from sweep.runner import Runner
 from sweep.scoring.perturbation import nearest_token_flips

@@ -33,7 +33,7 @@ os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 import psutil
 from mlflow import MlflowClient
 
-from sweep.journal import Journal
+from sweep.disk.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 300.0  # seconds that anything may take

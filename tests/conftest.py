@@ -14,14 +14,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for a second thread
 
 from sweep import config as sweep_config
-from sweep import prompts
-from sweep.checkpoint import Checkpoint, find
 from sweep.config import ModelConfig, PromptsConfig, SweepConfig
-from sweep.corpus import Corpus
-from sweep.embedding import EmbeddingTable, open_table
-from sweep.encoding import encode
 from sweep.engines import VLLMConfig
 from sweep.engines.base import Engine
+from sweep.inputs import prompts
+from sweep.inputs.checkpoint import Checkpoint, find
+from sweep.inputs.corpus import Corpus
+from sweep.inputs.embedding import EmbeddingTable, open_table
+from sweep.inputs.encoding import encode
 from tiny_models import make_model
 
 MAX_MODEL_LEN = 256

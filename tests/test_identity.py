@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from conftest import compose
 from sweep.config import SweepConfig, parse
-from sweep.digests import folder_digest
+from sweep.disk.digests import folder_digest
 from sweep.errors import ConfigError
 from sweep.identity import canonical, identify
 from sweep.point import Point

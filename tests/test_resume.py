@@ -12,9 +12,9 @@ from mlflow.entities import Run
 
 from sweep import versions
 from sweep.config import SweepConfig
+from sweep.disk.journal import Journal
 from sweep.engines.base import Engine, Failure, Generation, Request
 from sweep.errors import ConfigError, TooManyFailures
-from sweep.journal import Journal
 from sweep.point import Point
 from sweep.runner import Runner
 from sweep.terminal import Terminal

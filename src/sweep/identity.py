@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep import checkpoint as checkpoints
-from sweep import prompts as prompt_files
 from sweep.checks import require
 from sweep.config import ModelConfig, PromptsConfig
-from sweep.digests import folder_digest
+from sweep.disk.digests import folder_digest
 from sweep.errors import ConfigError
+from sweep.inputs import checkpoint as checkpoints
+from sweep.inputs import prompts as prompt_files
 from sweep.point import Point
 
 VERSION = 4

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sweep.archive import Archive, Archived
+from sweep.disk.archive import Archive, Archived
+from sweep.disk.journal import Entry, Journal
 from sweep.errors import ConfigError
 from sweep.identity import identify
-from sweep.journal import Entry, Journal
 from sweep.plan import PlannedPoint, Task
 from sweep.point import Point
 from sweep.versions import engine_version

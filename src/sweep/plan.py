@@ -7,20 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from sweep import checkpoint as checkpoints
-from sweep import prompts as prompt_files
 from sweep import request
-from sweep.archive import Archived
-from sweep.checkpoint import Checkpoint
 from sweep.config import PromptsConfig
-from sweep.corpus import Corpus
-from sweep.embedding import EmbeddingTable, open_table
-from sweep.encoding import EncodedPrompt, check_lengths, encode
+from sweep.disk.archive import Archived
 from sweep.engines.gate import GATE_TOKENS
 from sweep.errors import ConfigError, TransformError
 from sweep.identity import Identity
+from sweep.inputs import checkpoint as checkpoints
+from sweep.inputs import prompts as prompt_files
+from sweep.inputs.checkpoint import Checkpoint
+from sweep.inputs.corpus import Corpus
+from sweep.inputs.embedding import EmbeddingTable, open_table
+from sweep.inputs.encoding import EncodedPrompt, check_lengths, encode
+from sweep.inputs.prompts import Prompt
 from sweep.point import EngineSpec, Point
-from sweep.prompts import Prompt
 from sweep.scoring.scorers import select
 from sweep.scoring.text import check_pattern
 

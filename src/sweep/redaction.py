@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from sweep.atomic import replace
+from sweep.disk.atomic import replace
 
 MASK = "***"
 

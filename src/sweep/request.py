@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from sweep.config import SweepConfig
-from sweep.corpus import Corpus
-from sweep.encoding import EncodedPrompt
 from sweep.engines.base import Request, Sampling
 from sweep.errors import TransformError
+from sweep.inputs.corpus import Corpus
+from sweep.inputs.encoding import EncodedPrompt
 from sweep.scoring import Scores
 from sweep.scoring.perturbation import Comparison, Neighbours, perturbation
 from sweep.seeds import derive_seed

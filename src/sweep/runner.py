@@ -15,21 +15,21 @@ from types import TracebackType
 from typing import cast
 
 from sweep import signals
-from sweep.archive import Archive
-from sweep.comparison import Comparison
 from sweep.config import SweepConfig
 from sweep.costs import SharedCosts
+from sweep.disk.archive import Archive
+from sweep.disk.journal import Journal, Writer
 from sweep.engines.base import Failure
 from sweep.engines.gate import GATE_TOKENS, GatePrompt, identity_gate
 from sweep.engines.supervisor import Supervisor
 from sweep.errors import ConfigError, EngineError, TooManyFailures
-from sweep.journal import Journal, Writer
 from sweep.memory import Memory
 from sweep.outcome import PointResult
 from sweep.plan import EngineGroup, Task, describe, make_plan
 from sweep.point import EngineSpec, Point, with_controls
-from sweep.publisher import Publisher
-from sweep.scoring_thread import ScoringThread
+from sweep.publication.publisher import Publisher
+from sweep.publication.scoring_thread import ScoringThread
+from sweep.report.comparison import Comparison
 from sweep.terminal import Advance, Terminal
 from sweep.tracking import Tracker
 from sweep.workload import Key, Workload

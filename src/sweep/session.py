@@ -26,8 +26,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sweep.disk.lease import Lease
 from sweep.errors import ConfigError
-from sweep.lease import Lease
 from sweep.point import Point
 from sweep.redaction import redact
 from sweep.terminal import Terminal

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 from sweep.building import build_pipeline
-from sweep.checkpoint import find
 from sweep.config import ModelConfig, PromptsConfig
-from sweep.corpus import Corpus
-from sweep.embedding import open_table
-from sweep.encoding import encode
 from sweep.errors import ConfigError, TransformError
-from sweep.prompts import load
+from sweep.inputs.checkpoint import find
+from sweep.inputs.corpus import Corpus
+from sweep.inputs.embedding import open_table
+from sweep.inputs.encoding import encode
+from sweep.inputs.prompts import load
 from sweep.transforms import Context, Pipeline, Rearrangement, Rows, Transform
 
 Parameters = Mapping[str, Any]

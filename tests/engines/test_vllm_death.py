@@ -26,9 +26,9 @@ COMMON = """
 import json, logging, os, signal, sys, threading, time
 from pathlib import Path
 import psutil
-from sweep.checkpoint import find
+from sweep.inputs.checkpoint import find
 from sweep.config import ModelConfig
-from sweep.embedding import open_table
+from sweep.inputs.embedding import open_table
 from sweep.engines import VLLMConfig
 from sweep.engines.base import Failure, Generation, Request, Sampling
 from sweep.engines.supervisor import Supervisor

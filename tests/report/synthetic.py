@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from sweep.results import SweepResults
+from sweep.report.results import SweepResults
 
 WORDS = [
     "the",

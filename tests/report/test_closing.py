@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sweep.comparison import Comparison, compare
 from sweep.config import SweepConfig
 from sweep.outcome import PointResult
 from sweep.point import Point
 from sweep.report.closing import describe, found
-from sweep.results import tables
+from sweep.report.comparison import Comparison, compare
+from sweep.report.results import tables
 from sweep.scoring import summarise_scores
 
 Configure = Callable[..., SweepConfig]

@@ -13,7 +13,7 @@ from sweep.report.doses import numeric_axes, responses
 from sweep.report.figures import figure
 from sweep.report.measures import measures
 from sweep.report.overview import findings
-from sweep.results import SweepResults
+from sweep.report.results import SweepResults
 
 
 def test_lines_follow_the_doses_and_carry_intervals() -> None:

@@ -14,7 +14,7 @@ from synthetic import make
 
 import sweep
 from sweep.report import files
-from sweep.results import SweepResults
+from sweep.report.results import SweepResults
 
 
 def test_what_is_written_can_be_loaded(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from synthetic import EVIL, make
 
 from sweep.report import html, matrix
 from sweep.report.matrix import Matrix, by_strength
-from sweep.results import SweepResults
+from sweep.report.results import SweepResults
 
 
 class Page(HTMLParser):

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sweep.building import build_pipeline
-from sweep.corpus import Corpus
 from sweep.errors import ConfigError
+from sweep.inputs.corpus import Corpus
 from sweep.transforms import Context, Span, Transform
 from sweep.transforms.direction import Ablate, AddVector, Clamp, Erase
 from sweep.transforms.vectors import VectorSource

@@ -15,14 +15,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from sweep import prompts
 from sweep.building import build_pipeline
-from sweep.checkpoint import Checkpoint
 from sweep.config import PromptsConfig
-from sweep.corpus import Corpus
-from sweep.embedding import EmbeddingTable
-from sweep.encoding import encode
 from sweep.errors import ConfigError, TransformError
+from sweep.inputs import prompts
+from sweep.inputs.checkpoint import Checkpoint
+from sweep.inputs.corpus import Corpus
+from sweep.inputs.embedding import EmbeddingTable
+from sweep.inputs.encoding import encode
 from sweep.testing import check_transform, demo_corpus
 from sweep.transforms import Rows
 from sweep.transforms.encoder import Encoder

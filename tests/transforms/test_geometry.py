@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sweep.corpus import Corpus
 from sweep.errors import ConfigError
+from sweep.inputs.corpus import Corpus
 from sweep.transforms import Context, Span, Transform
 from sweep.transforms.geometry import CLOUDS, Center, RemoveComponents, Rotate, TruncateRank
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sweep import prompts
 from sweep.building import build_pipeline
-from sweep.checkpoint import Checkpoint
 from sweep.config import PromptsConfig
-from sweep.corpus import Corpus
-from sweep.embedding import EmbeddingTable
-from sweep.encoding import encode
 from sweep.errors import ConfigError, TransformError
+from sweep.inputs import prompts
+from sweep.inputs.checkpoint import Checkpoint
+from sweep.inputs.corpus import Corpus
+from sweep.inputs.embedding import EmbeddingTable
+from sweep.inputs.encoding import encode
 from sweep.transforms import Rows
 from sweep.transforms.injection import Inject, SoftPrompt
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep.corpus import Corpus
 from sweep.errors import ConfigError
+from sweep.inputs.corpus import Corpus
 from sweep.transforms import Context, Pipeline, Rows, Span, Stage
 from sweep.transforms.length import Merge, Repeat, Stretch
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sweep.corpus import Corpus
 from sweep.errors import ConfigError, TransformError
+from sweep.inputs.corpus import Corpus
 from sweep.transforms import Context, Span, Transform
 from sweep.transforms._math import angles, resampled
 from sweep.transforms.mixing import Baseline, Lerp, Mixture, Slerp

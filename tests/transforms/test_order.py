@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep.corpus import Corpus
 from sweep.errors import ConfigError
+from sweep.inputs.corpus import Corpus
 from sweep.transforms import Context, Span
 from sweep.transforms.order import Reordering, Reverse, Roll, Shuffle
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweep.building import build_pipeline
-from sweep.corpus import Corpus
 from sweep.errors import ConfigError, TransformError
+from sweep.inputs.corpus import Corpus
 from sweep.transforms import Pipeline, Rows, Span, parse_span
 
 SCALE = {"name": "scale", "factor": 2.0, "span": "content"}

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sweep.corpus import Corpus
 from sweep.errors import ConfigError
+from sweep.inputs.corpus import Corpus
 from sweep.transforms import Context, Span, Transform
 from sweep.transforms.size import ClipNorm, Normalize, RMSMatch, Scale
 

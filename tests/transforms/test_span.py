@@ -9,11 +9,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from sweep import prompts
-from sweep.checkpoint import Checkpoint, find
 from sweep.config import ModelConfig, PromptsConfig
-from sweep.encoding import EncodedPrompt, encode
 from sweep.errors import ConfigError, TransformError
+from sweep.inputs import prompts
+from sweep.inputs.checkpoint import Checkpoint, find
+from sweep.inputs.encoding import EncodedPrompt, encode
 from sweep.transforms import Span, parse_span
 from tiny_models import TEMPLATE, make_tokenizer
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sweep.building import build
-from sweep.corpus import Corpus
 from sweep.errors import ConfigError, TransformError
+from sweep.inputs.corpus import Corpus
 from sweep.transforms import TRANSFORMS, Context, Span
 from sweep.transforms.vocabulary import METRICS, Anchor, KnnBlend, NearestToken, TokenMixture
 

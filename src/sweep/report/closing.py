@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sweep.comparison import Comparison
     from sweep.outcome import PointResult
+    from sweep.report.comparison import Comparison
     from sweep.scoring.response import Response, Side
 
 SHOWN = 12  # rows of the description's table

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sweep.report.measures import closer_is_higher, measures, short
-from sweep.results import SweepResults
+from sweep.report.results import SweepResults
 
 SHARES = [-0.04, 1.04]  # the scale of a share, with room for markers
 ARROWS = {"above": " ↑", "below": " ↓", "all": ""}

@@ -8,10 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sweep.atomic import replace
+from sweep.disk.atomic import replace
 from sweep.loading import GENERATIONS, POINTS
 from sweep.report import html, plots
-from sweep.results import SweepResults
+from sweep.report.results import SweepResults
 
 RESPONSES, REPORT, PLOTS = "responses.csv", "report.html", "plots"
 

@@ -23,7 +23,7 @@ from sweep.report.figures import figure
 from sweep.report.matrix import Matrix, by_strength
 from sweep.report.measures import main, short
 from sweep.report.overview import Table, findings, points_table
-from sweep.results import SweepResults
+from sweep.report.results import SweepResults
 
 FOLDER = Path(__file__).parent
 

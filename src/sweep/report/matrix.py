@@ -11,7 +11,7 @@ import pandas as pd
 
 from sweep.report.difference import SAME, spans
 from sweep.report.measures import main, measures, title
-from sweep.results import SweepResults
+from sweep.report.results import SweepResults
 
 SHOWN_COLUMNS = 13  # a control and twelve points
 SHOWN_SCORES = 4

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sweep.report.doses import Found, Response, Value, is_true
 from sweep.report.measures import main, measures, title
-from sweep.results import SweepResults
+from sweep.report.results import SweepResults
 
 NONE = "–"
 NOTHING = Found("", *[(math.nan, math.nan, math.nan)] * 3)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sweep.atomic import replace
+from sweep.disk.atomic import replace
 from sweep.report.doses import SHARES, Line, Response, responses, spoken
 from sweep.report.figures import BREAKING, EFFECTIVE, GREY, LEGIBLE, PALETTE
 from sweep.report.measures import GROUPS, main, short, title
-from sweep.results import SweepResults
+from sweep.report.results import SweepResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ from sweep.report import FOLDER
 from sweep.report.closing import found
 
 if TYPE_CHECKING:
-    from sweep.comparison import Comparison
     from sweep.config import SweepConfig
     from sweep.outcome import PointResult
+    from sweep.report.comparison import Comparison
     from sweep.runner import Runner
     from sweep.scoring.statistics import Summary
     from sweep.terminal import Terminal

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from sweep.errors import TransformError
-from sweep.layout import Layout
+from sweep.inputs.layout import Layout
 from sweep.seeds import derive_seed
 from sweep.transforms.span import Origins, Span
 

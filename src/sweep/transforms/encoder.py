@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sweep.checks import did_you_mean, require, require_choice
 from sweep.errors import ConfigError, TransformError
-from sweep.tensors import load_tensors, tensor_file
+from sweep.inputs.tensors import load_tensors, tensor_file
 from sweep.transforms.base import Rearranged, Rearrangement, register
 from sweep.transforms.context import Context, Corpus
 

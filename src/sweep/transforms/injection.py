@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sweep.checks import require, require_choice
 from sweep.errors import ConfigError, TransformError
-from sweep.tensors import count_rows, load_tensor, tensor_file
+from sweep.inputs.tensors import count_rows, load_tensor, tensor_file
 from sweep.transforms.base import Rearranged, Rearrangement, register
 from sweep.transforms.context import Context, Corpus
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.digests import file_digest
+from sweep.disk.digests import file_digest
 from sweep.errors import TransformError
 from sweep.seeds import derive_seed
 from sweep.transforms._math import share

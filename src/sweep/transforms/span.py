@@ -13,7 +13,7 @@ from typing import Any
 
 from sweep.checks import require, require_choice
 from sweep.errors import ConfigError, TransformError
-from sweep.layout import Characters, Layout
+from sweep.inputs.layout import Characters, Layout
 
 PARTS = ("all", "content", "template", "injected")
 Origins = Sequence[tuple[int, ...]]  # for each row, the prompt's tokens that it stems from

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sweep.checks import require
 from sweep.errors import ConfigError, TransformError
-from sweep.layout import Characters, Layout
+from sweep.inputs.layout import Characters, Layout
 from sweep.transforms.base import Rearranged, Rearrangement, register
 from sweep.transforms.context import Context, Corpus
 from sweep.transforms.rows import stretches

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sweep.checks import require, require_choice
 from sweep.errors import ConfigError
-from sweep.tensors import load_tensor, tensor_file
+from sweep.inputs.tensors import load_tensor, tensor_file
 from sweep.transforms.context import Corpus
 
 if TYPE_CHECKING:

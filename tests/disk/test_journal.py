@@ -19,11 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep import journal as journal_module
+from sweep.disk import journal as journal_module
+from sweep.disk.journal import OPEN_FILES, Entry, Journal, Recovered
 from sweep.engines.base import Completion, Generation
 from sweep.errors import JournalError
 from sweep.identity import Identity
-from sweep.journal import OPEN_FILES, Entry, Journal, Recovered
 
 HEADER = {"sweep": "first", "engine": "vllm 0.32.0"}
 

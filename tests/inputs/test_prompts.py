@@ -9,11 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sweep import prompts
-from sweep.checkpoint import Checkpoint, find
 from sweep.config import ModelConfig, PromptsConfig
-from sweep.encoding import check_lengths, encode
 from sweep.errors import ConfigError
+from sweep.inputs import prompts
+from sweep.inputs.checkpoint import Checkpoint, find
+from sweep.inputs.encoding import check_lengths, encode
 from tiny_models import make_model, make_tokenizer
 
 ENTRIES = [{"id": "a", "prompt": "One?", "reference": "1"}, {"id": "b", "prompt": 'Two, or "2"?'}]

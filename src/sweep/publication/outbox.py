@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from sweep.archive import Archive, Archived
 from sweep.costs import SharedCosts
+from sweep.disk.archive import Archive, Archived
+from sweep.disk.ledger import Ledger
 from sweep.errors import TrackingError
-from sweep.ledger import Ledger
+from sweep.publication.worker import Worker
 from sweep.tracking import Tracker
-from sweep.worker import Worker
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sweep.atomic import replace
+from sweep.disk.atomic import replace
 from sweep.errors import JournalError
 from sweep.scoring.statistics import Summary
 from sweep.tracking.records import PointRecord, Table

@@ -20,8 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sweep.checkpoint import Checkpoint
 from sweep.errors import ConfigError
+from sweep.inputs.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from sweep import atomic
+from sweep.disk import atomic
 from sweep.errors import LeaseError, SweepHeld
 
 RENEW_SECONDS = 5.0

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from sweep import lease as lease_module
+from sweep.disk import lease as lease_module
+from sweep.disk.lease import DEAD_SECONDS, Holder, Lease
 from sweep.errors import LeaseError, SweepHeld
-from sweep.lease import DEAD_SECONDS, Holder, Lease
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from sweep.lease import Lease
+from sweep.disk.lease import Lease
 with Lease(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -29,7 +29,7 @@ RACE = """
 import sys, time
 from pathlib import Path
 from sweep.errors import SweepHeld
-from sweep.lease import Lease
+from sweep.disk.lease import Lease
 folders = sorted(Path(sys.argv[1]).iterdir())
 print("ready", flush=True)
 start = float(sys.stdin.readline())

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sweep import tensors
 from sweep.errors import ConfigError
-from sweep.tensors import count_rows, load_tensor, load_tensors, tensor_file
+from sweep.inputs import tensors
+from sweep.inputs.tensors import count_rows, load_tensor, load_tensors, tensor_file
 
 ROWS = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 

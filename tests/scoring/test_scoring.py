@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sweep.embedding import EmbeddingTable
 from sweep.engines.base import Completion
+from sweep.inputs.embedding import EmbeddingTable
 from sweep.scoring import by_measure, divergence, mean_scores, score, summarise_scores, text
 from sweep.scoring.perturbation import Comparison, Neighbours, nearest_token_flips, perturbation
 from sweep.scoring.scorers import select

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sweep.checkpoint import Checkpoint
-from sweep.embedding import EmbeddingTable
 from sweep.engines.base import Engine, Failure, Generation, Request, Sampling
 from sweep.engines.gate import GatePrompt, identity_gate
 from sweep.errors import ConfigError
+from sweep.inputs.checkpoint import Checkpoint
+from sweep.inputs.embedding import EmbeddingTable
 
 GREEDY = Sampling(max_tokens=8, ignore_eos=True)
 PROMPTS = [tuple(range(5, 5 + n)) for n in (3, 17, 40, 8, 25, 11)]

@@ -7,12 +7,12 @@ from functools import cached_property
 
 from torch import Tensor
 
-from sweep.checkpoint import Checkpoint
 from sweep.checks import did_you_mean
-from sweep.embedding import EmbeddingTable
-from sweep.encoding import EncodedPrompt
 from sweep.errors import TransformError
-from sweep.layout import Layout
+from sweep.inputs.checkpoint import Checkpoint
+from sweep.inputs.embedding import EmbeddingTable
+from sweep.inputs.encoding import EncodedPrompt
+from sweep.inputs.layout import Layout
 from sweep.transforms._math import principal_components
 from sweep.transforms.span import Span
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweep.checkpoint import Checkpoint
 from sweep.errors import ConfigError
-from sweep.layout import Characters, Content, Layout, decoded_offsets, locate_contents, mark
-from sweep.prompts import Prompt
+from sweep.inputs.checkpoint import Checkpoint
+from sweep.inputs.layout import Characters, Content, Layout, decoded_offsets, locate_contents, mark
+from sweep.inputs.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)

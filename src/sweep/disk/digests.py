@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from sweep.atomic import replace
+from sweep.disk.atomic import replace
 
 _BLOB = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from sweep.comparison import Comparison
+from sweep.report.comparison import Comparison
 from sweep.scoring.response import Response, Side
 
 

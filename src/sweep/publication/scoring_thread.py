@@ -8,10 +8,10 @@ import traceback
 from collections.abc import Callable
 
 from sweep import versions
-from sweep.archive import Archive, Archived
 from sweep.costs import SharedCosts
+from sweep.disk.archive import Archive, Archived
 from sweep.outcome import Against, Answers, Forced, Outcome, PointResult, Progress, conclude
-from sweep.worker import Worker
+from sweep.publication.worker import Worker
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from transformers import AutoModelForCausalLM
 
-from sweep.checkpoint import Checkpoint
 from sweep.config import SweepConfig
-from sweep.corpus import Corpus
-from sweep.embedding import EmbeddingTable
 from sweep.engines.base import Engine
 from sweep.errors import ConfigError
+from sweep.inputs.checkpoint import Checkpoint
+from sweep.inputs.corpus import Corpus
+from sweep.inputs.embedding import EmbeddingTable
 from sweep.point import Point
 from sweep.runner import Runner
 from sweep.terminal import Terminal

@@ -11,19 +11,19 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from sweep.archive import Archive, Archived
-from sweep.comparison import Comparison, Difference, compare
 from sweep.config import SweepConfig
 from sweep.costs import SharedCosts
+from sweep.disk.archive import Archive, Archived
+from sweep.disk.ledger import Ledger
 from sweep.errors import TrackingError
-from sweep.ledger import Ledger
-from sweep.outbox import Outbox
 from sweep.outcome import PointResult, as_yaml, restore
 from sweep.plan import Task
 from sweep.point import Point
+from sweep.publication.outbox import Outbox
+from sweep.publication.scoring_thread import ScoringThread
 from sweep.report import FOLDER, REPORT
+from sweep.report.comparison import Comparison, Difference, compare
 from sweep.report.live import summary_line
-from sweep.scoring_thread import ScoringThread
 from sweep.terminal import Terminal
 from sweep.tracking import Closing, Tracker
 
@@ -211,7 +211,7 @@ class Publisher:
         # Or Matplotlib would leave its cache in the user's home.
         os.environ.setdefault("MPLCONFIGDIR", str(self._base.sweep.root / ".cache" / "matplotlib"))
         from sweep.report import closing, files
-        from sweep.results import tables
+        from sweep.report.results import tables
 
         confidence = self._base.scoring.confidence
         try:
