@@ -31,9 +31,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def mlflow_server(folder: Path, database: Path, artifacts: Path) -> Iterator[str]:
+def mlflow_server(folder: Path, database: Path, artifacts: Path, port: int | None = None) -> Iterator[str]:
     """Run MLflow's server on a store and yield its address."""
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store = [f"--backend-store-uri=sqlite:///{database}", f"--artifacts-destination={artifacts}"]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}

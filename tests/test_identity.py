@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from conftest import compose
+from sweep import session
 from sweep.config import SweepConfig, parse
 from sweep.disk.digests import folder_digest
 from sweep.errors import ConfigError
-from sweep.identity import canonical, identify
+from sweep.identity import Contents, canonical
 from sweep.point import Point
 
 Configure = Callable[..., SweepConfig]
@@ -27,7 +29,7 @@ def scale(factor: float) -> dict[str, object]:
 
 
 def fingerprint(config: SweepConfig, **axes: str | float) -> str:
-    return identify([Point(config, tuple(axes.items()))])[0].fingerprint
+    return Contents().identify([Point(config, tuple(axes.items()))])[0].fingerprint
 
 
 def test_equal_values_are_written_alike() -> None:
@@ -40,7 +42,7 @@ def test_equal_values_are_written_alike() -> None:
 def test_the_form_is_held_still(configure: Configure) -> None:
     """A change here makes users generate everything anew: it needs a new version, and a reason."""
     point = Point(configure(model={"id": "demo"}, transform=scale(1.5)))
-    [identity] = identify([point])
+    [identity] = Contents().identify([point])
     assert json.loads(identity.canonical) == {
         "version": 4,
         "model": {
@@ -117,7 +119,8 @@ def test_a_setting_of_the_engine_counts_where_it_is_swept(configure: Configure) 
 
 def test_references_make_other_scores_and_the_same_generations(configure: Configure) -> None:
     one, other = (
-        identify([Point(configure(prompts={"items": [{"prompt": "Hi", "reference": r}]}))])[0] for r in ("a", "b")
+        Contents().identify([Point(configure(prompts={"items": [{"prompt": "Hi", "reference": r}]}))])[0]
+        for r in ("a", "b")
     )
     assert one.fingerprint == other.fingerprint and one.result_key != other.result_key
 
@@ -156,3 +159,12 @@ def test_what_changes_from_run_to_run_is_refused(tiny: Path, tmp_path: Path, val
     with pytest.raises(ConfigError, match=r"prompts\.system must say the same whenever the command is repeated"):
         parse(compose(tiny, tmp_path, prompts={"items": ["Hi"], "system": value}))
     parse(compose(tiny, tmp_path, sweep={"dir": "${oc.env:HOME}"}))
+
+
+def test_sweeps_of_two_folders_have_two_ids_and_a_moved_folder_keeps_its_own(tmp_path: Path) -> None:
+    here, there = (session._folder_id(tmp_path / name) for name in ("here", "there"))
+    assert here != there
+    (tmp_path / "here").rename(tmp_path / "moved")
+    assert session._folder_id(tmp_path / "moved") == here
+    base = OmegaConf.create({"seed": 0})
+    assert session._sweep_id(base, here) == session._sweep_id(base, here) != session._sweep_id(base, there)

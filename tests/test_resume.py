@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from safetensors.torch import save_file
 
 from sweep import versions
 from sweep.config import SweepConfig
@@ -221,3 +225,47 @@ def test_points_of_changed_prompts_take_the_place_of_the_old_ones(
     assert set(tables) == {"control", "factor=2"} and tables["control"][0][0] == "Ho"
     aside = [run for run in runs_of(configure()) if run.data.tags["sweep.id"] == "a (superseded)"]
     assert len(aside) == 2
+
+
+def test_points_that_are_the_same_under_two_names_are_run_once(
+    configure: Configure, engine_log: Counting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def point(vector: str, prompts: str) -> Point:
+        for name in (vector, prompts):
+            copy = tmp_path / name
+            if name.endswith(".safetensors"):
+                save_file({"v": torch.ones(64)}, copy)
+            else:
+                copy.write_text('{"prompt": "Hi"}\n')
+        transform = {"name": "add_vector", "coefficient": 1.0, "vector": {"path": str(tmp_path / vector)}}
+        config = configure(transform=transform, prompts={"path": str(tmp_path / prompts)})
+        return Point(config, (("transform.vector.path", vector), ("prompts.path", prompts)))
+
+    points = [point(v, p) for p in ("p.jsonl", "q.jsonl") for v in ("v.safetensors", "w.safetensors")]
+    runner = sweep(points)
+    assert len({id(runner.result(point)) for point in points}) == 1 and runner.result(points[0]) is not None
+    assert len(engine_log.asked) == 3  # the control's two runs, and the point
+    assert caplog.text.count("is the same as") == 3
+    before = {run.info.run_id for run in runs_of(configure())}
+    assert len(before) == 3
+    sweep(points[::-1])
+    assert len(engine_log.asked) == 3 and {run.info.run_id for run in runs_of(configure())} == before
+
+
+def test_a_changed_scorer_scores_again_and_generates_nothing(
+    configure: Configure, engine_log: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    for value in (0.25, 0.75):
+        (tmp_path / "own_scorer.py").write_text(f"def judge(answer):\n    return {value}\n")
+        sys.modules.pop("own_scorer", None)
+        importlib.invalidate_caches()
+        sweep(scaled(configure, 2.0, scoring={"quality": ["own_scorer:judge"]}))
+        means = {run.data.metrics.get("quality/judge") for run in runs_of(configure()) if in_views(run)}
+        assert means == {value, None}
+    assert len(engine_log.asked) == 9
+
+
+def in_views(run: Run) -> bool:
+    return run.data.tags["sweep.id"] == "a"

@@ -22,7 +22,14 @@ def start(root: Path, *more: str) -> subprocess.Popen[bytes]:
     command += ["prompts=demo_heldout", "prompts.limit=64", "sampling.max_tokens=64", "sampling.ignore_eos=true", *more]
     root.mkdir(exist_ok=True)
     with (root / "output.txt").open("ab") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, cwd=root, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=root, start_new_session=True, preexec_fn=_heed_interrupts
+        )
+
+
+def _heed_interrupts() -> None:
+    """Undo what a shell does to what it runs in the background, such as these tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def journal_size(root: Path) -> int:

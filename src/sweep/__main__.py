@@ -1,5 +1,15 @@
-"""`python -m sweep`."""
+"""`python -m sweep`, and the command `sweep`."""
 
-from sweep.cli import main
+from sweep import signals
 
-main()
+
+def main() -> None:
+    """Run the command line; see `cli.main`."""
+    signals.install()  # before the imports, which take a second
+    from sweep.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

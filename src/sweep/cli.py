@@ -47,7 +47,6 @@ def main() -> None:
         # hydra.mode in config.yaml alone would have a typo beside a comma list reported as an "ambiguous value".
         sys.argv.insert(1, "--multirun")
         _hydra.compose_once()
-    signals.install()
     try:
         config.register(_hydra.list_override("plugins", sys.argv))
         sys.argv[1:] = _hydra.expand_compositions(sys.argv[1:])

@@ -11,9 +11,9 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sweep.checks import require
 from sweep.config import ModelConfig, PromptsConfig
@@ -22,6 +22,9 @@ from sweep.errors import ConfigError
 from sweep.inputs import checkpoint as checkpoints
 from sweep.inputs import prompts as prompt_files
 from sweep.point import Point
+from sweep.scoring.scorers import select
+
+T = TypeVar("T")
 
 VERSION = 4
 SCORING_VERSION = 1  # to be raised when a measure changes, so that points are scored again
@@ -42,17 +45,63 @@ class Identity:
     result_key: str
 
 
-def identify(points: Sequence[Point]) -> list[Identity]:
-    """Return what each point is, from the contents of its model's, prompts' and transforms' files.
+class Contents:
+    """What points are, from the contents of their models', prompts', transforms' and scorers' files, each read once."""
 
-    Raises:
-        ConfigError: a model or prompts that cannot be found or read; a value that is not a number.
-    """
-    model_of = _once(lambda point: _model(point.config.model, point.config.sweep.root), lambda p: p.config.model)
-    prompts_of = _once(lambda point: _prompts(point.config.prompts), lambda point: point.config.prompts)
-    # Prompts first: a mistake in them need not wait for the weights to be read.
-    read = [(point, *prompts_of(point)) for point in points]
-    return [_identify(point, model_of(point), asked, references) for point, asked, references in read]
+    def __init__(self) -> None:
+        self._model_of = _once(lambda point: _model(point.config.model, point.config.sweep.root))
+        self._prompts_of = _once(lambda point: _prompts(point.config.prompts))
+        self._scorers_of = _once(lambda point: _scorers(point.config.scoring.quality))
+        self._known: dict[tuple[object, ...], Identity] = {}
+
+    def distinct(self, points: Sequence[Point]) -> list[tuple[Point, Point]]:
+        """Return each point with the first one that is the same in all that is generated and scored.
+
+        Models and prompts that are equal in content are one configuration in the latter, so that their points share a
+        control.
+
+        Raises:
+            ConfigError: as of `identify`.
+        """
+        unified = self._unify(points)
+        first: dict[str, Point] = {}
+        keys = [identity.result_key for identity in self.identify(unified)]
+        return [(asked, first.setdefault(key, own)) for asked, own, key in zip(points, unified, keys, strict=True)]
+
+    def identify(self, points: Sequence[Point]) -> list[Identity]:
+        """Return what each point is.
+
+        Raises:
+            ConfigError: a model, prompts or a scorer that cannot be found or read; a value that is not a number.
+        """
+        for point in points:  # a mistake in prompts need not wait for the weights to be read
+            self._prompts_of(point, point.config.prompts)
+        return [self._identity(point) for point in points]
+
+    def _identity(self, point: Point) -> Identity:
+        key = (point.key, point.role, point.axes)
+        if key not in self._known:
+            config = point.config
+            asked, references = self._prompts_of(point, config.prompts)
+            scorers = self._scorers_of(point, config.scoring.quality)
+            self._known[key] = _identify(point, self._model_of(point, config.model), asked, [references, scorers])
+        return self._known[key]
+
+    def _unify(self, points: Sequence[Point]) -> list[Point]:
+        if all(
+            p.config.model is points[0].config.model and p.config.prompts is points[0].config.prompts for p in points
+        ):
+            return list(points)
+        models: dict[str, ModelConfig] = {}
+        prompts: dict[object, PromptsConfig] = {}
+        unified = []
+        for point in points:
+            config = point.config
+            own = prompts.setdefault(self._prompts_of(point, config.prompts), config.prompts)
+            model = models.setdefault(canonical(self._model_of(point, config.model)), config.model)
+            same = model is config.model and own is config.prompts
+            unified.append(point if same else replace(point, config=replace(config, model=model, prompts=own)))
+        return unified
 
 
 def canonical(value: Any) -> str:
@@ -64,7 +113,7 @@ def canonical(value: Any) -> str:
     return json.dumps(_plain(value, ""), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def _identify(point: Point, model: dict[str, Any], prompts: str, references: str) -> Identity:
+def _identify(point: Point, model: dict[str, Any], prompts: str, judged_by: list[Any]) -> Identity:
     config = point.config
     text = canonical(
         {
@@ -81,7 +130,7 @@ def _identify(point: Point, model: dict[str, Any], prompts: str, references: str
         }
     )
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    scores = canonical([SCORING_VERSION, fingerprint, point.role, references, asdict(config.scoring)])
+    scores = canonical([SCORING_VERSION, fingerprint, point.role, judged_by, asdict(config.scoring)])
     return Identity(text, fingerprint, hashlib.sha256(scores.encode()).hexdigest()[:40])
 
 
@@ -109,6 +158,11 @@ def _prompts(config: PromptsConfig) -> tuple[str, str]:
     return _digest([asked, kept, config.chat, config.system]), _digest([prompt.references for prompt in prompts])
 
 
+def _scorers(names: Sequence[str]) -> dict[str, str]:
+    """Return the digests of users' own scorers, by name."""
+    return {name: scorer.code for name, scorer in select(names).items() if scorer.code is not None}
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
@@ -126,14 +180,13 @@ def _plain(value: Any, key: str) -> Any:
     raise ConfigError(f"{key}: {type(value).__name__} cannot be part of a point.")
 
 
-def _once(make: Callable[[Point], Any], by: Callable[[Point], Any]) -> Callable[[Point], Any]:
-    """Return `make`, called once for each value of `by`, which need not be hashable."""
-    known: list[tuple[Any, Any]] = []
+def _once(make: Callable[[Point], T]) -> Callable[[Point, Any], T]:
+    """Return `make`, called once for each value of its second argument, which need not be hashable."""
+    known: list[tuple[Any, T]] = []
 
-    def get(point: Point) -> Any:
-        wanted = by(point)
+    def get(point: Point, wanted: Any) -> T:
         for other, made in known:
-            if other == wanted:
+            if other is wanted or other == wanted:
                 return made
         known.append((wanted, make(point)))
         return known[-1][1]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sweep.disk.archive import Archive, Archived
 from sweep.disk.journal import Entry, Journal
 from sweep.errors import ConfigError
-from sweep.identity import identify
+from sweep.identity import Contents
 from sweep.plan import PlannedPoint, Task
 from sweep.point import Point
 from sweep.versions import engine_version
@@ -52,7 +52,7 @@ class Memory:
         self._taken: set[int] = set()
         self._count = 0
 
-    def tasks(self, points: Sequence[Point]) -> list[Task]:
+    def tasks(self, points: Sequence[Point], contents: Contents) -> list[Task]:
         """Return points with what is known of each, and its place in the sweep: the one that it had, else the next.
 
         Raises:
@@ -62,7 +62,7 @@ class Memory:
             self._known = {archived.key: archived for archived in self._archive}
             self._taken = {archived.record.index for archived in self._known.values()}
         tasks = []
-        for point, identity in zip(points, identify(points), strict=True):
+        for point, identity in zip(points, contents.identify(points), strict=True):
             archived = self._known.get(identity.result_key)
             index = archived.record.index if archived is not None else self._count
             if archived is None and index in self._taken:  # earlier runs had other points

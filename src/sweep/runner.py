@@ -23,6 +23,7 @@ from sweep.engines.base import Failure
 from sweep.engines.gate import GATE_TOKENS, GatePrompt, identity_gate
 from sweep.engines.supervisor import Supervisor
 from sweep.errors import ConfigError, EngineError, TooManyFailures
+from sweep.identity import Contents
 from sweep.memory import Memory
 from sweep.outcome import PointResult
 from sweep.plan import EngineGroup, Task, describe, make_plan
@@ -59,6 +60,7 @@ class Runner:
         self._costs = SharedCosts()
         self.publisher: Publisher | None = None
         self._earlier_starts = 0
+        self._run_as: dict[str, str] = {}
 
     @property
     def folder(self) -> Path:
@@ -103,9 +105,10 @@ class Runner:
             EngineError: the engine failed for good; what was complete is published, what had begun is FAILED.
             TooManyFailures: more points failed than `sweep.on_error` and `sweep.max_failures` allow.
         """
-        fresh = {point.key: point for point in points if point.key not in self.results}
-        wanted = with_controls(fresh.values(), self.publisher.scoring.controls if self.publisher else ())
-        tasks = self._memory.tasks(wanted)
+        contents = Contents()
+        fresh = self._distinct(points, contents)
+        wanted = with_controls(fresh, self.publisher.scoring.controls if self.publisher else ())
+        tasks = self._memory.tasks(wanted, contents)
         todo = _with_their_controls(tasks)
         self._memory.check_versions(todo)
         groups = make_plan(todo)
@@ -119,6 +122,10 @@ class Runner:
             self._work_off(group, publisher)
         publisher.scoring.drain()
 
+    def result(self, point: Point) -> PointResult | None:
+        """Return what became of a point, or of the one that is the same and was run in its place; None: nothing yet."""
+        return self.results.get(self._run_as.get(point.key, point.key))
+
     def __enter__(self) -> Runner:
         return self
 
@@ -130,6 +137,17 @@ class Runner:
             self._costs.engine_starts = self.engine_starts
             if self.publisher is not None:
                 undo.callback(self.publisher.close, error)
+
+    def _distinct(self, points: Sequence[Point], contents: Contents) -> list[Point]:
+        """Return the points that have not been run, without those that are the same as others but for their names."""
+        fresh: dict[str, Point] = {}
+        for asked, same in contents.distinct(points):
+            own = self._run_as.setdefault(asked.key, same.key)
+            if own not in self.results and own not in fresh:
+                fresh[own] = same
+            elif asked.key != own:
+                log.warning("%s is the same as %s, and run once.", asked.name, same.name)
+        return list(fresh.values())
 
     def _open_publisher(self) -> Publisher:
         """Reach the tracker, whose absence is to be noticed before an engine starts."""

@@ -11,9 +11,11 @@ import json
 import logging
 import os
 import re
+import secrets
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from sweep.runner import Runner
 
 
+FOLDER_ID = ".id"
 NOT_IDENTITY = ("sweep", "tracking", "hydra", "verbose")
 
 
@@ -60,15 +63,17 @@ class Session:
         except (RuntimeError, ValueError, OSError) as error:  # nobody's home, a NUL, a loop of links
             raise ConfigError(f"sweep.dir: {root!r} cannot be used: {error}.") from error
         if not self.id:
-            self.id = _numbered(_sweep_id(_root_), sweeps, anew=str(_root_.sweep.resume).lower() == "false")
-            self._undo.push(partial(self._clear, _missing(sweeps / self.id)))
+            made = [path for path in (sweeps.parent / FOLDER_ID, sweeps.parent) if not path.exists()]
+            own = _sweep_id(_root_, _folder_id(sweeps.parent))
+            self.id = _numbered(own, sweeps, anew=str(_root_.sweep.resume).lower() == "false")
+            self._undo.push(partial(self._clear, [*_missing(sweeps / self.id), *made]))
         return str(sweeps / self.id)
 
     def run(self, points: Sequence[Point]) -> list[PointResult | None]:
         """Run points and return what became of each, in their order; None for all of a dry run."""
         runner = self._runner or self._open(points[0])
         runner.run(points)
-        return [runner.results.get(point.key) for point in points]
+        return [runner.result(point) for point in points]
 
     @property
     def started(self) -> bool:
@@ -117,6 +122,9 @@ class Session:
             with suppress(OSError, Timeout):  # a folder that something else is in, or a lock that somebody holds, stays
                 if path.is_dir():
                     path.rmdir()
+                elif path.name == FOLDER_ID:
+                    if not any(path.parent.glob("sweeps/*/lease")):  # else others have named their sweeps by it
+                        path.unlink()
                 elif path.suffix == ".lock":
                     with FileLock(path, timeout=0):
                         path.unlink()
@@ -135,7 +143,7 @@ def _missing(folder: Path) -> list[Path]:
     root = folder.parents[1]
     files = [folder / "multirun.yaml", folder / "sweep.log", root / ".tracking.lock"]
     files += [root / ".cache" / name for name in ("digests.json", "digests.lock")]
-    return [path for path in (*files, root / ".cache", folder, folder.parent, root) if not path.exists()]
+    return [path for path in (*files, root / ".cache", folder, folder.parent) if not path.exists()]
 
 
 def _withdraw(lease: Path, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
@@ -147,15 +155,31 @@ def _withdraw(lease: Path, kind: type[BaseException] | None, error: BaseExceptio
             lease.rmdir()
 
 
-def _sweep_id(base: DictConfig) -> str:
-    """Return what names a sweep: a hash of its command and of the configuration that the command begins from.
+def _folder_id(root: Path) -> str:
+    """Return what tells a folder of sweeps from others, whose sweeps by the same command may be on the same tracker."""
+    path, fresh = root / FOLDER_ID, secrets.token_hex(8)
+    with suppress(OSError):  # a folder that cannot be written is refused later
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("x") as file:
+                file.write(fresh)
+        except FileExistsError:
+            for _ in range(100):  # its maker may be about to write it
+                if known := path.read_text().strip():
+                    return known
+                time.sleep(0.01)
+    return fresh
+
+
+def _sweep_id(base: DictConfig, folder: str) -> str:
+    """Return what names a sweep: a hash of its command, of the configuration that that begins from, and of its folder.
 
     Where it runs, how it is tracked and what it is called makes no other sweep of it.
     """
     plain = OmegaConf.to_container(OmegaConf.masked_copy(base, [str(key) for key in base if key not in NOT_IDENTITY]))
     sweeper = OmegaConf.to_container(base.hydra.sweeper) if "hydra" in base else None
     swept = [argument for argument in sys.argv[1:] if "=" in argument and not _is_aside(argument)]
-    text = json.dumps([plain, sweeper, sorted(swept)], sort_keys=True, default=str)
+    text = json.dumps([plain, sweeper, sorted(swept), folder], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

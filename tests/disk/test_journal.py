@@ -126,7 +126,6 @@ def test_a_forced_answer_is_its_scores(journal: Journal) -> None:
 def test_what_was_never_written_is_empty(journal: Journal) -> None:
     assert journal.read(identity(0).fingerprint) == Recovered()
     assert journal.headers(identity(0).fingerprint) == []
-    journal.retire(identity(0).fingerprint)
 
 
 def test_the_identity_lies_beside_the_answers(root: Path) -> None:
@@ -151,16 +150,6 @@ def test_of_two_writers_the_first_file_counts_and_each_answer_knows_its_own(tmp_
     }
     assert all(entry.header["sweep"] == entry.completions[0].text for entry in recovered.entries.values())
     assert sorted(header["sweep"] for header in journal.headers(identity(0).fingerprint)) == ["first", "second"]
-
-
-def test_retired_answers_are_kept_and_not_read(root: Path, journal: Journal) -> None:
-    fingerprint = identity(0).fingerprint
-    for n in (1, 2):
-        journal.retire(fingerprint)
-        assert journal.read(fingerprint) == Recovered()
-        assert (root / fingerprint[:2] / f"{fingerprint}.old-{n}" / "identity.json").is_file()
-        journal.writer(HEADER).append(identity(0), "answer", "a", answer("anew"))
-    assert texts(journal.read(fingerprint)) == {("answer", "a"): "anew"}
 
 
 def test_more_points_than_files_may_be_open(journal: Journal) -> None:
@@ -419,8 +408,6 @@ def test_a_read_only_disk_is_an_error(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(JournalError, match="Read-only file system"):
         journal.writer(HEADER).append(identity(0), "answer", "b", answer())
-    with pytest.raises(JournalError, match="Read-only file system"):
-        journal.retire(identity(0).fingerprint)
     assert texts(journal.read(identity(0).fingerprint)) == {("answer", "a"): "a"}
 
 
@@ -457,8 +444,6 @@ def test_a_folder_that_is_not_ones_own_is_an_error() -> None:
         try:
             with pytest.raises(JournalError, match="Permission denied"):
                 journal.writer(HEADER).append(identity(0), "answer", "d", answer())
-            with pytest.raises(JournalError, match="Permission denied"):
-                journal.retire(identity(0).fingerprint)
             assert len(journal.read(identity(0).fingerprint).entries) == 1
             os.seteuid(user)
             point.chmod(0o000)
@@ -495,7 +480,7 @@ def test_a_removal_midway_is_noticed(journal: Journal, tmp_path: Path, what: str
         case "file":
             path.unlink()
         case "moved":
-            journal.retire(identity(0).fingerprint)
+            path.parent.rename(path.parent.with_suffix(".old"))
     if then == "append elsewhere" and what != "journal":
         writer.append(identity(1), "answer", "b", answer())  # which that point can go on with
     elif then == "append elsewhere":

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from servers import mlflow_server
+from servers import free_port, mlflow_server
 from sweep.config import SweepConfig
+from sweep.engines import VLLMConfig
 from sweep.engines.base import Engine
 from sweep.point import Point
 from sweep.runner import Runner
@@ -40,3 +43,26 @@ def test_a_sweep_on_a_server(
     table = client.download_artifacts(runs["factor=2"].info.run_id, "generations.json", str(tmp_path))
     assert "Why is the sky blue?" in Path(table).read_text()
     assert not (configure().sweep.root / "mlflow.db").exists()
+
+
+def test_a_server_that_goes_away_while_the_engine_starts_is_waited_for(
+    configure: Callable[..., SweepConfig], on_shared_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, up, back = free_port(), ExitStack(), ThreadPoolExecutor(1)
+
+    def serve() -> str:
+        return up.enter_context(mlflow_server(tmp_path, tmp_path / "server.db", tmp_path / "files", port))
+
+    def open_engine(*_: object) -> Engine:
+        up.close()
+        back.submit(serve)
+        return on_shared_engine
+
+    changes = {"tracking": {"uri": serve()}}
+    monkeypatch.setattr(VLLMConfig, "open", open_engine)
+    with up:
+        with Runner(configure(**changes), "patient", "sweep …", Terminal()) as runner:
+            runner.run([Point(configure(**changes))])
+        runs = MlflowClient(f"http://127.0.0.1:{port}").search_runs(["1"])
+    assert {run.info.run_name: run.info.status for run in runs} == dict.fromkeys(("patient", "control"), "FINISHED")
+    assert not runner.problems

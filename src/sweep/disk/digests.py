@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +21,15 @@ def file_digest(path: Path) -> str:
     """Return a file's SHA-256."""
     stat = path.stat()
     return _file_digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+def code_digest(definition: type | Callable[..., object]) -> str | None:
+    """Return the SHA-256 of the module in which a class or function is defined; None: it has no file."""
+    try:
+        file = inspect.getsourcefile(definition)
+    except TypeError:  # of an interactive session, or compiled
+        file = None
+    return file_digest(Path(file)) if file and Path(file).is_file() else None
 
 
 def folder_digest(folder: Path, patterns: Sequence[str], memory: Path) -> str:

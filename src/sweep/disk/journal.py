@@ -106,22 +106,6 @@ class Journal:
         first_lines = (data.rstrip(b"\n") for _, data in self._files(fingerprint, [], lines=1))
         return list(_headers(list(first_lines), _salt(fingerprint)).values())
 
-    def retire(self, fingerprint: str) -> None:
-        """Put what is recorded under a fingerprint aside, so that it is neither read nor lost.
-
-        Raises:
-            JournalError: the folder cannot be renamed.
-        """
-        folder = _folder(self._root, fingerprint)
-        for n in itertools.count(1):
-            try:
-                return os.rename(folder, f"{folder}.old-{n}")
-            except FileNotFoundError:
-                return None
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise _error(folder, "put aside", error) from error
-
     def _files(self, fingerprint: str, problems: list[str], lines: int | None = None) -> Iterator[tuple[Path, bytes]]:
         folder = _folder(self._root, fingerprint)
         try:

@@ -36,13 +36,13 @@ class Ledger:
     def __init__(self, path: Path, place: str) -> None:
         """Read what has been published at this place so far; a line that cannot be read was never complete."""
         self._path = path
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, Entry] = {}  # replaced as a whole, as other threads read it
         self.open(place)
 
     def open(self, place: str) -> None:
         """Turn to what has been published at another place."""
         self._place = place
-        self.entries.clear()
+        entries: dict[str, Entry] = {}
         path = self._path
         lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
         for line in lines:
@@ -51,7 +51,8 @@ class Ledger:
             except (ValueError, TypeError):
                 continue
             if entry.place == place:
-                self.entries[entry.key] = entry
+                entries[entry.key] = entry
+        self.entries = entries
 
     def has(self, key: str, record: PointRecord) -> bool:
         """Whether this attempt at a point has been published."""

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between attempts
+GIVEN_UP = 3  # in a row, after which nothing more is tried: each attempt may take a minute to fail
 
 
 class Outbox:
@@ -30,26 +31,35 @@ class Outbox:
     """
 
     def __init__(
-        self, tracker: Tracker, archive: Archive, ledger: Ledger, costs: SharedCosts, *, patience: float, again: bool
+        self,
+        tracker: Tracker,
+        archive: Archive,
+        ledger: Ledger,
+        costs: SharedCosts,
+        begin: Callable[[], bool],
+        patience: float,
     ) -> None:
-        """Start.
+        """Start, with the sweep's own run.
 
         Args:
             tracker: where to.
             archive: where from.
             ledger: what is there already.
             costs: told what publication takes.
+            begin: makes the sweep's own run, or takes it up; returns whether there was one, so that an earlier process
+                may have published something without having had the time to say so.
             patience: seconds to go on trying once nothing else is left to be done.
-            again: whether an earlier process may have published some of it without having had the time to say so.
         """
         self.unpublished: dict[str, str] = {}
         self._tracker, self._archive, self._ledger = tracker, archive, ledger
-        self._costs, self._again = costs, again
-        self._patience = patience
+        self._costs, self._begin, self._patience = costs, begin, patience
+        self._begun = self._again = False
+        self._given_up = 0
         self._deadline: float | None = None
         self._hurry = threading.Event()
         self._away = False
-        self._worker: Worker[Archived] = Worker("publisher", self._publish)
+        self._worker: Worker[Archived | None] = Worker("publisher", self._publish)
+        self._worker.put(None)
 
     def put(self, archived: Archived) -> None:
         """Take a point, unless it has been published."""
@@ -82,6 +92,8 @@ class Outbox:
         Raises:
             TrackingError: the last attempt's.
         """
+        if self._given_up >= GIVEN_UP:
+            raise TrackingError("MLflow did not answer.")
         wait, again = FIRST_WAIT, self._again
         while True:
             try:
@@ -90,8 +102,10 @@ class Outbox:
                 again = True
                 self._say_away(error)
                 if self._deadline is not None and time.monotonic() + wait > self._deadline:
+                    self._given_up += 1
                     raise
             else:
+                self._given_up = 0
                 self._say_back()
                 return result
             # The event ends a long wait when the end has come, from when on it ends all waits at once.
@@ -99,7 +113,19 @@ class Outbox:
                 time.sleep(FIRST_WAIT)
             wait = min(2 * wait, LONGEST_WAIT)
 
-    def _publish(self, archived: Archived) -> None:
+    def _publish(self, archived: Archived | None) -> None:
+        """Publish a point; None: only have the sweep's own run, which shows that it goes on."""
+        try:
+            if not self._begun:
+                self._again = self.insist(lambda _: self._begin())
+                self._begun = True
+        except TrackingError as error:
+            self.unpublished["the sweep's own run" if archived is None else archived.record.name] = str(error)
+            return
+        if archived is not None:
+            self._publish_point(archived)
+
+    def _publish_point(self, archived: Archived) -> None:
         record, earlier = archived.record, self._ledger.entries.get(archived.key)
         replaces = None if earlier is None else earlier.run_id
 

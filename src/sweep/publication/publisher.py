@@ -88,21 +88,22 @@ class Publisher:
                 self.start().put(archived)
 
     def start(self) -> Outbox:
-        """Have a parent run, RUNNING, and publish from now on.
+        """Have a parent run, RUNNING as soon as the tracker takes it, and publish from now on."""
+        if self._outbox is None:
+            patience = self._base.tracking.patience
+            self._outbox = Outbox(self.tracker, self._archive, self._ledger, self._costs, self._begin, patience)
+        return self._outbox
+
+    def _begin(self) -> bool:
+        """Make or take up the parent run, on the publishing thread; return whether there was one.
 
         Raises:
             TrackingError: MLflow failed.
         """
-        if self._outbox is None:
-            again = self.tracker.start(
-                self._base.sweep.name or self._sweep_id, self._command, as_yaml(Point(self._base))
-            )
-            self._ledger.open(self.tracker.place)
-            patience = self._base.tracking.patience
-            self._outbox = Outbox(
-                self.tracker, self._archive, self._ledger, self._costs, patience=patience, again=again
-            )
-        return self._outbox
+        name = self._base.sweep.name or self._sweep_id
+        again = self.tracker.start(name, self._command, as_yaml(Point(self._base)))
+        self._ledger.open(self.tracker.place)
+        return again
 
     def close(self, error: BaseException | None) -> None:
         """Report, and end the parent run: FINISHED, FAILED, or KILLED if the user has ended the sweep.

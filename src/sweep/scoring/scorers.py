@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import Any
 
 from sweep.checks import did_you_mean
+from sweep.disk.digests import code_digest
 from sweep.errors import ConfigError
 from sweep.scoring import text
 from sweep.scoring.text import ScorerError
@@ -32,6 +33,7 @@ class Scorer:
         needs_reference: whether it says something only of prompts with references.
         yes_or_no: whether it is 0 or 1.
         limits: the least and the greatest value.
+        code: the digest of the module of a user's own function; None for ours.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Scorer:
     needs_reference: bool = True
     yes_or_no: bool = False
     limits: tuple[float, float] = (0.0, 1.0)
+    code: str | None = None
 
     def __call__(self, answer: str, references: Sequence[str]) -> float:
         """Return the score; NaN for a prompt without references where they are needed."""
@@ -113,7 +116,9 @@ def load_scorer(path: str) -> Scorer:
         except Exception as error:  # it is the user's, and may raise anything
             raise ScorerError(f"scoring.quality: {path} failed with {type(error).__name__}: {_line(error)}") from error
 
-    return Scorer(name, scored, needs_reference, limits=(-math.inf, math.inf))
+    return Scorer(
+        name, scored, needs_reference, limits=(-math.inf, math.inf), code=code_digest(inspect.unwrap(function))
+    )
 
 
 def _import(path: str, module: str, attribute: str) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -16,6 +17,10 @@ from sweep.tracking.links import LOCAL_UI
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+
+DATABASES = ("postgresql", "mysql", "sqlite", "mssql")  # whose addresses MLflow takes
+KNOCKS, KNOCK_SECONDS = 3, 1.0  # a database may be busy, or about to start
 
 
 class Store:
@@ -64,6 +69,7 @@ class Store:
 
         # Processes that create one SQLite database at the same time break it for good.
         with self._lock():
+            _knock(self.uri)
             client = MlflowClient(self.uri)
             client.search_experiments(max_results=1)
         return client
@@ -81,6 +87,24 @@ class Store:
     def _lock(self) -> FileLock:
         self._root.mkdir(parents=True, exist_ok=True)
         return FileLock(self._root / ".tracking.lock")
+
+
+def _knock(uri: str) -> None:
+    """Raise if a database does not answer, for which MLflow would wait 100 s; other stores are left to MLflow."""
+    if urlsplit(uri).scheme.partition("+")[0] not in DATABASES:
+        return
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    if engine.url.database and engine.dialect.name == "sqlite" and not Path(engine.url.database).parent.exists():
+        return  # MLflow makes it
+    for attempt in range(KNOCKS):
+        try:
+            return engine.connect().close()
+        except sqlalchemy.exc.OperationalError:
+            if attempt == KNOCKS - 1:
+                raise
+            time.sleep(KNOCK_SECONDS)
 
 
 def store_uri(config: TrackingConfig, root: Path) -> str:

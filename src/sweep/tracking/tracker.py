@@ -108,6 +108,8 @@ class Tracker:
                 for run in self._search("attributes.status = 'RUNNING' AND tags.`sweep.role` != 'sweep'"):
                     self._delete(run.info.run_id)
                 self._client.update_run(self._parent, status="RUNNING", name=name)
+                # Not only at first, as the attempt that made the run may have got no further.
+                self._client.log_text(self._parent, redact(config), "config.yaml")
                 return True
             tags = {"sweep.role": "sweep", "sweep.id": self._sweep_id, "sweep.command": redact(command)[:COMMAND_LIMIT]}
             run = self._client.create_run(

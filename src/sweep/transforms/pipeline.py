@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.disk.digests import file_digest
+from sweep.disk.digests import code_digest, file_digest
 from sweep.errors import TransformError
 from sweep.seeds import derive_seed
 from sweep.transforms._math import share
@@ -169,7 +167,7 @@ class Pipeline:
                 "span": stage.span.config(),
                 "control": stage.control,
                 "files": [file_digest(path) for path in stage.transform.files()],
-                "code": _code(type(stage.transform)),
+                "code": _own_code(type(stage.transform)),
             }
             for stage in self.stages
         ]
@@ -220,15 +218,9 @@ def _without_paths(parameters: dict[str, Any], paths: Sequence[str]) -> dict[str
     return parameters
 
 
-def _code(transform: type[Transform]) -> str | None:
+def _own_code(transform: type[Transform]) -> str | None:
     """Return the digest of the module of a transform that is not this project's."""
-    if transform.__module__.startswith("sweep.transforms."):
-        return None
-    try:
-        file = inspect.getsourcefile(transform)
-    except TypeError:  # a class of an interactive session
-        file = None
-    return file_digest(Path(file)) if file and Path(file).is_file() else None
+    return None if transform.__module__.startswith("sweep.transforms.") else code_digest(transform)
 
 
 def _flat(transform: Any) -> Iterator[tuple[str, Any]]:
