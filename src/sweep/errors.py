@@ -42,7 +42,15 @@ class LeaseError(SweepError):
 
 
 class TrackingError(SweepError):
-    """Results are safe in the journal, but could not be published."""
+    """Results are safe in the journal, but could not be published.
+
+    Attributes:
+        reason: why, without what.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class JournalError(SweepError):

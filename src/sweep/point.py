@@ -17,6 +17,9 @@ from sweep.transforms import Identity, Pipeline, Span, Stage
 # Overrides of these say where or how a sweep runs, not what is compared in it.
 NOT_AXES = ("sweep", "tracking", "scoring", "verbose", "hydra", "plugins")
 
+# Of a number in a name: the sums of a range are 1.1300000000000001 and the like.
+DIGITS = 12
+
 UNTRANSFORMED = Pipeline((Stage(Identity(), Span()),))
 
 Value = str | float
@@ -50,7 +53,7 @@ class Point:
         keys = [key for key, _ in self.axes]
         leaves = [key.rsplit(".", 1)[-1] for key in keys]
         short = [leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(keys, leaves, strict=True)]
-        swept = ", ".join(f"{key}={_show(value)}" for key, (_, value) in zip(short, self.axes, strict=True))
+        swept = ", ".join(f"{key}={_show(value, DIGITS)}" for key, (_, value) in zip(short, self.axes, strict=True))
         if self.is_control:
             return f"control ({swept})" if swept else "control"
         return swept or self.config.transform.name
@@ -156,10 +159,12 @@ def _number(text: str) -> Value:
         return text
 
 
-def _show(value: Value) -> str:
+def _show(value: Value, digits: int | None = None) -> str:
     if not isinstance(value, float):
         return value
-    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    if value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return repr(value) if digits is None else repr(float(f"{value:.{digits}g}"))
 
 
 # Sections of configurations are shared by all points that agree in them; kept, lest their ids be used again.

@@ -54,7 +54,7 @@ class Outbox:
         self._tracker, self._archive, self._ledger = tracker, archive, ledger
         self._costs, self._begin, self._patience = costs, begin, patience
         self._begun = self._again = False
-        self._given_up = 0
+        self._given_up, self._last_error = 0, TrackingError("MLflow was not asked.")
         self._deadline: float | None = None
         self._hurry = threading.Event()
         self._away = False
@@ -93,7 +93,7 @@ class Outbox:
             TrackingError: the last attempt's.
         """
         if self._given_up >= GIVEN_UP:
-            raise TrackingError("MLflow did not answer.")
+            raise self._last_error
         wait, again = FIRST_WAIT, self._again
         while True:
             try:
@@ -102,7 +102,7 @@ class Outbox:
                 again = True
                 self._say_away(error)
                 if self._deadline is not None and time.monotonic() + wait > self._deadline:
-                    self._given_up += 1
+                    self._given_up, self._last_error = self._given_up + 1, error
                     raise
             else:
                 self._given_up = 0
@@ -120,7 +120,7 @@ class Outbox:
                 self._again = self.insist(lambda _: self._begin())
                 self._begun = True
         except TrackingError as error:
-            self.unpublished["the sweep's own run" if archived is None else archived.record.name] = str(error)
+            self.unpublished["the sweep's own run" if archived is None else archived.record.name] = error.reason
             return
         if archived is not None:
             self._publish_point(archived)
@@ -137,7 +137,7 @@ class Outbox:
         try:
             run_id = self.insist(publish)
         except TrackingError as error:
-            self.unpublished[record.name] = str(error)
+            self.unpublished[record.name] = error.reason
         else:
             try:
                 self._ledger.add(archived.key, record, run_id)

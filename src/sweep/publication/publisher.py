@@ -29,6 +29,7 @@ from sweep.tracking import Closing, Tracker
 
 log = logging.getLogger(__name__)
 
+SHOWN = 3  # points that a line names
 PROMPTLY = 1.5  # seconds that an interrupted sweep waits for each of the things that it is in the middle of
 
 
@@ -132,7 +133,7 @@ class Publisher:
         outbox.hurry()
         closing = self._report() if self.results else None
         outbox.close()
-        self.problems += [f"{name} is not published: {reason}" for name, reason in outbox.unpublished.items()]
+        self.problems += _unpublished(outbox.unpublished)
         if closing is not None:
             published = self._ledger.entries
             own = {published[key].run_id: m for key, m in closing.differences.items() if key in published}
@@ -230,7 +231,7 @@ class Publisher:
                 files.write(laid_out, self._folder / FOLDER)
         except Exception as problem:  # the points are archived, and what is wrong with the report is said
             log.warning("The report could not be made: %s", problem, exc_info=True)
-            self.problems.append(f"the report could not be made: {problem}")
+            self.problems.append(f"the report in {self._folder / FOLDER} could not be made: {problem}")
             return None
         return Closing(
             describe=partial(closing.describe, comparison, self._command),
@@ -243,6 +244,18 @@ class Publisher:
             },
             time=max(archived.record.ended for archived in self._archived.values()),
         )
+
+
+def _unpublished(reasons: Mapping[str, str]) -> list[str]:
+    """Return a line for each reason why points, by their names, are not published."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return [
+        f"{', '.join(own[:SHOWN])}{f' and {len(own) - SHOWN} more' if len(own) > SHOWN else ''}: "
+        f"not published, kept for the next run: {reason}"
+        for reason, own in names.items()
+    ]
 
 
 def _metrics_of(differences: Mapping[str, Difference]) -> dict[str, float]:

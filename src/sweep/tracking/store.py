@@ -113,8 +113,9 @@ def store_uri(config: TrackingConfig, root: Path) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Return the first line of an error's text that says something; SQLAlchemy may begin with a remark of its own."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("(raised as a result of")]
     return lines[0][:200] if lines else type(error).__name__
 
 

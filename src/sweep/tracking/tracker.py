@@ -272,7 +272,8 @@ class Tracker:
         try:
             yield
         except Exception as error:
-            raise TrackingError(redact(f"MLflow could not take {what}: {first_line(error)}")) from error
+            reason = redact(first_line(error))
+            raise TrackingError(redact(f"MLflow could not take {what}: {reason}"), reason) from error
 
 
 @contextmanager
