@@ -6,8 +6,9 @@
 (b) this project's own loop, from composed configurations to the last point published in MLflow;
 (c) a loop over a script: a fresh process and engine for each point, one point at a time.
 
-Engine start is outside (a) and (b).  (a) and (b) alternate; medians and ranges are printed.  (c) is measured on a few
-points and multiplied.  Last, the peak memory of processes that sweep more and more points.
+Engine start is outside (a) and (b), and the report at a sweep's end.  (a) and (b) alternate; medians and ranges are
+printed.  (c) is measured on a few points and multiplied.  Last, the peak memory of processes that sweep more and more
+points.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
 from sweep import config
+from sweep.config import SweepConfig
 from sweep.inputs import prompts
 from sweep.inputs.checkpoint import find
 from sweep.inputs.corpus import Corpus
@@ -40,7 +41,7 @@ from sweep.runner import Runner
 from sweep.terminal import Terminal
 
 MAX_MODEL_LEN = 128
-Jobs = list[tuple[list[str], DictConfig]]
+Jobs = list[tuple[list[str], SweepConfig]]
 
 
 def compose_jobs(points: int, arguments: argparse.Namespace, folder: str, *more: str) -> Jobs:
@@ -51,13 +52,14 @@ def compose_jobs(points: int, arguments: argparse.Namespace, folder: str, *more:
         f"sampling.max_tokens={arguments.tokens}",
         "sampling.ignore_eos=true",
         f"engine.max_model_len={MAX_MODEL_LEN}",
+        "scoring.noise_floor=false",  # (a) and (b) answer the same requests
         f"sweep.dir={folder}",
         *more,
     ]
     factors = [f"transform.factor={1 + 0.01 * i:.2f}" for i in range(1, points)]
     overrides = [["transform=identity"], *(["transform=scale", factor] for factor in factors)]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return [(own, compose("config", overrides=[*shared, *own])) for own in overrides]
+        return [(own, config.parse(compose("config", overrides=[*shared, *own]))) for own in overrides]
 
 
 def bare(llm: Any, requests: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> float:
@@ -133,11 +135,12 @@ def main() -> None:
             requests = ready_requests(jobs)
             with Runner(make_points(jobs)[0].config, f"bench-{repeat}", "bench", Terminal()) as runner:
                 runner.run(make_points(warm_up))  # opens engine and store
-                engine: Any = runner.engine
+                engine: Any = runner.engine._engine  # the one that the supervisor keeps alive
 
                 def sweep(runner: Runner = runner, jobs: Jobs = jobs) -> float:
                     started = time.monotonic()
                     runner.run(make_points(jobs))
+                    runner.publisher.start().close()
                     return time.monotonic() - started
 
                 if repeat % 2:  # whoever comes second has the warmer caches
