@@ -53,3 +53,8 @@ def test_files_lose_theirs(tmp_path: Path) -> None:
     assert file.read_text() == "uri: postgresql://me:***@host/db\nname: ü\n"
     redact_file(tmp_path / "missing")
     assert [path.name for path in tmp_path.iterdir()] == ["multirun.yaml"]
+
+
+def test_the_keys_of_pages_are_no_secrets() -> None:
+    page = "#/experiments/1/runs?orderByKey=metrics.x&viewStateShareKey=abcdef123&api_key=hunter2&key=hunter2"
+    assert redact(page, {}) == page.replace("hunter2", "***")

@@ -27,6 +27,7 @@ from sweep.transforms import Pipeline
 # In C where it was built with LibYAML: a point's configuration is written for each point.
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
+OF_FIRST_SAMPLE = ("divergence/answer_logprob",)
 OWN, CONTROL = "own answer", "control's answer"  # whose answer is forced
 
 Forced = dict[tuple[int, str], float]  # mean log-probability per token, by prompt and whose answer
@@ -187,6 +188,9 @@ def _of_prompts(progress: Progress, against: Against) -> list[Scores]:
             own["divergence/control_answer_logprob"] = given
             if (before := against.forced.get((j, OWN))) is not None:
                 own["divergence/control_answer_logprob_change"] = given - before
+        elif progress.planned.point.is_control and (j, OWN) in progress.forced:
+            own["divergence/control_answer_logprob"] = progress.forced[j, OWN]
+            own["divergence/control_answer_logprob_change"] = 0.0
     return scores
 
 
@@ -234,5 +238,7 @@ def _rows(progress: Progress, scored: Sequence[Sequence[Scores]], of_prompts: Se
                 "role": planned.point.role,
             }
             row |= {f"axis/{key}": value for key, value in planned.point.axes}
-            rows.append(row | scores | of_prompts[i])
+            # Of several samples the first one's probability is asked for.
+            asked = {name: value for name, value in of_prompts[i].items() if k == 0 or name not in OF_FIRST_SAMPLE}
+            rows.append(row | scores | asked)
     return rows

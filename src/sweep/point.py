@@ -118,7 +118,7 @@ def make_points(jobs: Sequence[tuple[Sequence[str], SweepConfig]]) -> list[Point
 
 
 def with_controls(points: Iterable[Point], known: Collection[str] = ()) -> list[Point]:
-    """Return the points with a control before the first of those that are compared with it.
+    """Return the points in the order of their swept values, with a control before those that are compared with it.
 
     An untransformed point that was asked for is the control itself.  Controls whose `control_key` is `known` have been
     generated already.
@@ -127,7 +127,8 @@ def with_controls(points: Iterable[Point], known: Collection[str] = ()) -> list[
     for point in points:
         groups.setdefault(point.control_key, []).append(point)
     ordered = []
-    for key, group in groups.items():
+    for key, members in groups.items():
+        group = _by_strength(members)
         if key in known:
             ordered += group
             continue
@@ -136,6 +137,17 @@ def with_controls(points: Iterable[Point], known: Collection[str] = ()) -> list[
         control = given or Point(replace(group[0].config, transform=UNTRANSFORMED, seed=0), axes)
         ordered += [replace(control, is_control=True), *(point for point in group if point is not given)]
     return ordered
+
+
+def _by_strength(points: Sequence[Point]) -> list[Point]:
+    """Return points along their axes, numbers ascending, texts in the order of the command line."""
+    given = dict.fromkeys(value for point in points for _, value in point.axes if isinstance(value, str))
+    ranks = {text: rank for rank, text in enumerate(given)}
+
+    def place(point: Point) -> list[tuple[bool, float]]:
+        return [(True, ranks[v]) if isinstance(v, str) else (False, v) for _, v in point.axes]
+
+    return sorted(points, key=place)
 
 
 def _common_axes(points: Sequence[Point]) -> tuple[tuple[str, Value], ...]:

@@ -20,8 +20,9 @@ _SHORTEST = 6  # what is shorter would also hide words that happen to be the sam
 # In an address, what stands between "user:", if there is a user, and the last "@" before the path; and what a query
 # calls a secret.
 _PASSWORD = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://(?:[^\s/:@]*:)?)(?P<secret>[^\s/@]+(?:@[^\s/@]+)*)(?=@)")
-_NAMES = "token|password|secret|key|signature"
-_QUERY = re.compile(rf"(?P<start>[?&;][\w-]*(?:{_NAMES})[\w-]*=)(?P<secret>[^\s&;#'\"]+)", re.IGNORECASE)
+# Not every name with "key" in it: MLflow's pages have an `orderByKey`.
+_NAMES = r"[\w-]*(?:token|passw(?:or)?d|secret|signature|(?:api|access|private|account|auth)[_-]?key)[\w-]*|key"
+_QUERY = re.compile(rf"(?P<start>[?&;](?:{_NAMES})=)(?P<secret>[^\s&;#'\"]+)", re.IGNORECASE)
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:

@@ -14,6 +14,7 @@ from sweep.engines.base import Completion
 from sweep.scoring import divergence, score
 from sweep.scoring.divergence import prefix_agreement
 from sweep.scoring.health import (
+    LOOP_LONG,
     LOOP_REPETITIONS,
     LOOP_SHARE,
     LOOP_TOKENS,
@@ -60,7 +61,7 @@ def slow_loop(ids: list[int]) -> bool:
             run = size  # how long the end goes on with this period
             while run < len(answer) and answer[-run - 1] == answer[-run - 1 + size]:
                 run += 1
-            enough = max(LOOP_REPETITIONS * size, LOOP_TOKENS, LOOP_SHARE * len(answer))
+            enough = max(LOOP_REPETITIONS * size, LOOP_TOKENS, min(LOOP_SHARE * len(answer), LOOP_LONG))
             if run >= enough:
                 return True
     return False

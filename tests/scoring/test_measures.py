@@ -88,6 +88,8 @@ def test_all_measures_of_a_sweep(
     with subtests.test("a point that changes much is seen to"):
         assert metrics["factor=8"]["divergence/first_token_js"] > 0.01
         assert metrics["factor=8"]["divergence/control_answer_logprob_change"] < -0.1
+        assert metrics["control"]["divergence/control_answer_logprob_change"] == 0.0
+        assert 0 < metrics["factor=8"]["divergence/control_answer_logprob_change/p"] <= 1
         assert metrics["factor=8"]["divergence/edit_distance/difference"] > 0
         assert 0 <= metrics["factor=8"]["divergence/first_token_unlisted"] < 1
 
@@ -100,7 +102,10 @@ def test_all_measures_of_a_sweep(
 
     with subtests.test("what lies on the sweep's own run"):
         parent = runs["full"]
-        assert "side by side" in parent.data.tags["mlflow.note.content"]
+        assert runner.tracker is not None
+        links = runner.tracker.links
+        for title, page in (("side by side", links.side_by_side), ("charts", links.charts)):
+            assert f"[{title}]({page})" in parent.data.tags["mlflow.note.content"]
         assert "| factor=8 |" in parent.data.tags["mlflow.note.content"]
         client = MlflowClient(f"sqlite:///{runner.folder.parents[1] / 'mlflow.db'}")
         files = {file.path for file in client.list_artifacts(parent.info.run_id)}

@@ -223,3 +223,19 @@ def test_doses_that_do_nothing_are_seldom_called_effective() -> None:
     found = simulate([0.9] * 5, 300, 100)
     assert np.mean([not math.isnan(r.first_effective) for r in found]) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 300)
     assert np.mean([r.rho_ci_low <= 0 <= r.rho_ci_high for r in found]) >= 0.92
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 5])
+def test_doses_that_do_nothing_to_few_prompts_have_no_effect(prompts: int) -> None:
+    generator, found = np.random.default_rng(1), 0
+    for _ in range(300):
+        values = generator.normal(size=(1, prompts))
+        response = dose_response([1.0], values, np.zeros(prompts), neutral=0.0, resamples=200)["above"]
+        found += math.isfinite(response.first_effective)
+    assert found <= 300 * 0.08
+
+
+def test_one_prompt_has_no_intervals() -> None:
+    response = dose_response([1.0, 2.0, 3.0], [[0.9], [0.4], [0.1]], [1.0], neutral=0.0)["above"]
+    assert response.breaking_point == pytest.approx(1.8)
+    assert all(math.isnan(getattr(response, f"{name}_ci_low")) for name in ("rho", "breaking_point", "first_effective"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from sweep.scoring.significance import EXACT, benjamini_hochberg, mcnemar_p, p_values, permutation_p
+from sweep.scoring.significance import EXACT, _tail, benjamini_hochberg, mcnemar_p, p_values, permutation_p
 
 
 def scipys(differences: np.ndarray, resamples: float) -> float:
@@ -31,7 +32,7 @@ def test_many_differences_are_tested_at_random_signs() -> None:
     found = permutation_p(differences, permutations=50_000)
     assert found == pytest.approx([scipys(row, 50_000) for row in differences], abs=0.01)
     assert np.ptp(found) > 0.05
-    assert permutation_p(differences + 10)[0] == 1 / 10_000
+    assert permutation_p(differences + 10)[0] == 2.0**-39  # all signs alike, or all the other
 
 
 def test_nothing_to_test() -> None:
@@ -96,3 +97,19 @@ def test_false_discoveries_among_true_ones_are_at_or_below_their_level_and_true_
     wrong = called[:, true:].sum(axis=1) / np.maximum(called.sum(axis=1), 1)
     assert wrong.mean() <= 0.05
     assert called[:, :true].mean() > 0.9
+
+
+@pytest.mark.parametrize("shift", [0.9, 1.5, 4.0])
+def test_the_tail_is_that_of_all_signs(shift: float) -> None:
+    d = np.random.default_rng(3).normal(shift, 1.0, 18)
+    signs = np.array(list(itertools.product((-1.0, 1.0), repeat=18)))
+    exact = np.mean(np.abs(signs @ d) >= abs(d.sum()) - 1e-9)
+    assert _tail(d[None])[0] == pytest.approx(exact, rel=0.15)
+
+
+def test_one_point_in_a_large_sweep_can_be_told_apart() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(0.0, 1.0, (120, 256))
+    values[7] += 3.0
+    q = benjamini_hochberg(p_values(values, np.zeros(256), permutations=1999))
+    assert q[7] < 1e-6 and np.flatnonzero(q < 0.05).tolist() == [7]

@@ -268,6 +268,6 @@ def _references(value: Any, place: str, config: PromptsConfig) -> tuple[str, ...
     if value is None:
         return ()
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(v, str | int | float) and str(v) for v in values):
+    if not all(isinstance(v, str | int | float) and str(v).strip() for v in values):
         raise ConfigError(f"{place}: {config.reference_key!r} must be a text or a list of texts.")
     return tuple(str(v) for v in values)

@@ -152,7 +152,10 @@ def _responses(
                 resamples=1000,
             )
             floor = float(np.nanmean(own)) if measure.startswith("divergence/") else math.nan
-            yield from (((axis, measure, side), replace(response, floor=floor)) for side, response in found.items())
+            for side, response in found.items():
+                # Only of quality it is known that less is worse.
+                own_breaking = response if measure.startswith("quality/") else response.without_breaking_point()
+                yield (axis, measure, side), replace(own_breaking, floor=floor)
 
 
 def _neutral(axis: str, pipelines: Iterable[Pipeline]) -> tuple[float | None, bool]:

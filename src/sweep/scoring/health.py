@@ -14,6 +14,7 @@ from itertools import count
 LOOP_REPETITIONS = 3
 LOOP_SHARE = 0.25
 LOOP_TOKENS = 8
+LOOP_LONG = 64
 
 # How English-speaking chat models begin a refusal: whole openings, since "sorry" alone also begins an answer.
 # After the list of Zou et al. 2023, arXiv:2307.15043.
@@ -107,7 +108,8 @@ def loop(token_ids: Sequence[int]) -> float:
     """Return 1 if the answer ends in a loop, else 0.
 
     That is: its end repeats one n-gram, of any length, at least `LOOP_REPETITIONS` times in a row, and these
-    repetitions, with the part of one before them, are at least `LOOP_TOKENS` tokens and `LOOP_SHARE` of the answer.
+    repetitions, with the part of one before them, are at least `LOOP_TOKENS` tokens, and `LOOP_SHARE` of the answer or
+    `LOOP_LONG` tokens.
     What is said of the end also counts one token before it, since the last token may be an end-of-text mark.
     """
     return _loop(_pack(token_ids))
@@ -190,7 +192,7 @@ def _loop(packed: str) -> float:
 
 def _ends_in_loop(packed: str) -> bool:
     end = len(packed)
-    least = max(LOOP_TOKENS, LOOP_SHARE * end)
+    least = max(LOOP_TOKENS, min(LOOP_SHARE * end, LOOP_LONG))
     # The unit begins after an earlier occurrence of the last token, the nearest one first.
     before = packed.rfind(packed[-1:], 0, max(end - 1, 0)) if end else -1
     while before >= 0 and (size := end - 1 - before) * LOOP_REPETITIONS <= end:

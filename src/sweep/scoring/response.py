@@ -6,16 +6,18 @@ means of all resamples are one matrix product.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from sweep.scoring.significance import p_values
 from sweep.scoring.statistics import Floats, bootstrap_bca, paired_difference, resampled_counts
 
 NONE = (float("nan"), float("nan"))
+PERMUTATIONS = 999
 Bools = NDArray[np.bool_]
 Side = Literal["above", "below", "all"]
 SIGNS: dict[Side, int] = {"above": 1, "below": -1, "all": 1}
@@ -35,7 +37,7 @@ class Response:
             than three doses or a constant mean.
         rho_ci_low, rho_ci_high: its interval; resamples with a constant mean count as 0.
         first_effective: the weakest dose at which, and at all stronger ones, the interval of the difference to the
-            control is clear of the floor; NaN: there is none.
+            control is clear of the floor and the test of no difference has p below 1 - confidence; NaN: there is none.
         first_effective_ci_low, first_effective_ci_high: its interval; NaN where there is no such dose.
         breaking_point: the dose, interpolated linearly, at which the mean first falls below half the control's; NaN
             if it never does, or the control's mean is not above 0.
@@ -54,6 +56,11 @@ class Response:
     breaking_point_ci_low: float
     breaking_point_ci_high: float
     floor: float
+
+    def without_breaking_point(self) -> Response:
+        """Return the response of a measure that does not break when it falls."""
+        nan = float("nan")
+        return replace(self, breaking_point=nan, breaking_point_ci_low=nan, breaking_point_ci_high=nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,8 @@ def dose_response(
         start = weakest if control_is_neutral and np.isfinite(weakest) else None
         effective, breaking = _first_effective(series, sustained), _breaking_point(series, start)
         doses_found = (*_as_dose(*effective, sign, confidence), *_as_dose(*breaking, sign, confidence))
+        if len(base) < 2:
+            doses_found = (doses_found[0], *NONE, doses_found[3], *NONE)
         found[side] = Response(neutral, *_trend(series), *doses_found, floor=mean_floor)
     return found
 
@@ -180,6 +189,8 @@ def _trend(series: _Series) -> tuple[float, float, float]:
     x = series.strengths[kept]
     rho = float(_spearman(x, means[kept, None])[0])
     resampled = _spearman(x, _means(series.values[kept], series.counts))
+    if len(series.control) < 2:  # of one prompt nothing can be said but what it did
+        return rho, *NONE
     low, high = np.nanquantile(resampled, _tails(series.confidence))
     return rho, float(low), float(high)
 
@@ -220,7 +231,10 @@ def _clear(series: _Series) -> Bools:
             resamples=resamples,
             seed=seed,
         )
-        return np.asarray((found.ci_low > series.floor) | (found.ci_high < -series.floor))
+        # Of few prompts a bootstrap's interval is too short: no dose counts that the test would not let count.
+        p = p_values(series.values, series.control, yes_or_no=series.yes_or_no, permutations=PERMUTATIONS, seed=seed)
+        apart = (found.ci_low > series.floor) | (found.ci_high < -series.floor)
+        return np.asarray(apart & (p <= 1 - confidence))
     differences = series.values - series.control
     above = bootstrap_bca(differences - series.floor, confidence, resamples=resamples, seed=seed)
     below = bootstrap_bca(differences + series.floor, confidence, resamples=resamples, seed=seed)

@@ -112,7 +112,10 @@ def load_scorer(path: str) -> Scorer:
 
     def scored(answer: str, references: Sequence[str]) -> float:
         try:
-            return float(function(answer) if alone else function(answer, references))
+            value = float(function(answer) if alone else function(answer, references))
+            if math.isinf(value):
+                raise ValueError(f"{value} is no score; NaN says that there is none")
+            return value
         except Exception as error:  # it is the user's, and may raise anything
             raise ScorerError(f"scoring.quality: {path} failed with {type(error).__name__}: {_line(error)}") from error
 

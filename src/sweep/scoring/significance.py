@@ -40,7 +40,9 @@ def permutation_p(differences: ArrayLike, *, permutations: int = 9999, seed: int
 
     If a point does nothing, each prompt's difference is as likely to have the other sign (Fisher 1935, §21).  All signs
     are tried where up to `EXACT` prompts differ.  Elsewhere random ones, the same for all points, and the observed ones
-    count as one of them (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585), so p is never 0.
+    count as one of them (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585), so p is never 0.  Where none of them is
+    as far out as the observed, the tail comes from the saddlepoint approximation (Robinson 1982,
+    doi:10.1111/j.2517-6161.1982.tb01191.x).
 
     Args:
         differences: [points, prompts], NaN where there is none.  Rows without any give NaN, rows of zeros 1.
@@ -62,6 +64,9 @@ def permutation_p(differences: ArrayLike, *, permutations: int = 9999, seed: int
         for start in range(0, len(many), BLOCK):
             rows = many[start : start + BLOCK]
             p[rows] = (_share_as_far(moved[rows], signs) * permutations + 1) / (permutations + 1)
+        # What no random signs have reached is far out, where many points could not be told apart.
+        beyond = many[p[many] <= 1 / (permutations + 1)]
+        p[beyond] = np.minimum(p[beyond], _tail(moved[beyond]))
     return p
 
 
@@ -109,6 +114,36 @@ def _share_as_far(differences: Floats, signs: Floats) -> Floats:
     least = np.abs(differences.sum(axis=1)) - 1e-12 * np.abs(differences).sum(axis=1)
     share: Floats = (np.abs(differences @ signs.T) >= least[:, None]).mean(axis=1)
     return share
+
+
+def _tail(differences: Floats) -> Floats:
+    """Return the two-sided p-value of rows whose sum is far out, [rows], by Lugannani and Rice's formula.
+
+    With K(t) = Σ log cosh(t·d_i), the saddlepoint is where K'(t) is the observed sum.  The most extreme sum has the
+    probability of its one pattern of signs.
+    """
+    size = np.abs(differences).sum(axis=1)
+    d = differences / size[:, None]
+    observed = np.abs(d.sum(axis=1))
+    count = np.count_nonzero(d, axis=1)
+    inner = observed < 1 - 1e-9
+    p: Floats = np.exp2(1.0 - count)
+    if inner.any():
+        d, target = d[inner], observed[inner]
+        low, high = np.zeros(len(d)), np.ones(len(d))
+        while (short := (d * np.tanh(high[:, None] * d)).sum(axis=1) < target).any():
+            high = np.where(short, 2 * high, high)
+        for _ in range(80):  # K' rises, so halving finds it
+            t = (low + high) / 2
+            short = (d * np.tanh(t[:, None] * d)).sum(axis=1) < target
+            low, high = np.where(short, t, low), np.where(short, high, t)
+        x = np.abs(t[:, None] * d)
+        cumulant = (x + np.log1p(np.exp(-2 * x)) - np.log(2)).sum(axis=1)
+        curvature = (d**2 * (1 - np.tanh(x) ** 2)).sum(axis=1)
+        r, u = np.sqrt(2 * np.maximum(t * target - cumulant, 1e-300)), t * np.sqrt(curvature)
+        tail = stats.norm.sf(r) + stats.norm.pdf(r) * (1 / np.maximum(u, 1e-300) - 1 / r)
+        p[inner] = np.clip(2 * tail, p[inner], 1.0)
+    return p
 
 
 def _all_signs(count: int) -> Floats:

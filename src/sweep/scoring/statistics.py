@@ -158,8 +158,13 @@ def bootstrap_bca(
         # What rounding leaves of equal values is no spread.
         deviations[np.ptp(packed, axis=1) <= 1e-12 * np.abs(packed).max(axis=1)] = 0.0
         below, above = _bca(deviations, confidence, resamples, seed, expand)
-        low[rows], high[rows] = centre + below, centre + above
+        low[rows], high[rows] = _snapped(centre + below, packed), _snapped(centre + above, packed)
     return Intervals(mean, low, high, n)
+
+
+def _snapped(bound: Floats, values: Floats) -> Floats:
+    """Return bounds with what rounding has left of 0 as 0."""
+    return np.where(np.abs(bound) <= 1e-12 * np.abs(values).max(axis=1), 0.0, bound)
 
 
 def resampled_counts(n: int, resamples: int, seed: int) -> Floats:
