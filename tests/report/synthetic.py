@@ -166,7 +166,13 @@ def make(
 
 def _responses(factors: int, below: bool) -> pd.DataFrame:
     def row(measure: str, first: float, breaking: float, floor: float, side: str = "above") -> dict[str, Any]:
-        found: dict[str, Any] = {"axis": "transform.factor", "measure": measure, "side": side, "neutral": 1.0}
+        found: dict[str, Any] = {
+            "control": 0,
+            "axis": "transform.factor",
+            "measure": measure,
+            "side": side,
+            "neutral": 1.0,
+        }
         found["floor"] = floor
         for name, value, reach in (
             ("rho", -0.9, 0.05),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -127,3 +128,22 @@ def test_the_table_has_a_row_for_each_side(configure: Configure) -> None:
     assert {"rho/ci_low", "first_effective/ci_high", "breaking_point/ci_low", "floor"} <= set(table.columns)
     nothing = tables(Comparison([]), None, sweep_id="", name="", command="", confidence=0.95).responses
     assert list(nothing.columns) == list(table.columns) and nothing.empty
+
+
+def test_each_of_several_controls_has_its_own_responses(configure: Configure) -> None:
+    groups = [swept(configure, "transform.factor", {0.5: 0.1, 2.0: 0.1}, scale).results for _ in range(2)]
+    other = [
+        replace(
+            result,
+            index=result.index + 10,
+            point=replace(
+                result.point,
+                config=replace(result.point.config, sampling=replace(result.point.config.sampling, max_tokens=9)),
+            ),
+        )
+        for result in groups[1]
+    ]
+    both = compare([*groups[0], *other], 0.95)
+    table = tables(both, None, sweep_id="", name="", command="", confidence=0.95).responses
+    assert table["control"].value_counts().to_dict() == {0: 2, 10: 2} and not both.responses
+    assert len(list(found(both))) == 2

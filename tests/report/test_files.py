@@ -72,7 +72,7 @@ def test_nothing_was_generated(tmp_path: Path) -> None:
     files.write(SweepResults("id", "", "sweep", 0.95, points, pd.DataFrame()), tmp_path)
     assert len(sweep.load(tmp_path)) == 0
     assert sweep.load(tmp_path, points=True)["error"].tolist() == ["EngineError: it died"] * 2
-    assert list(pd.read_csv(tmp_path / "responses.csv").columns[:4]) == ["axis", "measure", "side", "neutral"]
+    assert list(pd.read_csv(tmp_path / "responses.csv").columns[:4]) == ["control", "axis", "measure", "side"]
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

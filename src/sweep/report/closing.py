@@ -60,18 +60,21 @@ def found(comparison: Comparison, quote: str = "`") -> Iterator[str]:
         quote: stands on either side of names.
     """
     measure = main_measure(comparison)
-    axes: dict[str, dict[Side, Response]] = {}
-    for (axis, name, side), response in comparison.responses.items():
-        if name == measure:
-            axes.setdefault(axis, {})[side] = response
-    for axis, sides in axes.items():
+    names = {result.index: result.point.name for result in comparison.results}
+    axes: dict[tuple[int, str], dict[Side, Response]] = {}
+    for control, responses in comparison.responses_of.items():
+        for (axis, name, side), response in responses.items():
+            if name == measure:
+                axes.setdefault((control, axis), {})[side] = response
+    for (control, axis), sides in axes.items():
         key, said = f"{quote}{axis}{quote} = ", []
         if effective := _doses(sides, "first_effective"):
             said.append(f"differs from the control's from {key}{', and from '.join(effective)}")
         if breaking := _doses(sides, "breaking_point"):
             said.append(f"is half the control's at {'' if effective else key}{', and at '.join(breaking)}")
         if said:
-            yield f"{quote}{measure}{quote} {'; '.join(said)}"
+            of = f"{names[control]}: " if len(comparison.responses_of) > 1 else ""
+            yield f"{of}{quote}{measure}{quote} {'; '.join(said)}"
 
 
 def _lines(comparison: Comparison, command: str, links: Mapping[str, str]) -> Iterator[str]:

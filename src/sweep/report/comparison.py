@@ -20,6 +20,9 @@ COMPARED = ("quality/", "divergence/", "health/")
 LEVEL = 0.05  # of the false discovery rate, below which a difference is called significant
 
 
+Responses = Mapping[tuple[str, str, Side], Response]
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """A point's mean difference to its control in one measure.
@@ -50,13 +53,18 @@ class Comparison:
         results: in the order of the sweep.
         controls: the index of each point's control, by index.
         differences: by index and measure.
-        responses: by axis, measure, and side of the neutral dose.
+        responses_of: of the points of each control, by its index: by axis, measure, and side of the neutral dose.
     """
 
     results: Sequence[PointResult]
     controls: Mapping[int, int] = field(default_factory=dict)
     differences: Mapping[int, Mapping[str, Difference]] = field(default_factory=dict)
-    responses: Mapping[tuple[str, str, Side], Response] = field(default_factory=dict)
+    responses_of: Mapping[int, Responses] = field(default_factory=dict)
+
+    @property
+    def responses(self) -> Responses:
+        """The responses, if there is one control; along the axes of several there is no one curve."""
+        return next(iter(self.responses_of.values())) if len(self.responses_of) == 1 else {}
 
 
 def compare(results: Iterable[PointResult], confidence: float) -> Comparison:
@@ -68,7 +76,7 @@ def compare(results: Iterable[PointResult], confidence: float) -> Comparison:
             groups.setdefault(result.point.control_key, []).append(result)
     controls: dict[int, int] = {}
     found: dict[tuple[int, str], tuple[Intervals, int, float]] = {}
-    responses: dict[tuple[str, str, Side], Response] = {}
+    responses: dict[int, Responses] = {}
     for group in groups.values():
         control = next((result for result in group if result.point.is_control), None)
         if control is None:
@@ -77,8 +85,7 @@ def compare(results: Iterable[PointResult], confidence: float) -> Comparison:
         controls |= {result.index: control.index for result in others}
         for measure in _measures(others):
             found |= _differences(measure, others, control, confidence)
-        if len(groups) == 1:  # along the axes of several models or prompt files there is no one curve
-            responses = dict(_responses(others, control, confidence))
+        responses[control.index] = dict(_responses(others, control, confidence))
     return Comparison(ordered, controls, _adjusted(found), responses)
 
 

@@ -196,7 +196,8 @@ def _column(frame: pd.DataFrame, name: str) -> list[Any]:
 def _response(results: SweepResults, axis: str, measure: str, lines: list[Line]) -> Response:
     along = results.responses[results.responses["axis"] == axis]
     neutral = float(along["neutral"].iloc[0]) if len(along) else math.nan
-    rows = along[along["measure"] == measure].to_dict("records")
+    # Several controls' are in the table only: here there would be several curves, and one place for what was found.
+    rows = along[along["measure"] == measure].to_dict("records") if along["control"].nunique() < 2 else []
     controls = results.points.loc[results.points["role"] == "control", measure].dropna()
     control = float(controls.iloc[0]) if len(controls) == 1 else math.nan
     floor = float(rows[0]["floor"]) if rows else math.nan

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from sweep.report.comparison import Comparison
-from sweep.scoring.response import Response, Side
+from sweep.report.comparison import Comparison, Responses
+from sweep.scoring.response import Response
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class SweepResults:
             the control `m/difference`, `m/difference/ci_low`, `m/difference/ci_high`, `m/p`, `m/q`, `m/significant`.
         generations: one row for each generation: `point`, `name`, `role`, `axis/<key>`, `prompt_id`, `prompt`,
             `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column for each measure.
-        responses: one row for each numeric axis, measure and side: `axis`, `measure`, `side` (`above` or `below` the
-            neutral dose; `all` where there is none), `neutral`, `rho`, `first_effective`, `breaking_point`, the last
-            three with `/ci_low` and `/ci_high`, and `floor`.
+        responses: one row for each control, numeric axis, measure and side: `control` (its `point`), `axis`,
+            `measure`, `side` (`above` or `below` the neutral dose; `all` where there is none), `neutral`, `rho`,
+            `first_effective`, `breaking_point`, the last three with `/ci_low` and `/ci_high`, and `floor`.
     """
 
     sweep_id: str
@@ -48,13 +48,13 @@ def tables(
 ) -> SweepResults:
     """Lay a comparison out as tables, beside the generations that it is of."""
     points = [_point_row(comparison, i) for i in range(len(comparison.results))]
-    responses = _responses(comparison.responses)
+    responses = _responses(comparison.responses_of)
     return SweepResults(sweep_id, name, command, confidence, pd.DataFrame(points), generations, responses)
 
 
-def _responses(found: Mapping[tuple[str, str, Side], Response]) -> pd.DataFrame:
-    columns = ["axis", "measure", "side", *(_column(attribute.name) for attribute in fields(Response))]
-    rows = [(*key, *astuple(response)) for key, response in found.items()]
+def _responses(found: Mapping[int, Responses]) -> pd.DataFrame:
+    columns = ["control", "axis", "measure", "side", *(_column(attribute.name) for attribute in fields(Response))]
+    rows = [(control, *key, *astuple(r)) for control, own in found.items() for key, r in own.items()]
     return pd.DataFrame(rows, columns=columns).astype({"neutral": float})
 
 
