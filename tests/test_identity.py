@@ -166,5 +166,8 @@ def test_sweeps_of_two_folders_have_two_ids_and_a_moved_folder_keeps_its_own(tmp
     assert here != there
     (tmp_path / "here").rename(tmp_path / "moved")
     assert session._folder_id(tmp_path / "moved") == here
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / ".id").touch()  # as a full disk leaves it
+    assert session._folder_id(tmp_path / "torn") == session._folder_id(tmp_path / "torn") != ""
     base = OmegaConf.create({"seed": 0})
     assert session._sweep_id(base, here) == session._sweep_id(base, here) != session._sweep_id(base, there)

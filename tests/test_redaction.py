@@ -58,3 +58,10 @@ def test_files_lose_theirs(tmp_path: Path) -> None:
 def test_the_keys_of_pages_are_no_secrets() -> None:
     page = "#/experiments/1/runs?orderByKey=metrics.x&viewStateShareKey=abcdef123&api_key=hunter2&key=hunter2"
     assert redact(page, {}) == page.replace("hunter2", "***")
+
+
+def test_passwords_with_slashes_and_other_names_are_masked() -> None:
+    text = "postgresql://u:pa/ss@w0rd@127.0.0.1:1/db http://h/?passwd=x1&pwd=x2&sig=x3 mysql://me:a@h/db"
+    masked = "postgresql://u:***@127.0.0.1:1/db http://h/?passwd=***&pwd=***&sig=*** mysql://me:***@h/db"
+    assert redact(text, {}) == masked
+    assert redact("hunter22", {"MYSQL_PWD": "hunter22"}) == redact("hunter22", {"WANDB_KEY": "hunter22"}) == "***"

@@ -18,7 +18,7 @@ from sweep import versions
 from sweep.config import SweepConfig
 from sweep.disk.journal import Journal
 from sweep.engines.base import Engine, Failure, Generation, Request
-from sweep.errors import ConfigError, TooManyFailures
+from sweep.errors import ConfigError, JournalError, TooManyFailures
 from sweep.point import Point
 from sweep.runner import Runner
 from sweep.terminal import Terminal
@@ -269,3 +269,38 @@ def test_a_changed_scorer_scores_again_and_generates_nothing(
 
 def in_views(run: Run) -> bool:
     return run.data.tags["sweep.id"] == "a"
+
+
+def test_points_that_are_the_same_in_two_batches_are_run_once(
+    configure: Configure, engine_log: Counting, tmp_path: Path
+) -> None:
+    for name in ("p.jsonl", "q.jsonl"):
+        (tmp_path / name).write_text('{"prompt": "Hi"}\n')
+    first, second = (scaled(configure, 2.0, prompts={"path": str(tmp_path / n)}) for n in ("p.jsonl", "q.jsonl"))
+    with Runner(first[0].config, "a", "sweep …", Terminal()) as runner:
+        runner.run(first)
+        runner.run(second)
+    assert runner.result(second[0]) is runner.result(first[0]) is not None
+    assert len(engine_log.asked) == 3 and len(runs_of(configure())) == 3
+
+
+def test_a_damaged_archive_is_made_again(configure: Configure, engine_log: Counting, tmp_path: Path) -> None:
+    points = scaled(configure, 2.0)
+    before = sweep(points)
+    asked = len(engine_log.asked)
+    for file in (before.folder / "points").glob("*.parquet"):
+        data = bytearray(file.read_bytes())
+        data[40:60] = b"\xff" * 20
+        file.write_bytes(data)
+    other = {"tracking": {"uri": f"sqlite:///{tmp_path / 'other.db'}"}}
+    elsewhere = scaled(configure, 2.0, **other)
+    for _ in range(3):
+        try:
+            sweep(elsewhere)
+            break
+        except JournalError as error:
+            assert "is damaged, and was put aside" in str(error)
+    client = MlflowClient(other["tracking"]["uri"])
+    runs = client.search_runs([client.search_experiments(filter_string="name = 'sweep'")[0].experiment_id])
+    published = {run.info.run_name: run.info.status for run in runs if run.data.tags["sweep.role"] != "sweep"}
+    assert published == {"control": "FINISHED", "factor=2": "FINISHED"} and len(engine_log.asked) == asked

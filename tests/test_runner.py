@@ -15,7 +15,7 @@ from mlflow.entities import Run
 
 from sweep.config import SweepConfig
 from sweep.engines.base import Engine, Generation, Request
-from sweep.errors import ConfigError, EngineError, TrackingError
+from sweep.errors import ConfigError, EngineError
 from sweep.point import Point
 from sweep.runner import Runner
 from sweep.terminal import Terminal
@@ -224,12 +224,14 @@ def test_an_interrupted_sweep_is_killed_and_not_left_running(
 
 
 def test_a_parent_that_cannot_be_filled_is_not_left_running(
-    runner: Runner, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    configure: Configure, on_shared_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("read-only")
 
     monkeypatch.setattr(MlflowClient, "log_text", refuse)
-    with pytest.raises(TrackingError, match="read-only"), runner:
-        runner.run(scaled(configure, 2.0))
+    points = scaled(configure, 2.0, tracking={"patience": 0.0})
+    with Runner(points[0].config, "test-sweep", "sweep …", Terminal()) as runner:
+        runner.run(points)
+    assert any(p.startswith("the sweep's own run") and "read-only" in p for p in runner.problems)
     assert {name: run.info.status for name, run in runs_of(configure()).items()} == {"test-sweep": "FAILED"}

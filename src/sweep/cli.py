@@ -62,11 +62,13 @@ def main() -> None:
         error = type(error)("\n".join([str(error), *session.current().failures]))
         _exit(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(_hydra.explain(error, sys.argv[1:]), ConfigError.exit_code)
+        code = SweepError.exit_code if session.current().has_results else ConfigError.exit_code
+        _exit(_hydra.explain(error, sys.argv[1:]), code)
     except OSError as error:
         if session.current().started:
             raise
-        _exit(f"sweep.dir: {error.filename} cannot be written: {error.strerror}.", ConfigError.exit_code)
+        where = error.filename or "the folder"
+        _exit(f"sweep.dir: {where} cannot be written: {error.strerror or error}.", ConfigError.exit_code)
     except signals.Interrupted as end:
         print("sweep: interrupted; what is finished is kept, and the same command goes on from there.", file=sys.stderr)
         signals.leave(int(str(end.code)))

@@ -50,12 +50,16 @@ class Contents:
 
     def __init__(self) -> None:
         self._model_of = _once(lambda point: _model(point.config.model, point.config.sweep.root))
+        self._model_name = _once(lambda point: canonical(self._model_of(point, point.config.model)))
         self._prompts_of = _once(lambda point: _prompts(point.config.prompts))
         self._scorers_of = _once(lambda point: _scorers(point.config.scoring.quality))
         self._known: dict[tuple[object, ...], Identity] = {}
+        self._first: dict[str, Point] = {}
+        self._models: dict[str, ModelConfig] = {}
+        self._prompts: dict[object, PromptsConfig] = {}
 
     def distinct(self, points: Sequence[Point]) -> list[tuple[Point, Point]]:
-        """Return each point with the first one that is the same in all that is generated and scored.
+        """Return each point with the first one ever that is the same in all that is generated and scored.
 
         Models and prompts that are equal in content are one configuration in the latter, so that their points share a
         control.
@@ -64,9 +68,10 @@ class Contents:
             ConfigError: as of `identify`.
         """
         unified = self._unify(points)
-        first: dict[str, Point] = {}
         keys = [identity.result_key for identity in self.identify(unified)]
-        return [(asked, first.setdefault(key, own)) for asked, own, key in zip(points, unified, keys, strict=True)]
+        return [
+            (asked, self._first.setdefault(key, own)) for asked, own, key in zip(points, unified, keys, strict=True)
+        ]
 
     def identify(self, points: Sequence[Point]) -> list[Identity]:
         """Return what each point is.
@@ -88,17 +93,11 @@ class Contents:
         return self._known[key]
 
     def _unify(self, points: Sequence[Point]) -> list[Point]:
-        if all(
-            p.config.model is points[0].config.model and p.config.prompts is points[0].config.prompts for p in points
-        ):
-            return list(points)
-        models: dict[str, ModelConfig] = {}
-        prompts: dict[object, PromptsConfig] = {}
         unified = []
         for point in points:
             config = point.config
-            own = prompts.setdefault(self._prompts_of(point, config.prompts), config.prompts)
-            model = models.setdefault(canonical(self._model_of(point, config.model)), config.model)
+            own = self._prompts.setdefault(self._prompts_of(point, config.prompts), config.prompts)
+            model = self._models.setdefault(self._model_name(point, config.model), config.model)
             same = model is config.model and own is config.prompts
             unified.append(point if same else replace(point, config=replace(config, model=model, prompts=own)))
         return unified

@@ -13,21 +13,26 @@ from sweep.disk.atomic import replace
 
 MASK = "***"
 
-_NAMED = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE)
+_NAMED = re.compile(
+    r"TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL|_(?:PWD|PASS|KEY)$", re.IGNORECASE
+)
 _SWITCHES = frozenset({"enabled", "disabled", "required", "optional", "default", "always"})
 _SHORTEST = 6  # what is shorter would also hide words that happen to be the same
 
 # In an address, what stands between "user:", if there is a user, and the last "@" before the path; and what a query
 # calls a secret.
 _PASSWORD = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://(?:[^\s/:@]*:)?)(?P<secret>[^\s/@]+(?:@[^\s/@]+)*)(?=@)")
+_USER = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://[^\s/:@]+:)(?P<secret>\S+)(?=@)")  # which may hold a slash
 # Not every name with "key" in it: MLflow's pages have an `orderByKey`.
-_NAMES = r"[\w-]*(?:token|passw(?:or)?d|secret|signature|(?:api|access|private|account|auth)[_-]?key)[\w-]*|key"
+_NAMES = (
+    r"[\w-]*(?:token|passw(?:or)?d|pwd|secret|signature|(?:api|access|private|account|auth)[_-]?key)[\w-]*|key|sig|pass"
+)
 _QUERY = re.compile(rf"(?P<start>[?&;](?:{_NAMES})=)(?P<secret>[^\s&;#'\"]+)", re.IGNORECASE)
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return a text with `***` for passwords in addresses and for the values of variables that hold secrets."""
-    for pattern in (_PASSWORD, _QUERY):
+    for pattern in (_USER, _PASSWORD, _QUERY):
         text = pattern.sub(rf"\g<start>{MASK}", text)
     for secret in _secrets(environment):
         text = text.replace(secret, MASK)

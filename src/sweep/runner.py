@@ -60,6 +60,7 @@ class Runner:
         self._costs = SharedCosts()
         self.publisher: Publisher | None = None
         self._earlier_starts = 0
+        self._contents = Contents()
         self._run_as: dict[str, str] = {}
 
     @property
@@ -105,8 +106,8 @@ class Runner:
             EngineError: the engine failed for good; what was complete is published, what had begun is FAILED.
             TooManyFailures: more points failed than `sweep.on_error` and `sweep.max_failures` allow.
         """
-        contents = Contents()
-        fresh = self._distinct(points, contents)
+        contents = self._contents
+        fresh = self._distinct(points)
         wanted = with_controls(fresh, self.publisher.scoring.controls if self.publisher else ())
         tasks = self._memory.tasks(wanted, contents)
         todo = _with_their_controls(tasks)
@@ -138,10 +139,10 @@ class Runner:
             if self.publisher is not None:
                 undo.callback(self.publisher.close, error)
 
-    def _distinct(self, points: Sequence[Point], contents: Contents) -> list[Point]:
+    def _distinct(self, points: Sequence[Point]) -> list[Point]:
         """Return the points that have not been run, without those that are the same as others but for their names."""
         fresh: dict[str, Point] = {}
-        for asked, same in contents.distinct(points):
+        for asked, same in self._contents.distinct(points):
             own = self._run_as.setdefault(asked.key, same.key)
             if own not in self.results and own not in fresh:
                 fresh[own] = same

@@ -15,7 +15,6 @@ import secrets
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -29,9 +28,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.disk.lease import Lease
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, SweepError
 from sweep.point import Point
-from sweep.redaction import redact
+from sweep.redaction import redact, redact_file
 from sweep.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ class Session:
         self.terminal = Terminal()
         self._runner: Runner | None = None
         self._undo = ExitStack()
+        self._trusted: set[str] = set()
         OmegaConf.register_new_resolver("sweep_folder", self._folder, replace=True)
 
     def _folder(self, root: str, *, _root_: DictConfig) -> str:
@@ -67,18 +67,34 @@ class Session:
             own = _sweep_id(_root_, _folder_id(sweeps.parent))
             self.id = _numbered(own, sweeps, anew=str(_root_.sweep.resume).lower() == "false")
             self._undo.push(partial(self._clear, [*_missing(sweeps / self.id), *made]))
+            self._undo.callback(redact_file, sweeps / self.id / "multirun.yaml")  # Hydra keeps what was typed
         return str(sweeps / self.id)
 
     def run(self, points: Sequence[Point]) -> list[PointResult | None]:
         """Run points and return what became of each, in their order; None for all of a dry run."""
+        for model in {
+            point.config.model.id for point in points if point.config.model.trust_remote_code
+        } - self._trusted:
+            self.terminal.say(f"model.trust_remote_code: {model} may run code of its own.")
+            self._trusted.add(model)
         runner = self._runner or self._open(points[0])
-        runner.run(points)
+        try:
+            runner.run(points)
+        except ConfigError as error:
+            if runner.results:  # of an earlier batch: it is not true that nothing was started
+                raise SweepError(str(error)) from error
+            raise
         return [runner.result(point) for point in points]
 
     @property
     def started(self) -> bool:
         """Whether points have been handed over."""
         return self._runner is not None
+
+    @property
+    def has_results(self) -> bool:
+        """Whether points were finished, in this run or before."""
+        return self._runner is not None and bool(self._runner.results)
 
     @property
     def failures(self) -> list[str]:
@@ -94,15 +110,13 @@ class Session:
         from sweep.runner import Runner
 
         runner = Runner(point.config, self.id, _command(), self.terminal)
-        if point.config.model.trust_remote_code:
-            self.terminal.say(f"model.trust_remote_code: {point.config.model.id} may run code of its own.")
         try:
             if not point.config.sweep.dry_run:
                 lease = runner.folder / "lease"
                 begun = lease.exists()
                 self._undo.enter_context(Lease(lease, _lost))
                 if not begun:
-                    self._undo.push(partial(_withdraw, lease))
+                    self._undo.push(partial(self._withdraw, lease))
                 log = runner.folder / "sweep.log"
                 self._undo.enter_context(self.terminal.divert(log, point.config.verbose))
         except OSError as error:
@@ -116,20 +130,29 @@ class Session:
     ) -> None:
         """Remove what was made for a configuration that is refused, but for a log that says something."""
         refused = isinstance(error, (ConfigError, HydraException, OmegaConfBaseException))
-        if not refused and not (isinstance(error, OSError) and not self.started):
+        if self.has_results or (not refused and not (isinstance(error, OSError) and not self.started)):
             return
         for path in made:
             with suppress(OSError, Timeout):  # a folder that something else is in, or a lock that somebody holds, stays
                 if path.is_dir():
                     path.rmdir()
                 elif path.name == FOLDER_ID:
-                    if not any(path.parent.glob("sweeps/*/lease")):  # else others have named their sweeps by it
+                    # Others name their sweeps by it, and have folders for them at once.
+                    if all(other.name == self.id for other in path.parent.glob("sweeps/*")):
                         path.unlink()
                 elif path.suffix == ".lock":
                     with FileLock(path, timeout=0):
                         path.unlink()
                 elif path.suffix != ".log" or not path.stat().st_size:
                     path.unlink()
+
+    def _withdraw(self, lease: Path, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
+        """Remove a lease's folder while the lease is held, when nobody can have another claim in it."""
+        if isinstance(error, ConfigError) and not self.has_results:
+            with suppress(OSError):
+                for claim in lease.glob("*.json"):
+                    claim.unlink()
+                lease.rmdir()
 
     def __enter__(self) -> Session:
         return self
@@ -146,28 +169,24 @@ def _missing(folder: Path) -> list[Path]:
     return [path for path in (*files, root / ".cache", folder, folder.parent) if not path.exists()]
 
 
-def _withdraw(lease: Path, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
-    """Remove a lease's folder while the lease is held, when nobody can have another claim in it."""
-    if isinstance(error, ConfigError):
-        with suppress(OSError):
-            for claim in lease.glob("*.json"):
-                claim.unlink()
-            lease.rmdir()
-
-
 def _folder_id(root: Path) -> str:
     """Return what tells a folder of sweeps from others, whose sweeps by the same command may be on the same tracker."""
     path, fresh = root / FOLDER_ID, secrets.token_hex(8)
+    temporary = root / f"{FOLDER_ID}-{fresh}"
     with suppress(OSError):  # a folder that cannot be written is refused later
+        if path.is_file() and (known := path.read_text().strip()):
+            return known
         root.mkdir(parents=True, exist_ok=True)
         try:
-            with path.open("x") as file:
-                file.write(fresh)
-        except FileExistsError:
-            for _ in range(100):  # its maker may be about to write it
-                if known := path.read_text().strip():
-                    return known
-                time.sleep(0.01)
+            temporary.write_text(fresh)
+            if path.exists():  # empty, as a full disk leaves it
+                temporary.replace(path)
+            else:
+                with suppress(FileExistsError):  # another process was first
+                    os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path.read_text().strip()
     return fresh
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -63,13 +64,13 @@ class Workload(Iterator[Request]):
     Attributes:
         active: the points that have been begun and are neither finished nor failed, by number.
         finished: those whose last answer is in, until they are taken.
-        failed: those that cannot be finished, with the reason, until they are taken.
+        failed: those that cannot be finished, with the reason and a traceback if there is one, until they are taken.
     """
 
     def __init__(self, group: EngineGroup, controls: Mapping[str, Answers], recall: Recall) -> None:
         self.active: dict[int, Progress] = {}
         self.finished: deque[Progress] = deque()
-        self.failed: deque[tuple[Progress, str]] = deque()
+        self.failed: deque[tuple[Progress, str, str | None]] = deque()
         self._runs = list(_with_floors(group))
         self._group, self._recall = group, recall
         self._controls = dict(controls)
@@ -131,13 +132,13 @@ class Workload(Iterator[Request]):
             progress.awaited -= 1
             self._finish([key.point])
 
-    def reject(self, key: Key, reason: str) -> None:
-        """Take a request that cannot be answered: its point fails, and no other."""
+    def reject(self, key: Key, reason: str, trace: str | None = None) -> None:
+        """Take a request that cannot be answered: its point fails, and no other; `trace` says where."""
         if (progress := self.active.pop(key.point, None)) is not None:
             if key.point in self._without_control:
                 self._without_control.remove(key.point)
             prompt_id = progress.planned.prompts[key.prompt].prompt.id
-            self.failed.append((progress, f"prompt {prompt_id!r}: {reason}"))
+            self.failed.append((progress, f"prompt {prompt_id!r}: {reason}", trace))
 
     def _answered(self, number: int) -> None:
         if number not in self._answered_all:
@@ -240,7 +241,7 @@ class Workload(Iterator[Request]):
             key = Key(number, prompt)
             built = build(key, planned.point.config, encoded, planned.corpus, self._group.max_prompt_len)
         except TransformError as error:
-            self.reject(Key(number, prompt), str(error))
+            self.reject(Key(number, prompt), str(error), traceback.format_exc())
             return None
         progress.costs.build_seconds += time.perf_counter() - began
         progress.costs.transform_seconds += built.transform_seconds

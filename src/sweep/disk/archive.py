@@ -5,6 +5,7 @@ A point's file holds all that is published of it, so that publication can wait f
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from sweep.errors import JournalError
 from sweep.scoring.statistics import Summary
 from sweep.tracking.records import PointRecord, Table
 
-METADATA = b"sweep"
+METADATA, DIGEST = b"sweep", b"sweep.sha256"
 UNSHOWN = ("sample", "token_ids", "point", "name", "role")  # columns that MLflow's table does without
 
 
@@ -55,10 +56,14 @@ class Archive:
         """
         columns = dict.fromkeys(column for row in rows for column in row)
         table = pa.table({column: [row.get(column) for row in rows] for column in columns})
-        described = {METADATA: json.dumps(asdict(record)).encode()}
+        described = json.dumps(asdict(record)).encode()
+        metadata = {METADATA: described, DIGEST: _digest(described)}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            replace(self._path(key), lambda path: pq.write_table(table.replace_schema_metadata(described), path))
+            replace(
+                self._path(key),
+                lambda path: pq.write_table(table.replace_schema_metadata(metadata), path, write_page_checksum=True),
+            )
         except OSError as error:
             reason = error.strerror or error
             raise JournalError(f"{self._folder} cannot be written: {reason}.  The generations are kept.") from error
@@ -68,6 +73,8 @@ class Archive:
         """Return a point's file; None: there is none that can be read."""
         try:
             metadata = pq.read_schema(self._path(key)).metadata
+            if metadata[DIGEST] != _digest(metadata[METADATA]):
+                return None
             return Archived(key, _record(json.loads(metadata[METADATA])))
         except (OSError, ValueError, KeyError, TypeError):  # then the point is scored again
             return None
@@ -78,17 +85,25 @@ class Archive:
         return iter(sorted((a for a in found if a is not None), key=lambda archived: archived.record.index))
 
     def table(self, key: str) -> Table:
-        """Return a point's generations as they are published."""
-        rows = pq.read_table(self._path(key))
+        """Return a point's generations as they are published.
+
+        Raises:
+            JournalError: as of `read`.
+        """
+        rows = self._rows(key)
         shown = [column for column in rows.column_names if column not in UNSHOWN]
         columns = [rows.column(column).to_pylist() for column in shown]
         return Table(shown or ["prompt", "generation"], [list(row) for row in zip(*columns, strict=True)])
 
     def read(self, keys: Sequence[str]) -> Any:
-        """Return some points' rows as a pandas DataFrame; columns that a point lacks are empty."""
+        """Return some points' rows as a pandas DataFrame; columns that a point lacks are empty.
+
+        Raises:
+            JournalError: a file is damaged, and was put aside; the journal has what it is made of.
+        """
         import pandas as pd
 
-        tables = [pq.read_table(self._path(key)).replace_schema_metadata() for key in keys]
+        tables = [self._rows(key).replace_schema_metadata() for key in keys]
         filled = [table for table in tables if table.num_rows]
         return pa.concat_tables(filled, promote_options="permissive").to_pandas() if filled else pd.DataFrame()
 
@@ -96,8 +111,24 @@ class Archive:
         """Take a point out that has been superseded; its file stays under another name."""
         self._path(key).replace(self._path(key).with_suffix(".superseded"))
 
+    def _rows(self, key: str) -> pa.Table:
+        path = self._path(key)
+        try:
+            return pq.read_table(path, page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as error:
+            if path.is_file():
+                path.replace(path.with_suffix(".damaged"))
+            raise JournalError(
+                f"{path} is damaged, and was put aside: {str(error).splitlines()[0]}\n"
+                "The same command makes it again from what was generated."
+            ) from error
+
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.parquet"
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
 
 
 def _record(plain: dict[str, Any]) -> PointRecord:

@@ -105,6 +105,10 @@ def _read(path: Path) -> list[tuple[str, Any]]:
         return reader(path)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path.name}:{_undecodable_line(path)}: not UTF-8 text ({error.reason}).") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path.name}: cannot be read: it is nested too deeply.") from error
+    except ValueError as error:  # a number of thousands of digits, say
+        raise ConfigError(f"{path.name}: cannot be read: {str(error).splitlines()[0]}.") from error
     except OSError as error:
         raise ConfigError(f"prompts.path: {path.name!r} cannot be read: {error.strerror}.") from error
 
@@ -204,6 +208,7 @@ def _prompt(entry: Any, place: str, index: int, config: PromptsConfig) -> Prompt
         text = messages[-1]["content"]
     if not isinstance(text, str) or not text:
         raise ConfigError(f"{place}: has neither a text under {config.prompt_key!r} nor messages.")
+    _require_text(entry, place)
     values = _values(entry.get("values"), place)
     if messages is None and config.chat:
         system = [{"role": "system", "content": config.system}] if config.system else []
@@ -219,6 +224,14 @@ def _prompt(entry: Any, place: str, index: int, config: PromptsConfig) -> Prompt
         values=tuple(values.items()),
         places=tuple(found for _, places in filled for found in places),
     )
+
+
+def _require_text(entry: dict[str, Any], place: str) -> None:
+    try:
+        json.dumps(entry, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ConfigError(f"{place}: {half!r} is half a character (a lone surrogate), which is no text.") from error
 
 
 def _id(value: Any, place: str, index: int, config: PromptsConfig) -> str:

@@ -104,6 +104,8 @@ def load_scorer(path: str) -> Scorer:
         module, _, attribute = path.rpartition(".")
     if not module or not attribute:
         raise ConfigError(f"scoring.quality: {path!r} is no scorer; write module:function.")
+    if module.partition(".")[0] in sys.stdlib_module_names:  # such as os.system, which would run what is generated
+        raise ConfigError(f"scoring.quality: {path!r} is of Python's own library; write a function of yours.")
     function = _import(path, module, attribute)
     parameters = _positional(path, function)
     name = GROUP + attribute.rpartition(".")[2]

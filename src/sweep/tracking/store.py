@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 
 DATABASES = ("postgresql", "mysql", "sqlite", "mssql")  # whose addresses MLflow takes
+ADVISORY_LOCK = 0x73776565  # "swee"
 KNOCKS, KNOCK_SECONDS = 3, 1.0  # a database may be busy, or about to start
 
 
@@ -68,8 +73,8 @@ class Store:
         from mlflow import MlflowClient
 
         # Processes that create one SQLite database at the same time break it for good.
+        _knock(self.uri)
         with self._lock():
-            _knock(self.uri)
             client = MlflowClient(self.uri)
             client.search_experiments(max_results=1)
         return client
@@ -84,9 +89,19 @@ class Store:
             artifacts = None if self._is_server else (self._root / "artifacts").as_uri()
             return str(self.client.create_experiment(name, artifact_location=artifacts))
 
-    def _lock(self) -> FileLock:
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Let no two processes make the same store, whichever folders they write to."""
         self._root.mkdir(parents=True, exist_ok=True)
-        return FileLock(self._root / ".tracking.lock")
+        kind = urlsplit(self.uri).scheme.partition("+")[0]
+        with ExitStack() as locked:
+            locked.enter_context(FileLock(self._root / ".tracking.lock"))
+            if kind == "sqlite" and self._config.uri:
+                name = hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+                locked.enter_context(FileLock(Path(gettempdir()) / f"sweep-{os.getuid()}-{name}.lock"))
+            elif kind == "postgresql":
+                locked.enter_context(_advisory_lock(self.uri))
+            yield
 
 
 def _knock(uri: str) -> None:
@@ -107,6 +122,16 @@ def _knock(uri: str) -> None:
             time.sleep(KNOCK_SECONDS)
 
 
+@contextmanager
+def _advisory_lock(uri: str) -> Iterator[None]:
+    """Hold PostgreSQL's lock of one number, which ends with the connection."""
+    import sqlalchemy
+
+    with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect() as connection:
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:number)"), {"number": ADVISORY_LOCK})
+        yield
+
+
 def store_uri(config: TrackingConfig, root: Path) -> str:
     """Return the store's address: the one that is named, else of the SQLite file in `sweep.dir`."""
     return config.uri or f"sqlite:///{root / 'mlflow.db'}"
@@ -122,7 +147,8 @@ def first_line(error: Exception) -> str:
 def _set_environment() -> None:
     """Set what MLflow reads at import and at each call; what the user has set stays, telemetry excepted."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # A call that is made again beneath us may make a run twice: the outbox tries again, and looks what is there.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.pop("MLFLOW_RUN_ID", None)  # it would make every child the run that it names
