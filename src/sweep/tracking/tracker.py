@@ -109,7 +109,11 @@ class Tracker:
                     self._delete(run.info.run_id)
                 self._client.update_run(self._parent, status="RUNNING", name=name)
                 # Not only at first, as the attempt that made the run may have got no further.
-                self._client.log_text(self._parent, redact(config), "config.yaml")
+                try:
+                    self._client.log_text(self._parent, redact(config), "config.yaml")
+                except BaseException:
+                    self._client.set_terminated(self._parent, "FAILED")
+                    raise
                 return True
             tags = {"sweep.role": "sweep", "sweep.id": self._sweep_id, "sweep.command": redact(command)[:COMMAND_LIMIT]}
             run = self._client.create_run(
