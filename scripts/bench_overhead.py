@@ -27,7 +27,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from sweep import config
+from sweep import parsing
 from sweep.config import SweepConfig
 from sweep.inputs import prompts
 from sweep.inputs.checkpoint import find
@@ -59,7 +59,7 @@ def compose_jobs(points: int, arguments: argparse.Namespace, folder: str, *more:
     factors = [f"transform.factor={1 + 0.01 * i:.2f}" for i in range(1, points)]
     overrides = [["transform=identity"], *(["transform=scale", factor] for factor in factors)]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return [(own, config.parse(compose("config", overrides=[*shared, *own]))) for own in overrides]
+        return [(own, parsing.parse(compose("config", overrides=[*shared, *own]))) for own in overrides]
 
 
 def bare(llm: Any, requests: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> float:
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--memory-points", type=int, nargs="*", default=[8, 32, 128])
     parser.add_argument("--be", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    config.register()
+    parsing.register()
     if arguments.be == "one-point":
         return one_point(arguments)
     if arguments.be:

@@ -29,8 +29,9 @@ from unittest.mock import patch
 
 from hydra import compose, initialize_config_dir
 
-from sweep import config, outcome, scoring
+from sweep import outcome, parsing, scoring
 from sweep.building import build_pipeline
+from sweep.config import SweepConfig
 from sweep.engines.base import Completion
 from sweep.identity import Identity
 from sweep.inputs import prompts
@@ -94,7 +95,7 @@ class Clocks:
         return {name: replace(own, function=self.wrap(name, own.function)) for name, own in select(names).items()}
 
 
-def make_corpus(base: config.SweepConfig, count: int, tokens: int) -> Corpus:
+def make_corpus(base: SweepConfig, count: int, tokens: int) -> Corpus:
     """Return the demo's prompts, in turn with their own references and with references of as many tokens as answers."""
     checkpoint = find(base.model)
     own = prompts.load(base.prompts)
@@ -178,9 +179,9 @@ def main() -> None:
     parser.add_argument("--equal", type=float, default=0.35, help="share of answers that are the control's")
     parser.add_argument("--quality", nargs="*", help="measures of quality, or all; left out: the default ones")
     arguments = parser.parse_args()
-    config.register()
+    parsing.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        base = config.parse(compose("config", overrides=["prompts=demo_heldout"]))
+        base = parsing.parse(compose("config", overrides=["prompts=demo_heldout"]))
     quality = list(QUALITY) if arguments.quality == ["all"] else arguments.quality or base.scoring.quality
     base = replace(base, scoring=replace(base.scoring, quality=quality))
 

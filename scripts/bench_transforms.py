@@ -27,7 +27,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from bench_overhead import compose_jobs
-from sweep import config
+from sweep import parsing
 from sweep.building import build_pipeline
 from sweep.config import ModelConfig, PromptsConfig
 from sweep.inputs.checkpoint import find
@@ -41,7 +41,7 @@ from sweep.request import build
 from sweep.runner import Runner
 from sweep.scoring.perturbation import nearest_token_flips
 from sweep.terminal import Terminal
-from sweep.transforms import TRANSFORMS, Context, Rearrangement, Span, Stage
+from sweep.transforms import TRANSFORMS, Context, Pipeline, Rearrangement, Span, Stage
 
 ROWS, TOKENS = 8192, 32768
 FEW = 256  # rows for those that compare each row with the whole table, or look for the rows' own components
@@ -97,12 +97,12 @@ def rows_per_second(width: int) -> dict[str, float]:
 def request_seconds() -> dict[str, float]:
     """Return the seconds that all requests of a sweep take to build and to measure, for each transform."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        base = config.parse(compose("config", overrides=["prompts=demo_heldout", f"prompts.limit={PROMPTS}"]))
+        base = parsing.parse(compose("config", overrides=["prompts=demo_heldout", f"prompts.limit={PROMPTS}"]))
     checkpoint = find(base.model)
     corpus = Corpus(encode(load(base.prompts), checkpoint), open_table(checkpoint), checkpoint)
 
     def point(stage: Stage) -> None:
-        own = replace(base, transform=config.Pipeline((stage,)))
+        own = replace(base, transform=Pipeline((stage,)))
         built = [build(None, own, encoded, corpus) for encoded in corpus.prompts]
         nearest_token_flips([b.neighbours for b in built], corpus.table)
 
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true", help="compare with the time of a sweep")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
-    config.register()
+    parsing.register()
     results: dict[str, Any] = {"threads": torch.get_num_threads()}
     if not arguments.sweep:
         speeds = {width: rows_per_second(width) for width in (2048, 4096)}

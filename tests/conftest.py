@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for a second thread
 
-from sweep import config as sweep_config
+from sweep import parsing
 from sweep.config import ModelConfig, PromptsConfig, SweepConfig
 from sweep.engines import VLLMConfig
 from sweep.engines.base import Engine
@@ -72,7 +72,7 @@ def configure(tiny: Path, tmp_path: Path) -> Callable[..., SweepConfig]:
     """Make a configuration of the tiny model and three prompts, with whatever is given instead."""
 
     def make(**changes: Any) -> SweepConfig:
-        return sweep_config.parse(compose(tiny, tmp_path, **changes))
+        return parsing.parse(compose(tiny, tmp_path, **changes))
 
     return make
 

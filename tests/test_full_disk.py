@@ -12,19 +12,16 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from small_disks import file_system
+
 POINTS, PROMPTS = 60, 64
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for MLflow's database and some points."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {made.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
+    with file_system(tmp_path / "disk", "4m") as disk:
+        yield disk
 
 
 def run(tiny: Path, root: Path) -> tuple[int, str]:

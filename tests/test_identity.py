@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 
 from conftest import compose
 from sweep import session
-from sweep.config import SweepConfig, parse
+from sweep.config import SweepConfig
 from sweep.disk.digests import folder_digest
 from sweep.errors import ConfigError
 from sweep.identity import Contents, canonical
+from sweep.parsing import parse
 from sweep.point import Point
 
 Configure = Callable[..., SweepConfig]

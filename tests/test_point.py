@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from conftest import compose
-from sweep.config import SweepConfig, parse
+from sweep.config import SweepConfig
 from sweep.errors import ConfigError
+from sweep.parsing import parse
 from sweep.point import Point, make_points, with_controls
 
 Configure = Callable[..., SweepConfig]

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep import _hydra, config, session, signals
+from sweep import _hydra, parsing, session, signals
 from sweep.errors import ConfigError, PointsFailed, SweepError
 from sweep.paths import conf_dir
 from sweep.point import make_points
@@ -36,7 +36,7 @@ def task(composed: DictConfig) -> dict[str, float]:
     Returns:
         The point's measures, which optimising sweepers may read.
     """
-    [result] = session.current().run(make_points([(HydraConfig.get().overrides.task, config.parse(composed))]))
+    [result] = session.current().run(make_points([(HydraConfig.get().overrides.task, parsing.parse(composed))]))
     return {name: summary.mean for name, summary in result.summaries.items()} if result else {}
 
 
@@ -48,7 +48,7 @@ def main() -> None:
         sys.argv.insert(1, "--multirun")
         _hydra.compose_once()
     try:
-        config.register(_hydra.list_override("plugins", sys.argv))
+        parsing.register(_hydra.list_override("plugins", sys.argv))
         sys.argv[1:] = _hydra.expand_compositions(sys.argv[1:])
         _hydra.check_values(sys.argv[1:])
         _hydra.pass_errors_on()

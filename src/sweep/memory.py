@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sweep.disk.archive import Archive, Archived
-from sweep.disk.journal import Entry, Journal
+from sweep.disk.journal import Journal
+from sweep.disk.records import Entry
 from sweep.errors import ConfigError
 from sweep.identity import Contents
 from sweep.plan import PlannedPoint, Task

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from sweep.config import parse
 from sweep.costs import Costs
 from sweep.engines.base import Completion
+from sweep.parsing import parse
 from sweep.plan import PlannedPoint
 from sweep.point import Point
 from sweep.redaction import redact

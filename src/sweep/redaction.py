@@ -19,10 +19,10 @@ _NAMED = re.compile(
 _SWITCHES = frozenset({"enabled", "disabled", "required", "optional", "default", "always"})
 _SHORTEST = 6  # what is shorter would also hide words that happen to be the same
 
-# In an address, what stands between "user:", if there is a user, and the last "@" before the path; and what a query
-# calls a secret.
-_PASSWORD = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://(?:[^\s/:@]*:)?)(?P<secret>[^\s/@]+(?:@[^\s/@]+)*)(?=@)")
-_USER = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://[^\s/:@]+:)(?P<secret>\S+)(?=@)")  # which may hold a slash
+# In an address, what stands between "user:" and the last "@", slashes and all; where there is no user, what stands
+# before an "@" that comes before the path; and what a query calls a secret.
+_PASSWORD = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://[^\s/:@]*:)(?P<secret>[^\s'\"]+)(?=@)")
+_ALONE = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://)(?P<secret>[^\s/:@]+(?:@[^\s/:@]+)*)(?=@)")
 # Not every name with "key" in it: MLflow's pages have an `orderByKey`.
 _NAMES = (
     r"[\w-]*(?:token|passw(?:or)?d|pwd|secret|signature|(?:api|access|private|account|auth)[_-]?key)[\w-]*|key|sig|pass"
@@ -32,7 +32,7 @@ _QUERY = re.compile(rf"(?P<start>[?&;](?:{_NAMES})=)(?P<secret>[^\s&;#'\"]+)", r
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return a text with `***` for passwords in addresses and for the values of variables that hold secrets."""
-    for pattern in (_USER, _PASSWORD, _QUERY):
+    for pattern in (_PASSWORD, _ALONE, _QUERY):
         text = pattern.sub(rf"\g<start>{MASK}", text)
     for secret in _secrets(environment):
         text = text.replace(secret, MASK)

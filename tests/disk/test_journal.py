@@ -19,8 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from small_disks import file_system
 from sweep.disk import journal as journal_module
-from sweep.disk.journal import OPEN_FILES, Entry, Journal, Recovered
+from sweep.disk.journal import OPEN_FILES, Journal, Recovered
+from sweep.disk.records import Entry
 from sweep.engines.base import Completion, Generation
 from sweep.errors import JournalError
 from sweep.identity import Identity
@@ -29,7 +31,7 @@ HEADER = {"sweep": "first", "engine": "vllm 0.32.0"}
 
 APPEND = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_journal import HEADER, Journal, Path, answer, identity
 writer, n = Journal(Path(sys.argv[1])).writer(HEADER | {{"sweep": sys.argv[2]}}), 0
 while n < int(sys.argv[3]):
@@ -77,13 +79,8 @@ def root(journal: Journal) -> Path:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {made.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
+    with file_system(tmp_path / "disk", "64k") as disk:
+        yield disk
 
 
 floats = st.floats(allow_nan=True, allow_infinity=True)
@@ -345,7 +342,7 @@ def test_any_flipped_bit_costs_at_most_the_lines_it_touches() -> None:
 
 
 def start(root: Path, name: str, count: int) -> subprocess.Popen[str]:
-    code = APPEND.format(tests=str(Path(__file__).parent))
+    code = APPEND.format(tests=[str(folder) for folder in Path(__file__).parents[:2]])
     return subprocess.Popen(
         [sys.executable, "-c", code, str(root), name, str(count)], stdout=subprocess.PIPE, text=True
     )

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streams import Stream
 from sweep.engines import supervisor
 from sweep.engines.base import Completion, Engine, EngineConfig, Failure, Generation, ModelFiles, Request, Sampling
 from sweep.engines.supervisor import FAILURES_IN_A_ROW, HALVINGS, KILLERS_FOUND, UNEXPLAINED_DEATHS, Supervisor
@@ -271,19 +272,7 @@ def test_a_restart_that_fails_is_tried_again_for_a_while() -> None:
 
 
 def test_answers_lead_to_requests_also_after_a_death() -> None:
-    class Stream:
-        def __init__(self) -> None:
-            self.waiting = list(requests(10))
-
-        def __iter__(self) -> Stream:
-            return self
-
-        def __next__(self) -> Request:
-            if not self.waiting:
-                raise StopIteration
-            return self.waiting.pop(0)
-
-    stream = Stream()
+    stream = Stream(requests(10))
     watch = Supervisor(Config(), Fate(frozenset({4}), lives=[2]).open)
     got = set()
     for answer in watch.generate(stream):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from streams import Stream
 from sweep.engines.base import Engine, Failure, Generation, Request, Sampling
 from sweep.engines.gate import GatePrompt, identity_gate
 from sweep.errors import ConfigError
@@ -127,20 +128,7 @@ def test_forced_answers_have_the_log_likelihood_of_transformers(
 
 def test_answers_may_lead_to_requests(engine: Engine, table: EmbeddingTable) -> None:
     """The stream runs out while the first request is in flight, and has another one afterwards."""
-
-    class Stream:
-        def __init__(self) -> None:
-            self.waiting = [Request("first", PROMPTS[0], table.rows(PROMPTS[0]), GREEDY)]
-
-        def __iter__(self) -> Stream:
-            return self
-
-        def __next__(self) -> Request:
-            if not self.waiting:
-                raise StopIteration
-            return self.waiting.pop(0)
-
-    stream, seen = Stream(), []
+    stream, seen = Stream([Request("first", PROMPTS[0], table.rows(PROMPTS[0]), GREEDY)]), []
     for generation in engine.generate(stream):
         seen.append(generation.key)
         if generation.key == "first":

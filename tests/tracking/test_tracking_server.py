@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -66,3 +68,16 @@ def test_a_server_that_goes_away_while_the_engine_starts_is_waited_for(
         runs = MlflowClient(f"http://127.0.0.1:{port}").search_runs(["1"])
     assert {run.info.run_name: run.info.status for run in runs} == dict.fromkeys(("patient", "control"), "FINISHED")
     assert not runner.problems
+
+
+def test_one_database_of_several_folders_is_made_once(tmp_path: Path) -> None:
+    """MLflow's own migrations, run by several processes at a time, leave a SQLite file that no one can open."""
+    code = (
+        "import sys; from pathlib import Path; from sweep.config import TrackingConfig; "
+        "from sweep.tracking.store import Store; Store(TrackingConfig(uri=sys.argv[1]), Path(sys.argv[2]))"
+    )
+    uri = f"sqlite:///{tmp_path / 'shared.db'}"
+    commands = [[sys.executable, "-c", code, uri, str(tmp_path / str(number))] for number in range(3)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    errors = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], errors

@@ -17,8 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.config import Parser, SweepConfig, parse, without_hydra
+from sweep.config import SweepConfig
 from sweep.errors import ConfigError
+from sweep.parsing import Parser, parse, without_hydra
 
 PLAIN = (bool, int, float, type(None))
 

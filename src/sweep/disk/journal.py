@@ -3,20 +3,15 @@
     <root>/<fingerprint[:2]>/<fingerprint>/identity.json     the canonical JSON whose SHA-256 the fingerprint is
                                            <writer>.jsonl    one writer's answers: a header, then a line for each
 
-A line is a checksum and compact JSON.  The checksum covers the fingerprint, the file's header and the JSON, so that a
-line counts nowhere but under the point and the versions that it was written for.  Text is UTF-8 in which lone
-surrogates pass as they are; numbers survive exactly, and those that JSON lacks are the strings "-inf", "inf", "nan".
+What a line is, `records` says.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import json
-import math
 import os
-import re
 import secrets
 import time
 from collections import OrderedDict
@@ -25,37 +20,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.engines.base import Completion, Generation
+from sweep.disk.records import (
+    FORMAT,
+    HEADER,
+    PAYLOAD,
+    Entry,
+    as_bytes,
+    entry_of,
+    fits,
+    headers_of,
+    line_of,
+    plain,
+    salt_of,
+)
+from sweep.engines.base import Generation
 from sweep.errors import JournalError
 
 if TYPE_CHECKING:
     from sweep.identity import Identity
 
-FORMAT = 1
 OPEN_FILES = 128  # a process may have 1024 by default, and the engine wants some of them
 SYNC_SECONDS = 2.0
 SYNC_SHARE = 0.05  # of the time: many points at once on a slow disk must not hold up the engine
-
-_CHECKSUM_BYTES = 16
-_PAYLOAD = 2 * _CHECKSUM_BYTES + 1  # where a line's JSON begins
-_HEADER = re.compile(rb'[0-9a-f]+ \{"format":(\d+)')
-
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One request's answer, as it was recorded.
-
-    Attributes:
-        completions: the answer; none for a forced one.
-        scored: the log-probabilities of a forced answer's tokens.
-        header: what its writer said of itself: sweep, engine and whatever else.
-    """
-
-    completions: tuple[Completion, ...]
-    scored: tuple[float, ...]
-    header: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +90,7 @@ class Journal:
             JournalError: as of `read`.
         """
         first_lines = (data.rstrip(b"\n") for _, data in self._files(fingerprint, [], lines=1))
-        return list(_headers(list(first_lines), _salt(fingerprint)).values())
+        return list(headers_of(list(first_lines), salt_of(fingerprint)).values())
 
     def _files(self, fingerprint: str, problems: list[str], lines: int | None = None) -> Iterator[tuple[Path, bytes]]:
         folder = _folder(self._root, fingerprint)
@@ -147,7 +133,7 @@ class Writer:
     def __init__(self, root: Path, header: Mapping[str, str]) -> None:
         self._root, self._made_root = root, False
         self._name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(8)}"
-        self._header = _bytes({"format": FORMAT, "writer": self._name, "header": dict(header)})
+        self._header = as_bytes({"format": FORMAT, "writer": self._name, "header": dict(header)})
         self._files: OrderedDict[str, _File] = OrderedDict()  # the open ones, the least recently used first
         self._begun: set[str] = set()
         self._unsynced: dict[str, None] = {}  # the longest waiting first
@@ -169,10 +155,10 @@ class Writer:
         fingerprint = identity.fingerprint
         if fingerprint in self._failed:
             raise JournalError(self._failed[fingerprint])
-        payload = _bytes({"prompt": prompt_id, "kind": kind} | _plain(generation))
+        payload = as_bytes({"prompt": prompt_id, "kind": kind} | plain(generation))
         try:
             file = self._open(identity)
-            _write(file.fd, _line(file.salt, payload))
+            _write(file.fd, line_of(file.salt, payload))
         except OSError as error:
             raise self._fail(fingerprint, error) from error
         except BaseException:  # a signal's, perhaps in the middle of a line, to which nothing must be added
@@ -224,11 +210,11 @@ class Writer:
         path = self._path(fingerprint)
         fd = os.open(path, flags, 0o666)
         stat = os.fstat(fd)
-        salt = _salt(fingerprint, self._header)
+        salt = salt_of(fingerprint, self._header)
         file = self._files[fingerprint] = _File(path, fd, (stat.st_dev, stat.st_ino), salt)
         if not begun:
             self._begun.add(fingerprint)
-            _write(fd, _line(_salt(fingerprint), self._header))
+            _write(fd, line_of(salt_of(fingerprint), self._header))
         return file
 
     def _make_folder(self, identity: Identity) -> None:
@@ -294,11 +280,11 @@ def _read(
     """Add a file's answers to those that are known; return 1 if its last line is torn, else 0."""
     lines = data.split(b"\n")
     finished = lines.pop() == b""
-    salt = _salt(fingerprint)
-    headers = _headers(lines, salt)
-    salts = [(_salt(fingerprint, payload), header) for payload, header in headers.items()]
+    salt = salt_of(fingerprint)
+    headers = headers_of(lines, salt)
+    salts = [(salt_of(fingerprint, payload), header) for payload, header in headers.items()]
     if lines and not salts:
-        other = _HEADER.match(lines[0])
+        other = HEADER.match(lines[0])
         if other and int(other[1]) != FORMAT:
             recovered.problems.append(f"{path}, line 1: it is in format {int(other[1])}, which is not known here.")
             return 0
@@ -307,96 +293,23 @@ def _read(
         recovered.problems.append(f"{path}, line 1: there is no valid header, and what follows it cannot be used.")
         return 0 if finished else 1
     for number, line in enumerate(lines, 1):
-        payload = line[_PAYLOAD:]
-        if payload in headers and _fits(line, salt):
+        payload = line[PAYLOAD:]
+        if payload in headers and fits(line, salt):
             continue
-        header = next((header for own, header in salts if _fits(line, own)), None)
+        header = next((header for own, header in salts if fits(line, own)), None)
         if header is None:
             if number == len(lines) and finished:
                 return 1
             recovered.problems.append(f"{path}, line {number}: its checksum does not fit.")
             continue
         try:
-            key, entry = _entry(json.loads(payload.decode("utf-8", "surrogatepass")), header)
+            key, entry = entry_of(json.loads(payload.decode("utf-8", "surrogatepass")), header)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             recovered.problems.append(f"{path}, line {number}: it is not what a record should be: {error!r}.")
             continue
         if accept(header):
             recovered.entries.setdefault(key, entry)
     return 0 if finished else 1
-
-
-def _headers(lines: list[bytes], salt: Any) -> dict[bytes, Mapping[str, str]]:
-    """Return the valid headers among lines, by their JSON; of files that were put together there are several."""
-    found: dict[bytes, Mapping[str, str]] = {}
-    for line in lines:
-        match = _HEADER.match(line)
-        if match and int(match[1]) == FORMAT and _fits(line, salt):
-            found[line[_PAYLOAD:]] = json.loads(line[_PAYLOAD:].decode("utf-8", "surrogatepass"))["header"]
-    return found
-
-
-def _salt(fingerprint: str, header: bytes | None = None) -> Any:
-    """Return the hash, not yet finished, of what a line's checksum covers before its JSON."""
-    hashed = hashlib.blake2b(fingerprint.encode(), digest_size=_CHECKSUM_BYTES)
-    if header is not None:
-        hashed.update(b"\n" + hashlib.sha256(header).digest())
-    return hashed
-
-
-def _line(salt: Any, payload: bytes) -> bytes:
-    return _checksum(salt, payload) + b" " + payload + b"\n"
-
-
-def _fits(line: bytes, salt: Any) -> bool:
-    return line[:_PAYLOAD] == _checksum(salt, line[_PAYLOAD:]) + b" "
-
-
-def _checksum(salt: Any, payload: bytes) -> bytes:
-    hashed = salt.copy()
-    hashed.update(payload)
-    checksum: str = hashed.hexdigest()
-    return checksum.encode()
-
-
-def _bytes(value: Mapping[str, Any]) -> bytes:
-    return _encode(value).encode("utf-8", "surrogatepass")
-
-
-def _plain(generation: Generation) -> dict[str, Any]:
-    if generation.scored:
-        return {"scored": [_number(value) for value in generation.scored]}
-    return {
-        "completions": [
-            {"text": answer.text, "token_ids": answer.token_ids, "finish_reason": answer.finish_reason}
-            | ({"logprobs": [_numbers(step) for step in answer.logprobs]} if answer.logprobs else {})
-            for answer in generation.completions
-        ]
-    }
-
-
-def _entry(record: dict[str, Any], header: Mapping[str, str]) -> tuple[tuple[str, str], Entry]:
-    completions = tuple(
-        Completion(
-            text=answer["text"],
-            token_ids=tuple(answer["token_ids"]),
-            finish_reason=answer["finish_reason"],
-            logprobs=tuple({int(i): float(p) for i, p in step.items()} for step in answer.get("logprobs", ())),
-        )
-        for answer in record.get("completions", ())
-    )
-    scored = tuple(map(float, record.get("scored", ())))
-    return (record["kind"], record["prompt"]), Entry(completions, scored, header)
-
-
-def _numbers(values: Mapping[int, float]) -> Mapping[int, float | str]:
-    if all(map(math.isfinite, values.values())):
-        return values
-    return {key: _number(value) for key, value in values.items()}
-
-
-def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -83,16 +83,17 @@ class Outbox:
         self._hurry.set()
         self._worker.abandon(seconds)
 
-    def insist(self, call: Callable[[bool], T]) -> T:
+    def insist(self, call: Callable[[bool], T], *, once_at_least: bool = False) -> T:
         """Return what a call to the tracker returns, which is made again as long as there is patience.
 
         Args:
             call: is told whether an earlier attempt may have got somewhere.
+            once_at_least: try it although others have been given up, which MLflow may have refused for what they were.
 
         Raises:
             TrackingError: the last attempt's.
         """
-        if self._given_up >= GIVEN_UP:
+        if self._given_up >= GIVEN_UP and not once_at_least:
             raise self._last_error
         wait, again = FIRST_WAIT, self._again
         while True:

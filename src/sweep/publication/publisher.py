@@ -146,7 +146,7 @@ class Publisher:
 
     def _try(self, outbox: Outbox, call: Callable[[], None]) -> None:
         try:
-            outbox.insist(lambda _: call())
+            outbox.insist(lambda _: call(), once_at_least=True)
         except TrackingError as problem:
             self.problems.append(str(problem))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from filelock import FileLock
@@ -20,8 +20,9 @@ from sweep.redaction import redact
 from sweep.tracking.links import LOCAL_UI
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from sqlalchemy import URL
 
+T = TypeVar("T")
 
 DATABASES = ("postgresql", "mysql", "sqlite", "mssql")  # whose addresses MLflow takes
 ADVISORY_LOCK = 0x73776565  # "swee"
@@ -46,9 +47,10 @@ class Store:
         self._config, self._root = config, root
         self.uri = store_uri(config, root)
         _set_environment()
+        from mlflow.exceptions import MlflowException
+
         try:
-            self.client = self._connect()
-            self.experiment = self._open_experiment(config.experiment)
+            _again(self._open, MlflowException) if self._is_server else self._open()
         except Exception as error:  # MLflow passes on whatever its store or driver raises
             raise ConfigError(redact(f"tracking.uri: {self.uri} cannot be used: {first_line(error)}")) from error
 
@@ -69,66 +71,81 @@ class Store:
     def _is_server(self) -> bool:
         return urlsplit(self.uri).scheme in ("http", "https")
 
-    def _connect(self) -> MlflowClient:
+    def _open(self) -> None:
         from mlflow import MlflowClient
 
-        # Processes that create one SQLite database at the same time break it for good.
-        _knock(self.uri)
-        with self._lock():
-            client = MlflowClient(self.uri)
-            client.search_experiments(max_results=1)
-        return client
+        database = _database(self.uri)
+        if database is not None:
+            _knock(database)
+        with self._lock(database):
+            self.client = MlflowClient(self.uri)
+            self.client.search_experiments(max_results=1)
+            self.experiment = self._open_experiment(self._config.experiment)
 
     def _open_experiment(self, name: str) -> str:
-        with self._lock():
-            known = self.client.get_experiment_by_name(name)
-            if known is not None:
-                if known.lifecycle_stage != "active":
-                    raise ConfigError(f"the experiment {name!r} was deleted; restore it or name another one")
-                return str(known.experiment_id)
-            artifacts = None if self._is_server else (self._root / "artifacts").as_uri()
-            return str(self.client.create_experiment(name, artifact_location=artifacts))
+        known = self.client.get_experiment_by_name(name)
+        if known is not None:
+            if known.lifecycle_stage != "active":
+                raise ConfigError(f"the experiment {name!r} was deleted; restore it or name another one")
+            return str(known.experiment_id)
+        artifacts = None if self._is_server else (self._root / "artifacts").as_uri()
+        return str(self.client.create_experiment(name, artifact_location=artifacts))
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Let no two processes make the same store, whichever folders they write to."""
+    def _lock(self, database: URL | None) -> Iterator[None]:
+        """Let no two processes make the same store, which breaks SQLite's for good, whichever folders they write to."""
         self._root.mkdir(parents=True, exist_ok=True)
-        kind = urlsplit(self.uri).scheme.partition("+")[0]
-        with ExitStack() as locked:
-            locked.enter_context(FileLock(self._root / ".tracking.lock"))
-            if kind == "sqlite" and self._config.uri:
-                name = hashlib.sha256(self.uri.encode()).hexdigest()[:16]
-                locked.enter_context(FileLock(Path(gettempdir()) / f"sweep-{os.getuid()}-{name}.lock"))
-            elif kind == "postgresql":
-                locked.enter_context(_advisory_lock(self.uri))
+        with FileLock(self._root / ".tracking.lock"), ExitStack() as locked:
+            if database is not None and not self.is_local:  # then other folders' sweeps may be there too
+                locked.enter_context(_store_lock(database))
             yield
 
 
-def _knock(uri: str) -> None:
-    """Raise if a database does not answer, for which MLflow would wait 100 s; other stores are left to MLflow."""
+def _database(uri: str) -> URL | None:
+    """Return the address of a database; None: the store is none."""
     if urlsplit(uri).scheme.partition("+")[0] not in DATABASES:
-        return
+        return None
     import sqlalchemy
 
-    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
-    if engine.url.database and engine.dialect.name == "sqlite" and not Path(engine.url.database).parent.exists():
+    return sqlalchemy.make_url(uri)
+
+
+def _knock(database: URL) -> None:
+    """Raise if a database does not answer, for which MLflow would wait 100 s."""
+    import sqlalchemy
+
+    sqlite = database.get_backend_name() == "sqlite"
+    if sqlite and database.database and not Path(database.database).parent.exists():
         return  # MLflow makes it
-    for attempt in range(KNOCKS):
+    engine = sqlalchemy.create_engine(database, poolclass=sqlalchemy.NullPool)
+    _again(lambda: engine.connect().close(), sqlalchemy.exc.OperationalError)
+
+
+def _again(call: Callable[[], T], passing: type[Exception]) -> T:
+    """Return what a call returns, which is made again some times if it fails of what may pass."""
+    for _ in range(KNOCKS - 1):
         try:
-            return engine.connect().close()
-        except sqlalchemy.exc.OperationalError:
-            if attempt == KNOCKS - 1:
-                raise
+            return call()
+        except passing:
             time.sleep(KNOCK_SECONDS)
+    return call()
 
 
 @contextmanager
-def _advisory_lock(uri: str) -> Iterator[None]:
-    """Hold PostgreSQL's lock of one number, which ends with the connection."""
+def _store_lock(database: URL) -> Iterator[None]:
+    """Hold what one process at a time can hold of a database: on this machine for SQLite, anywhere for PostgreSQL."""
     import sqlalchemy
 
-    with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect() as connection:
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:number)"), {"number": ADVISORY_LOCK})
+    with ExitStack() as locked:
+        match database.get_backend_name():
+            case "sqlite":
+                path = str(Path(database.database or "").resolve())
+                name = hashlib.sha256(path.encode()).hexdigest()[:16]
+                locked.enter_context(FileLock(Path(gettempdir()) / f"sweep-{os.getuid()}-{name}.lock"))
+            case "postgresql":  # its lock ends with the connection
+                engine = sqlalchemy.create_engine(database, poolclass=sqlalchemy.NullPool)
+                connection = locked.enter_context(engine.connect())
+                connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:number)"), {"number": ADVISORY_LOCK})
         yield
 
 

@@ -1,0 +1,156 @@
+"""From what Hydra composes to the frozen values of the schema, or to an error that names the key.
+
+Hydra composes `conf/` over the node `schema` in its ConfigStore, which refuses unknown keys and wrong types.  `parse`
+then makes the values that the rest of the program reads.  `transform` and `engine` are plain mappings until then, whose
+`name` decides which registered class reads the rest: so a class that came in through `plugins` is checked exactly like
+one of ours.  The options of `transform=` are made of the classes themselves, so that a default or a parameter stands in
+one place.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import BooleanNode, DictConfig, IntegerNode, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweep.building import COMPOSE, build, build_pipeline, one_line, read, writable
+from sweep.checks import did_you_mean, require
+from sweep.config import SECTIONS, SweepConfig
+from sweep.engines import ENGINES
+from sweep.errors import ConfigError
+from sweep.signals import Interrupted
+from sweep.transforms import TRANSFORMS
+
+IDENTITY = ("model", "prompts", "transform", "sampling", "seed")  # what decides what is generated
+_UNSTABLE = re.compile(r"\$\{(now|hydra|oc\.env):")
+
+
+def register(plugins: Sequence[str] = ()) -> None:
+    """Put the schema and an option for each registered transform into Hydra's ConfigStore.
+
+    Args:
+        plugins: modules that may register transforms, to be imported first.
+
+    Raises:
+        ConfigError: one of them cannot be imported.
+    """
+    for module in plugins:
+        _import_plugin(module)
+    store = ConfigStore.instance()
+    for name, transform in TRANSFORMS.items():
+        values = OmegaConf.to_container(writable(transform))
+        assert isinstance(values, dict)
+        node = {"name": name, **values, "span": transform.default_span, "control": None}
+        store.store(group="transform", name=name, node=node)
+    store.store(group="transform", name=COMPOSE, node={"name": COMPOSE})
+    root: dict[str, Any] = {key: writable(section) for key, section in SECTIONS.items()}
+    root |= {"transform": None, "engine": None, "seed": IntegerNode(0), "verbose": BooleanNode(False)}
+    root["plugins"] = ListConfig([], element_type=str)
+    store.store(name="schema", node=OmegaConf.create(root))
+
+
+def parse(composed: DictConfig) -> SweepConfig:
+    """Check a composed configuration and return it as frozen values.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range, an unknown transform, engine, parameter or plugin; a
+            value that would be another one the next time, where it decides what is generated.
+    """
+    ours = without_hydra(composed)
+    _require_stable(OmegaConf.to_container(ours))
+    try:
+        plain: Any = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(error)) from error
+    return Parser().parse(plain)
+
+
+class Parser:
+    """Makes configurations of plain values; sections that it has seen before are not made again."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._equal: dict[tuple[str, str], Any] = {}
+
+    def parse(self, plain: dict[str, Any]) -> SweepConfig:
+        """Return a configuration of plain values, which must not be changed afterwards; errors as of `parse`."""
+        known = [field.name for field in fields(SweepConfig)]
+        for key in plain.keys() - known:  # Hydra lets `+key=value` add whatever it likes
+            raise ConfigError(f"{key}: there is no such key. {did_you_mean(key, known)}")
+        plugins = plain["plugins"]
+        require(isinstance(plugins, list), "plugins", "must be a list of modules' names", str(plugins))
+        for module in plugins:
+            _import_plugin(module)
+        return SweepConfig(
+            transform=self._make("transform", plain, build_pipeline),
+            engine=self._make("engine", plain, lambda values: build("engine", values, ENGINES)),
+            seed=_whole("seed", plain["seed"]),
+            verbose=_switch("verbose", plain["verbose"]),
+            plugins=tuple(plugins),
+            **{key: self._make(key, plain, partial(read, section, key)) for key, section in SECTIONS.items()},
+        )
+
+    def _make(self, key: str, plain: dict[str, Any], make: Callable[[Any], Any]) -> Any:
+        values = plain[key]
+        known = self._known.get((key, id(values)))
+        if known is not None and known[0] is values:
+            return known[1]
+        text = repr(values)
+        if (key, text) not in self._equal:
+            self._equal[key, text] = make(values)
+        # The values are kept too, lest another object get their id.
+        self._known[key, id(values)] = (values, self._equal[key, text])
+        return self._equal[key, text]
+
+
+def _switch(key: str, value: Any) -> bool:
+    require(isinstance(value, bool), key, "must be true or false", value)
+    return bool(value)
+
+
+def _whole(key: str, value: Any) -> int:
+    require(isinstance(value, int) and not isinstance(value, bool), key, "must be a whole number", value)
+    return int(value)
+
+
+def _require_stable(plain: Any, key: str = "") -> None:
+    """Refuse interpolations of what is another thing at another time or place."""
+    if isinstance(plain, dict):
+        for name, value in plain.items():
+            if key or name in IDENTITY:
+                _require_stable(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(plain, list):
+        for value in plain:
+            _require_stable(value, key)
+    elif isinstance(plain, str) and (found := _UNSTABLE.search(plain)):
+        rule = f"must say the same whenever the command is repeated, which {found[0]}…}} does not"
+        require(False, key, rule, None)
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """Return what is ours of a composed configuration."""
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+
+
+def _import_plugin(module: str) -> None:
+    if (here := os.getcwd()) not in sys.path:  # where `python -m sweep` looks, and the command `sweep` would not
+        sys.path.append(here)
+    try:
+        importlib.import_module(module)
+    except SyntaxError as error:
+        raise ConfigError(f"plugins: {error.filename}:{error.lineno}: {error.msg}.") from error
+    except Interrupted:
+        raise
+    except (Exception, SystemExit) as error:  # it is the user's, and may raise anything
+        reason = str(error).split("\n")[0]
+        what = f"{type(error).__name__}: {reason}"
+        raise ConfigError(f"plugins: the module {module!r} cannot be imported: {what}") from error
