@@ -27,7 +27,7 @@ from sweep.scoring.scorers import select
 T = TypeVar("T")
 
 VERSION = 4
-SCORING_VERSION = 1  # to be raised when a measure changes, so that points are scored again
+SCORING_VERSION = 2  # to be raised when a measure changes, so that points are scored again
 
 
 @dataclass(frozen=True, slots=True)

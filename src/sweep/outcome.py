@@ -27,10 +27,9 @@ from sweep.transforms import Pipeline
 # In C where it was built with LibYAML: a point's configuration is written for each point.
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-OF_FIRST_SAMPLE = ("divergence/answer_logprob",)
 OWN, CONTROL = "own answer", "control's answer"  # whose answer is forced
 
-Forced = dict[tuple[int, str], float]  # mean log-probability per token, by prompt and whose answer
+Forced = dict[tuple[int, str, int], float]  # mean log-probability per token, by prompt, whose answer and which sample
 Answers = list[tuple[Completion, ...]]  # one entry for each prompt, one completion for each sample
 
 
@@ -81,7 +80,7 @@ class Progress:
     Attributes:
         shared: what the batch cost that the point shared.
         is_floor: whether it is a control's second run, whose answers are only compared with the first's.
-        forced: the mean log-probability per token of an answer, by prompt and by whose answer it is.
+        forced: the mean log-probability per token of an answer, by prompt, whose answer it is and which sample.
         awaited: how many of those have been asked for and not come back.
     """
 
@@ -131,6 +130,7 @@ def conclude(progress: Progress, against: Against, tags: Mapping[str, str]) -> O
         scored = [
             [
                 score(answer, encoded.prompt.references, control[i][k] if control else None, scorers, scoring.logprobs)
+                | _own_probability(progress, i, k)
                 for k, answer in enumerate(answers)
             ]
             for i, (encoded, answers) in enumerate(zip(prompts, progress.in_order(), strict=True))
@@ -178,19 +178,25 @@ def restore(record: PointRecord, rows: Any, point: Point | None = None) -> Point
     return PointResult(record.index, point, record.summaries, values, record.error)
 
 
+def _own_probability(progress: Progress, prompt: int, sample: int) -> Scores:
+    given = progress.forced.get((prompt, OWN, sample))
+    return {} if given is None else {"divergence/answer_logprob": given}
+
+
 def _of_prompts(progress: Progress, against: Against) -> list[Scores]:
-    """Return what is measured once for a prompt, whatever its samples: the perturbation, and forced answers."""
+    """Return what is measured once for a prompt: the perturbation, and the control's answers, over their samples."""
     scores = _perturbations(progress)
+    point = progress.planned.point
+    # The control's own answers are the control's answers under the control's prompt.
+    kind, before = (OWN, progress.forced) if point.is_control else (CONTROL, against.forced)
     for j, own in enumerate(scores):
-        if (given := progress.forced.get((j, OWN))) is not None:
-            own["divergence/answer_logprob"] = given
-        if (given := progress.forced.get((j, CONTROL))) is not None:
-            own["divergence/control_answer_logprob"] = given
-            if (before := against.forced.get((j, OWN))) is not None:
-                own["divergence/control_answer_logprob_change"] = given - before
-        elif progress.planned.point.is_control and (j, OWN) in progress.forced:
-            own["divergence/control_answer_logprob"] = progress.forced[j, OWN]
-            own["divergence/control_answer_logprob_change"] = 0.0
+        samples = range(point.config.sampling.n)
+        given = {k: progress.forced[j, kind, k] for k in samples if (j, kind, k) in progress.forced}
+        changes = [given[k] - before[j, OWN, k] for k in given if (j, OWN, k) in before]
+        if given:
+            own["divergence/control_answer_logprob"] = sum(given.values()) / len(given)
+        if changes:
+            own["divergence/control_answer_logprob_change"] = sum(changes) / len(changes)
     return scores
 
 
@@ -238,7 +244,5 @@ def _rows(progress: Progress, scored: Sequence[Sequence[Scores]], of_prompts: Se
                 "role": planned.point.role,
             }
             row |= {f"axis/{key}": value for key, value in planned.point.axes}
-            # Of several samples the first one's probability is asked for.
-            asked = {name: value for name, value in of_prompts[i].items() if k == 0 or name not in OF_FIRST_SAMPLE}
-            rows.append(row | scores | asked)
+            rows.append(row | scores | of_prompts[i])
     return rows

@@ -20,6 +20,7 @@ import torch
 from sweep.engines.base import Completion, Generation, Request, Sampling
 from sweep.errors import TransformError
 from sweep.identity import Identity
+from sweep.inputs.encoding import EncodedPrompt
 from sweep.outcome import CONTROL, OWN, Answers, Progress
 from sweep.plan import EngineGroup, PlannedPoint
 from sweep.request import build
@@ -43,16 +44,23 @@ class Recalled(Protocol):
         """Whether it was answered for this sweep."""
 
 
+Embedded = tuple[tuple[int, ...], torch.Tensor]  # a prompt's token ids and rows
 Recall = Callable[[PlannedPoint], Mapping[tuple[str, str], Recalled]]
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a request is for: a point's prompt, by their numbers; if `forced`, the probability of an answer to it."""
+    """What a request is for: a point's prompt, by their numbers.
+
+    Attributes:
+        forced: whose answer's probability is asked for; None: an answer is.
+        sample: which of the samples that answer is.
+    """
 
     point: int
     prompt: int
     forced: str | None = None
+    sample: int = 0
 
 
 class Workload(Iterator[Request]):
@@ -110,7 +118,7 @@ class Workload(Iterator[Request]):
     def journaled(self, key: Key) -> tuple[Identity, str, str]:
         """Return an answer's place in the journal: the point that it is for, the kind, and the prompt's id."""
         planned, is_floor = self._runs[key.point]
-        kind = FLOOR if is_floor else ANSWER if key.forced is None else self._kind(planned, key.forced)
+        kind = FLOOR if is_floor else ANSWER if key.forced is None else self._kind(planned, key.forced, key.sample)
         return planned.identity, kind, planned.prompts[key.prompt].prompt.id
 
     def receive(self, generation: Generation) -> None:
@@ -128,7 +136,7 @@ class Workload(Iterator[Request]):
             if progress.answered:
                 self._answered(key.point)
         else:
-            progress.forced[key.prompt, key.forced] = sum(generation.scored) / len(generation.scored)
+            progress.forced[key.prompt, key.forced, key.sample] = sum(generation.scored) / len(generation.scored)
             progress.awaited -= 1
             self._finish([key.point])
 
@@ -175,12 +183,13 @@ class Workload(Iterator[Request]):
     def _control_key(self, number: int) -> str:
         return self.active[number].planned.point.control_key
 
-    def _kind(self, planned: PlannedPoint, forced: str) -> str:
+    def _kind(self, planned: PlannedPoint, forced: str, sample: int) -> str:
         """Return what a forced answer is called in the journal: whose it is, the control's by what it says."""
+        number = f" #{sample + 1}" * bool(sample)
         if forced == OWN:
-            return OWN
-        said = [answer[0].token_ids for answer in self._controls[planned.point.control_key]]
-        return f"{CONTROL} {hashlib.sha256(repr(said).encode()).hexdigest()[:16]}"
+            return OWN + number
+        said = [answer[sample].token_ids for answer in self._controls[planned.point.control_key]]
+        return f"{CONTROL} {hashlib.sha256(repr(said).encode()).hexdigest()[:16]}{number}"
 
     def _force(self, number: int, kind: str, answers: Answers) -> None:
         """Ask how probable answers are: to untransformed prompts for `OWN`, to the point's prompts for `CONTROL`.
@@ -188,25 +197,32 @@ class Workload(Iterator[Request]):
         An empty answer is left out, and one for which there is no room.
         """
         progress = self.active[number]
-        config, corpus = progress.planned.point.config, progress.planned.corpus
-        journaled = self._kind(progress.planned, kind)
-        for j, encoded in enumerate(progress.planned.prompts):
-            known = self._recalled[number].get((journaled, encoded.prompt.id))
-            if known is not None:
-                progress.forced[j, kind] = sum(known.scored) / len(known.scored)
-                continue
-            if progress.planned.done and kind == CONTROL:
-                continue
-            key, answer = Key(number, j, kind), answers[j][0].token_ids
-            ids, rows = encoded.token_ids, corpus.table.rows(encoded.token_ids).to(corpus.table.dtype)
-            if kind == CONTROL:
-                built = build(key, config, encoded, corpus).request
-                assert built.embeds is not None
-                ids, rows = built.token_ids, built.embeds
-            if answer and len(ids) + len(answer) <= self._group.max_prompt_len:
-                embeds = torch.cat([rows, corpus.table.rows(answer).to(rows.dtype)])
-                self._ready.append(Request(key, ids + answer, embeds, Sampling(max_tokens=1), scored=len(answer)))
-                progress.awaited += 1
+        planned, recalled = progress.planned, self._recalled[number]
+        kinds = [self._kind(planned, kind, k) for k in range(planned.point.config.sampling.n)]
+        for j, encoded in enumerate(planned.prompts):
+            prompt: Embedded | None = None
+            for k, (journaled, completion) in enumerate(zip(kinds, answers[j], strict=True)):
+                if (known := recalled.get((journaled, encoded.prompt.id))) is not None:
+                    progress.forced[j, kind, k] = sum(known.scored) / len(known.scored)
+                elif completion.token_ids and not (planned.done and kind == CONTROL):
+                    prompt = prompt or self._forcing(planned, encoded, kind)
+                    self._ask_probability(Key(number, j, kind, k), prompt, completion.token_ids, progress)
+
+    def _forcing(self, planned: PlannedPoint, encoded: EncodedPrompt, kind: str) -> Embedded:
+        """Return the token ids and the rows of the prompt to which an answer is forced."""
+        if kind == OWN:
+            table = planned.corpus.table
+            return encoded.token_ids, table.rows(encoded.token_ids).to(table.dtype)
+        built = build(None, planned.point.config, encoded, planned.corpus).request
+        assert built.embeds is not None
+        return built.token_ids, built.embeds
+
+    def _ask_probability(self, key: Key, prompt: Embedded, answer: tuple[int, ...], progress: Progress) -> None:
+        (ids, rows), table = prompt, progress.planned.corpus.table
+        if len(ids) + len(answer) <= self._group.max_prompt_len:
+            embeds = torch.cat([rows, table.rows(answer).to(rows.dtype)])
+            self._ready.append(Request(key, ids + answer, embeds, Sampling(max_tokens=1), scored=len(answer)))
+            progress.awaited += 1
 
     def _begin_points(self) -> Iterator[Request]:
         for i, (planned, is_floor) in enumerate(self._runs):

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from transformers import AutoModelForCausalLM
 
+from sweep import load
 from sweep.config import SweepConfig
 from sweep.engines.base import Engine
 from sweep.errors import ConfigError
@@ -127,3 +128,19 @@ def test_an_unknown_measure_is_refused_before_anything_starts(configure: Configu
         Runner(points[0].config, "x", "", Terminal()) as r,
     ):
         r.run(points)
+
+
+def test_each_sample_has_its_own_probability(configure: Callable[..., SweepConfig], on_shared_engine: Engine) -> None:
+    sampling = {"max_tokens": 4, "temperature": 1.0, "n": 3}
+    config = configure(transform={"name": "scale", "factor": 2.0}, sampling=sampling, scoring={"teacher_forced": True})
+    with Runner(config, "samples", "sweep …", Terminal()) as runner:
+        runner.run([Point(config, (("transform.factor", 2.0),))])
+    rows = load(runner.folder)
+    for _, point in rows.groupby("name"):
+        for _, prompt in point.groupby("prompt_id"):
+            texts = prompt["token_ids"].map(tuple)
+            assert len(set(texts)) == prompt["divergence/answer_logprob"].round(6).nunique() > 1
+    points = load(runner.folder, points=True).set_index("name")
+    [control] = [row for name, row in points.iterrows() if name == "control"]
+    own = rows[rows["name"] == "control"].groupby("prompt_id")["divergence/answer_logprob"].mean().mean()
+    assert control["divergence/control_answer_logprob"] == pytest.approx(own)
