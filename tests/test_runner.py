@@ -235,3 +235,24 @@ def test_a_parent_that_cannot_be_filled_is_not_left_running(
         runner.run(points)
     assert any(p.startswith("the sweep's own run") and "read-only" in p for p in runner.problems)
     assert {name: run.info.status for name, run in runs_of(configure()).items()} == {"test-sweep": "FAILED"}
+
+
+def test_a_sweep_whose_points_are_refused_does_not_stay_running(
+    configure: Configure, on_shared_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_text, refused = MlflowClient.log_text, []
+
+    def refuse_tables(self: MlflowClient, run_id: str, text: str, artifact_file: str) -> None:
+        if artifact_file == "generations.json":
+            refused.append(run_id)
+            raise OSError("no room for tables")
+        log_text(self, run_id, text, artifact_file)
+
+    monkeypatch.setattr(MlflowClient, "log_text", refuse_tables)
+    points = scaled(configure, 1.5, 2.0, 2.5, 3.0, 3.5, tracking={"patience": 0.0})
+    with Runner(points[0].config, "test-sweep", "sweep …", Terminal()) as runner:
+        runner.run(points)
+    [problem] = runner.problems
+    assert problem.endswith("and 3 more: not published, kept for the next run: no room for tables")
+    assert len(set(refused)) < 6  # the last ones were not tried any more
+    assert {name: run.info.status for name, run in runs_of(configure()).items()} == {"test-sweep": "FAILED"}
