@@ -9,10 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +55,46 @@ def mlflow_server(folder: Path, database: Path, artifacts: Path, port: int | Non
     finally:
         process.terminate()
         process.wait(30)
+
+
+@contextmanager
+def losing_replies(server: str, lost: dict[str, int]) -> Iterator[str]:
+    """Run a proxy that answers 502 to so many requests whose path has a text in it, after they were carried out.
+
+    Args:
+        server: the address of what it stands before.
+        lost: counted down by text.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+            request = urllib.request.Request(server + self.path, body or None, headers, method=self.command)
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    status, kind, answer = response.status, response.headers["Content-Type"], response.read()
+            except urllib.error.HTTPError as error:
+                status, kind, answer = error.code, error.headers["Content-Type"], error.read()
+            text = next((text for text, left in lost.items() if left and text in self.path), None)
+            if text is not None and self.command != "GET":
+                lost[text] -= 1
+                status, answer = 502, b"{}"
+            self.send_response(status)
+            self.send_header("Content-Type", kind or "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{proxy.server_port}"
+        proxy.shutdown()
 
 
 @contextmanager

@@ -261,7 +261,7 @@ def test_a_changed_scorer_scores_again_and_generates_nothing(
         (tmp_path / "own_scorer.py").write_text(f"def judge(answer):\n    return {value}\n")
         sys.modules.pop("own_scorer", None)
         importlib.invalidate_caches()
-        sweep(scaled(configure, 2.0, scoring={"quality": ["own_scorer:judge"]}))
+        sweep(scaled(configure, 2.0, scoring={"quality": ["own_scorer:judge"]}, plugins=["own_scorer"]))
         means = {run.data.metrics.get("quality/judge") for run in runs_of(configure()) if in_views(run)}
         assert means == {value, None}
     assert len(engine_log.asked) == 9

@@ -252,7 +252,8 @@ def test_a_sweep_whose_points_are_refused_does_not_stay_running(
     points = scaled(configure, 1.5, 2.0, 2.5, 3.0, 3.5, tracking={"patience": 0.0})
     with Runner(points[0].config, "test-sweep", "sweep …", Terminal()) as runner:
         runner.run(points)
-    [problem] = runner.problems
+    problem, later = runner.problems
     assert problem.endswith("and 3 more: not published, kept for the next run: no room for tables")
+    assert later == "To publish what is done, later: sweep …"
     assert len(set(refused)) < 6  # the last ones were not tried any more
     assert {name: run.info.status for name, run in runs_of(configure()).items()} == {"test-sweep": "FAILED"}

@@ -10,14 +10,15 @@ from typing import Any
 
 import hydra._internal.hydra
 import hydra._internal.utils
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import RangeSweep
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.building import COMPOSE, one_line
-from sweep.checks import did_you_mean
+from sweep.checks import did_you_mean, require
 from sweep.errors import ConfigError
 from sweep.paths import conf_dir
 
@@ -29,6 +30,30 @@ def pass_errors_on() -> None:
         return func()
 
     hydra._internal.utils.run_and_report = run_and_report
+
+
+def refuse_code() -> None:
+    """Refuse configurations in which Hydra would find names of callables: what is in a file must not run anything."""
+    load = ConfigLoaderImpl.load_configuration
+
+    def checked(*arguments: Any, **named: Any) -> DictConfig:
+        config = load(*arguments, **named)
+        require(not config.hydra.callbacks, "hydra.callbacks", "names code, which configurations cannot do", None)
+        for key in ("hydra_logging", "job_logging"):
+            plain = OmegaConf.to_container(config.hydra[key]) or {}
+            require(not _names_code(plain), f"hydra.{key}", "may name only classes of Python's logging", None)
+        return config
+
+    ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
+
+
+def _names_code(plain: Any) -> bool:
+    if isinstance(plain, list):
+        return any(map(_names_code, plain))
+    if not isinstance(plain, dict):
+        return False
+    named = plain.get("class", "logging.")
+    return "()" in plain or not str(named).startswith("logging.") or any(map(_names_code, plain.values()))
 
 
 def compose_once() -> None:

@@ -109,6 +109,12 @@ class ScoringConfig:
         require(0 <= self.logprobs <= 20, "scoring.logprobs", "must be in [0, 20]", self.logprobs)
         require(self.nearest_rows >= 0, "scoring.nearest_rows", "must be 0 or more", self.nearest_rows)
 
+    @property
+    def modules(self) -> list[str]:
+        """The modules of the user's own functions among the measures."""
+        own = (name.rpartition(":" if ":" in name else ".") for name in self.quality)
+        return [module for module, _, function in own if module and function]
+
 
 @dataclass(frozen=True, slots=True)
 class TrackingConfig:

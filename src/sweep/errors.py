@@ -17,6 +17,10 @@ class ConfigError(SweepError):
     exit_code = 2
 
 
+class TrackerAway(ConfigError):
+    """The tracker does not answer; a sweep that was published there before goes on without it."""
+
+
 class EngineError(SweepError):
     """The engine did not start, or failed while it was working."""
 

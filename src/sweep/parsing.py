@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweep.building import COMPOSE, build, build_pipeline, one_line, read, writable
 from sweep.checks import did_you_mean, require
-from sweep.config import SECTIONS, SweepConfig
+from sweep.config import SECTIONS, ScoringConfig, SweepConfig
 from sweep.engines import ENGINES
 from sweep.errors import ConfigError
 from sweep.signals import Interrupted
@@ -32,6 +32,7 @@ from sweep.transforms import TRANSFORMS
 
 IDENTITY = ("model", "prompts", "transform", "sampling", "seed")  # what decides what is generated
 _UNSTABLE = re.compile(r"\$\{(now|hydra|oc\.env):")
+_REFERENCE = re.compile(r"\$\{([\w.\[\]]+)\}")
 
 
 def register(plugins: Sequence[str] = ()) -> None:
@@ -66,7 +67,9 @@ def parse(composed: DictConfig) -> SweepConfig:
             value that would be another one the next time, where it decides what is generated.
     """
     ours = without_hydra(composed)
-    _require_stable(OmegaConf.to_container(ours))
+    unresolved: Any = OmegaConf.to_container(ours)
+    for section in IDENTITY:
+        _require_stable(unresolved.get(section), section, unresolved)
     try:
         plain: Any = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -90,6 +93,10 @@ class Parser:
         require(isinstance(plugins, list), "plugins", "must be a list of modules' names", str(plugins))
         for module in plugins:
             _import_plugin(module)
+        scoring = self._make("scoring", plain, partial(read, ScoringConfig, "scoring"))
+        for module in scoring.modules:  # lest a configuration name any callable
+            listed = any(f"{module}.".startswith(f"{plugin}.") for plugin in plugins)
+            require(listed, "scoring.quality", f"has a function of {module!r}, which needs plugins=[{module}]", None)
         return SweepConfig(
             transform=self._make("transform", plain, build_pipeline),
             engine=self._make("engine", plain, lambda values: build("engine", values, ENGINES)),
@@ -122,18 +129,33 @@ def _whole(key: str, value: Any) -> int:
     return int(value)
 
 
-def _require_stable(plain: Any, key: str = "") -> None:
-    """Refuse interpolations of what is another thing at another time or place."""
+def _require_stable(plain: Any, key: str, root: Any, through: tuple[str, ...] = ()) -> None:
+    """Refuse interpolations of what is another thing at another time or place, by way of other keys too."""
     if isinstance(plain, dict):
         for name, value in plain.items():
-            if key or name in IDENTITY:
-                _require_stable(value, f"{key}.{name}" if key else str(name))
+            _require_stable(value, f"{key}.{name}", root, through)
     elif isinstance(plain, list):
         for value in plain:
-            _require_stable(value, key)
-    elif isinstance(plain, str) and (found := _UNSTABLE.search(plain)):
-        rule = f"must say the same whenever the command is repeated, which {found[0]}…}} does not"
-        require(False, key, rule, None)
+            _require_stable(value, key, root, through)
+    elif isinstance(plain, str):
+        if found := _UNSTABLE.search(plain):
+            rule = f"must say the same whenever the command is repeated, which {found[0]}…}} does not"
+            require(False, key, rule, None)
+        for other in _REFERENCE.findall(plain):
+            if other not in through:
+                _require_stable(_at(root, other), key, root, (*through, other))
+
+
+def _at(root: Any, path: str) -> Any:
+    """Return what is at a path of plain values; None: nothing, or what only OmegaConf finds."""
+    for part in re.split(r"[.\[\]]+", path.rstrip("]")):
+        if isinstance(root, list) and part.isdecimal() and int(part) < len(root):
+            root = root[int(part)]
+        elif isinstance(root, dict):
+            root = root.get(part)
+        else:
+            return None
+    return root
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:

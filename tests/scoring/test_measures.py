@@ -40,7 +40,9 @@ def swept(
     sampling = {"max_tokens": 6, "ignore_eos": True}
     points = [
         Point(
-            configure(transform={"name": "scale", "factor": f}, scoring=FULL, sampling=sampling),
+            configure(
+                transform={"name": "scale", "factor": f}, scoring=FULL, sampling=sampling, plugins=["my_scorers"]
+            ),
             (("transform.factor", f),),
         )
         for f in (1.0, 2.0, 8.0)
@@ -103,7 +105,7 @@ def test_all_measures_of_a_sweep(
 
     with subtests.test("what lies on the sweep's own run"):
         parent = runs["full"]
-        assert runner.tracker is not None
+        assert runner.tracker is not None and runner.tracker.links is not None
         links = runner.tracker.links
         for title, page in (("side by side", links.side_by_side), ("charts", links.charts)):
             assert f"[{title}]({page})" in parent.data.tags["mlflow.note.content"]

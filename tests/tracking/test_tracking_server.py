@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from servers import free_port, mlflow_server
+from servers import free_port, losing_replies, mlflow_server
 from sweep.config import SweepConfig
 from sweep.engines import VLLMConfig
 from sweep.engines.base import Engine
+from sweep.errors import ConfigError
 from sweep.point import Point
 from sweep.runner import Runner
 from sweep.terminal import Terminal
@@ -33,8 +34,8 @@ def test_a_sweep_on_a_server(
     changes = {"tracking": {"uri": server, "experiment": "remote"}}
     with Runner(configure(**changes), "on-server", "sweep …", Terminal()) as runner:
         runner.run([Point(configure(transform={"name": "scale", "factor": 2.0}, **changes), (("factor", 2.0),))])
-        assert runner.tracker is not None
-        url = runner.tracker.comparison_url()
+        assert runner.tracker is not None and runner.tracker.links is not None
+        url = runner.tracker.links.full(runner.tracker.links.side_by_side)
     client = MlflowClient(server)
     experiment = client.get_experiment_by_name("remote")
     assert experiment is not None and url.startswith(f"{server}/#/experiments/{experiment.experiment_id}/runs?")
@@ -68,6 +69,56 @@ def test_a_server_that_goes_away_while_the_engine_starts_is_waited_for(
         runs = MlflowClient(f"http://127.0.0.1:{port}").search_runs(["1"])
     assert {run.info.run_name: run.info.status for run in runs} == dict.fromkeys(("patient", "control"), "FINISHED")
     assert not runner.problems
+
+
+def test_a_sweep_that_has_begun_goes_on_without_its_server(
+    configure: Callable[..., SweepConfig], on_shared_engine: Engine, tmp_path: Path
+) -> None:
+    port = free_port()
+    changes = {"tracking": {"uri": f"http://127.0.0.1:{port}", "patience": 0.0}}
+    points = [
+        Point(configure(transform={"name": "scale", "factor": factor}, **changes), (("transform.factor", factor),))
+        for factor in (2.0, 3.0)
+    ]
+
+    def sweep(points: list[Point]) -> Runner:
+        with Runner(points[0].config, "on", "sweep …", Terminal()) as runner:
+            runner.run(points)
+        return runner
+
+    with pytest.raises(ConfigError, match=r"tracking\.uri"):  # nothing is there to go on with: it may be mistyped
+        sweep(points)
+    with mlflow_server(tmp_path, tmp_path / "server.db", tmp_path / "files", port):
+        assert not sweep(points[:1]).problems
+    alone = sweep(points)
+    assert {result.error for result in alone.results.values()} == {None}
+    assert any("not published, kept" in line for line in alone.problems)
+    assert alone.problems[-1].endswith("To publish what is done, later: sweep …")
+    with mlflow_server(tmp_path, tmp_path / "server.db", tmp_path / "files", port):
+        late = sweep(points)
+        assert late.engine_starts == 0 and not late.problems
+        runs = MlflowClient(f"http://127.0.0.1:{port}").search_runs(["1"])
+    assert sorted((run.info.run_name, run.info.status) for run in runs) == [
+        (name, "FINISHED") for name in ("control", "factor=2", "factor=3", "on")
+    ]
+
+
+def test_a_server_whose_replies_are_lost_has_nothing_twice(
+    server: str, configure: Callable[..., SweepConfig], on_shared_engine: Engine
+) -> None:
+    """What was asked for is done, and the answer says 502: as proxies do when they lose patience."""
+    lost = {"runs/create": 3, "runs/log-batch": 2, "runs/update": 2, "artifacts": 2}
+    points = [(factor, {"name": "scale", "factor": factor}) for factor in (2.0, 3.0)]
+    with losing_replies(server, lost) as proxy:
+        changes = {"tracking": {"uri": proxy}}
+        with Runner(configure(**changes), "lossy", "sweep …", Terminal()) as runner:
+            runner.run([Point(configure(transform=t, **changes), (("transform.factor", f),)) for f, t in points])
+    assert not any(lost.values()) and not runner.problems
+    client = MlflowClient(server)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert sorted((run.info.run_name, run.info.status) for run in runs) == [
+        (name, "FINISHED") for name in ("control", "factor=2", "factor=3", "lossy")
+    ]
 
 
 def test_one_database_of_several_folders_is_made_once(tmp_path: Path) -> None:

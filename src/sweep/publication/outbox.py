@@ -123,7 +123,8 @@ class Outbox:
         except TrackingError as error:
             self.unpublished["the sweep's own run" if archived is None else archived.record.name] = error.reason
             return
-        if archived is not None:
+        # Not only when it is put in: until the tracker was reached, nobody knows what is there.
+        if archived is not None and not self._ledger.has(archived.key, archived.record):
             self._publish_point(archived)
 
     def _publish_point(self, archived: Archived) -> None:

@@ -15,7 +15,7 @@ from sweep.config import SweepConfig
 from sweep.costs import SharedCosts
 from sweep.disk.archive import Archive, Archived
 from sweep.disk.ledger import Ledger
-from sweep.errors import TrackingError
+from sweep.errors import TrackerAway, TrackingError
 from sweep.outcome import PointResult, as_yaml, restore
 from sweep.plan import Task
 from sweep.point import Point
@@ -50,14 +50,14 @@ class Publisher:
         """Reach the tracker.
 
         Raises:
-            ConfigError: it cannot be reached or written.
+            ConfigError: it cannot be reached or written, and this sweep has no results.
             TrackingError: it does not answer any more.
         """
         self._base, self._sweep_id, self._command, self._terminal = base, sweep_id, command, terminal
         self._archive, self._costs = archive, costs
         self._folder = base.sweep.root / "sweeps" / sweep_id
         self.tracker = Tracker(base.tracking, base.sweep.root, sweep_id)
-        self._status = self.tracker.parent_status()
+        self._status = self._find()
         self._ledger = Ledger(self._folder / "published.jsonl", self.tracker.place)
         self._outbox: Outbox | None = None
         self._scoring = ScoringThread(archive, self._tell, costs)
@@ -68,6 +68,17 @@ class Publisher:
         self.problems: list[str] = []
         self.earlier = 0
         self.nothing_new = False
+
+    def _find(self) -> str | None:
+        """Return the status of the sweep's run; None: there is none, or the tracker is away and there are results."""
+        try:
+            self.tracker.connect()
+            return self.tracker.parent_status()
+        except (TrackerAway, TrackingError) as error:
+            if not any(True for _ in self._archive):
+                raise
+            log.warning("%s Generation goes on; publication is tried again.", error)
+            return None
 
     @property
     def scoring(self) -> ScoringThread:
@@ -133,7 +144,7 @@ class Publisher:
         outbox.hurry()
         closing = self._report() if self.results else None
         outbox.close()
-        self.problems += _unpublished(outbox.unpublished)
+        self.problems += _unpublished(outbox.unpublished, self._command)
         if closing is not None:
             published = self._ledger.entries
             own = {published[key].run_id: m for key, m in closing.differences.items() if key in published}
@@ -246,16 +257,17 @@ class Publisher:
         )
 
 
-def _unpublished(reasons: Mapping[str, str]) -> list[str]:
-    """Return a line for each reason why points, by their names, are not published."""
+def _unpublished(reasons: Mapping[str, str], command: str) -> list[str]:
+    """Return a line for each reason why points, by their names, are not published, and the command that does it."""
     names: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(name)
-    return [
+    lines = [
         f"{', '.join(own[:SHOWN])}{f' and {len(own) - SHOWN} more' if len(own) > SHOWN else ''}: "
         f"not published, kept for the next run: {reason}"
         for reason, own in names.items()
     ]
+    return [*lines, f"To publish what is done, later: {command}"] if lines else []
 
 
 def _metrics_of(differences: Mapping[str, Difference]) -> dict[str, float]:

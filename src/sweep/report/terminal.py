@@ -67,13 +67,11 @@ def _print(terminal: Terminal, runner: Runner, config: SweepConfig) -> None:
         terminal.result(f"* differs from the control (q < {LEVEL:g}); the control's divergence is the noise floor")
         for line in found(runner.comparison, quote=""):
             terminal.result(line)
-    if tracker.is_local:
+    if (links := tracker.links) is not None:
         folder = "" if config.sweep.dir == "outputs" else f" {config.sweep.dir}"
-        terminal.result(f"Compare: run scripts/ui{folder}, then open {tracker.comparison_url()}")
-        terminal.result(f"Charts: {tracker.charts_url()}")
-    else:
-        terminal.result(f"Compare: {tracker.comparison_url()}")
-        terminal.result(f"Charts: {tracker.charts_url()}")
+        how = f"run scripts/ui{folder}, then open " if tracker.is_local else ""
+        terminal.result(f"Compare: {how}{links.full(links.side_by_side)}")
+        terminal.result(f"Charts: {links.full(links.charts)}")
     if (rows := tracker.row_by_row_url()) is not None:
         terminal.result(f"Row by row: {rows}")
     if (report := runner.folder / "report" / "report.html").is_file():

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from sweep.config import TrackingConfig
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, TrackerAway
 from sweep.redaction import redact
 from sweep.tracking.links import LOCAL_UI
 
@@ -27,6 +27,10 @@ T = TypeVar("T")
 DATABASES = ("postgresql", "mysql", "sqlite", "mssql")  # whose addresses MLflow takes
 ADVISORY_LOCK = 0x73776565  # "swee"
 KNOCKS, KNOCK_SECONDS = 3, 1.0  # a database may be busy, or about to start
+
+
+class _Silent(Exception):
+    """A database does not answer."""
 
 
 class Store:
@@ -42,7 +46,8 @@ class Store:
         """Connect, and make the store and the experiment if they are missing.
 
         Raises:
-            ConfigError: the store cannot be reached or written.
+            TrackerAway: it does not answer.
+            ConfigError: it is none, or cannot be written.
         """
         self._config, self._root = config, root
         self.uri = store_uri(config, root)
@@ -52,7 +57,9 @@ class Store:
         try:
             _again(self._open, MlflowException) if self._is_server else self._open()
         except Exception as error:  # MLflow passes on whatever its store or driver raises
-            raise ConfigError(redact(f"tracking.uri: {self.uri} cannot be used: {first_line(error)}")) from error
+            away = isinstance(error, _Silent) or (self._is_server and isinstance(error, MlflowException))
+            kind = TrackerAway if away else ConfigError
+            raise kind(redact(f"tracking.uri: {self.uri} cannot be used: {first_line(error)}")) from error
 
     @property
     def is_local(self) -> bool:
@@ -118,7 +125,10 @@ def _knock(database: URL) -> None:
     if sqlite and database.database and not Path(database.database).parent.exists():
         return  # MLflow makes it
     engine = sqlalchemy.create_engine(database, poolclass=sqlalchemy.NullPool)
-    _again(lambda: engine.connect().close(), sqlalchemy.exc.OperationalError)
+    try:
+        _again(lambda: engine.connect().close(), sqlalchemy.exc.OperationalError)
+    except sqlalchemy.exc.OperationalError as error:
+        raise _Silent(first_line(error)) from error
 
 
 def _again(call: Callable[[], T], passing: type[Exception]) -> T:

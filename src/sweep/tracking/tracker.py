@@ -28,6 +28,7 @@ from sweep.tracking.views import LIMIT as VIEW_LIMIT
 from sweep.tracking.views import sweep_view, view_tag
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
 TABLE = "generations.json"
@@ -42,42 +43,62 @@ class Tracker:
     """One sweep's runs in one MLflow experiment: a parent, and a child for each point.
 
     Attributes:
-        links: to the sweep's pages.
+        links: to the sweep's pages; None: the store has not been reached.
         is_local: whether the runs lie in `sweep.dir`.
     """
 
     def __init__(self, config: TrackingConfig, root: Path, sweep_id: str) -> None:
-        """Connect, and make the store and the experiment if they are missing.
-
-        Raises:
-            ConfigError: the store cannot be reached or written.
-        """
-        store = Store(config, root)
-        self._client, self._experiment, self._sweep_id = store.client, store.experiment, sweep_id
-        self._traces = Traces(store.uri, store.experiment) if config.traces else None
+        self._config, self._root, self._sweep_id = config, root, sweep_id
+        self._store: Store | None = None
+        self._traces: Traces | None = None
         self._parent: str | None = None
         self._row_by_row: str | None = None
-        self.is_local = store.is_local
-        self.links = Links(store.address, store.experiment, sweep_id)
+        self.is_local = not config.uri
+        self.links: Links | None = None
+        self._place = ""
+
+    def connect(self) -> None:
+        """Reach the store, unless that was done, and make it and the experiment if they are missing.
+
+        Raises:
+            TrackerAway: the store does not answer.
+            ConfigError: it is none, or cannot be written.
+        """
+        if self._store is not None:
+            return
+        store = Store(self._config, self._root)
+        traces = self._config.traces
+        self._traces = Traces(store.uri, store.experiment) if traces else None
+        self.links = Links(store.address, store.experiment, self._sweep_id)
         # What lacks its traces is not there yet: so they can be asked for later.
-        self._place = f"{redact(store.uri)} {store.experiment}{' with traces' if config.traces else ''}"
+        self._place = f"{redact(store.uri)} {store.experiment}{' with traces' if traces else ''}"
+        self._store = store
+
+    @property
+    def _client(self) -> MlflowClient:
+        return self._reached.client
+
+    @property
+    def _experiment(self) -> str:
+        return self._reached.experiment
+
+    @property
+    def _reached(self) -> Store:
+        self.connect()
+        assert self._store is not None
+        return self._store
 
     @property
     def place(self) -> str:
-        """The store, the experiment and the sweep's run, without secrets; what was published elsewhere is not there."""
+        """The store, the experiment and the sweep's run, without secrets; what was published elsewhere is not there.
+
+        Before the store is reached, nothing was published.
+        """
         return f"{self._place} {self._parent}"
-
-    def comparison_url(self) -> str:
-        """Return the link to this sweep's points side by side: prompts as rows, points as columns."""
-        return self.links.full(self.links.side_by_side)
-
-    def charts_url(self) -> str:
-        """Return the link to the view of this sweep's charts."""
-        return self.links.full(self.links.charts)
 
     def row_by_row_url(self) -> str | None:
         """Return the link to a point's traces beside the control's; None: there are none, or the sweep goes on."""
-        return self._row_by_row and self.links.full(self._row_by_row)
+        return self.links.full(self._row_by_row) if self.links and self._row_by_row else None
 
     def parent_status(self) -> str | None:
         """Return the status of the sweep's run, such as FINISHED; None: there is no such run.
@@ -197,7 +218,8 @@ class Tracker:
         """
         from mlflow.entities import Metric
 
-        if self._parent is None:
+        links = self.links
+        if self._parent is None or links is None:
             return
         with self._as_tracking_error("the sweep's report"):
             now = int(closing.time * 1000)
@@ -207,14 +229,14 @@ class Tracker:
                     self._client.log_batch(run_id, own)
             self._log(self._parent, [Metric(key, value, now, step) for key, value, step in closing.series])
             self._client.log_artifacts(self._parent, str(closing.files))
-            state = sweep_view(self._sweep_id, self.links.search, ORDER, closing.axes, closing.measures)
+            state = sweep_view(self._sweep_id, links.search, ORDER, closing.axes, closing.measures)
             key, value = view_tag(self._sweep_id, f"sweep {self._sweep_id}", now, state)
             if len(value) <= VIEW_LIMIT:
                 self._client.set_experiment_tag(self._experiment, key, value)
-            links = {"side by side": self.links.side_by_side, "charts": self.links.charts}
-            if self._traces is not None and (page := self._compared()) is not None:
-                self._row_by_row = links["row by row"] = page
-            description = redact(closing.describe(links))
+            pages = {"side by side": links.side_by_side, "charts": links.charts}
+            if self._traces is not None and (page := self._compared(links)) is not None:
+                self._row_by_row = pages["row by row"] = page
+            description = redact(closing.describe(pages))
             self._client.set_tag(self._parent, "mlflow.note.content", description[:NOTE_LIMIT])
 
     def finish(self, status: str, metrics: Mapping[str, float]) -> None:
@@ -257,7 +279,7 @@ class Tracker:
             self._traces.delete(run_id)
         self._client.delete_run(run_id)
 
-    def _compared(self) -> str | None:
+    def _compared(self, links: Links) -> str | None:
         """Return the page that has the first point and the first control row by row."""
         done = f"tags.`sweep.id` = '{self._sweep_id}' AND attributes.status = 'FINISHED' AND tags.`sweep.role`"
         first = [
@@ -265,7 +287,7 @@ class Tracker:
             for role in ("control", "point")
         ]
         ids = [str(run.info.run_id) for found in first for run in found]
-        return self.links.row_by_row(*ids) if len(ids) == 2 else None
+        return links.row_by_row(*ids) if len(ids) == 2 else None
 
     def _search(self, condition: str) -> list[Run]:
         own = f"tags.`sweep.id` = '{self._sweep_id}'"
