@@ -6,16 +6,13 @@ import os
 import sys
 import traceback
 
-# Before anything imports a library that reads them.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+import sweep._environment  # noqa: F401 - before the libraries that it is for
 from sweep import _hydra, parsing, session, signals
 from sweep.errors import ConfigError, PointsFailed, SweepError
 from sweep.paths import conf_dir

@@ -6,7 +6,7 @@ Frozen dataclasses, whose `__post_init__` checks ranges; `parsing` makes them of
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,22 @@ class SweepConfig:
     seed: int = 0
     verbose: bool = False
     plugins: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """Return the configuration as plain values, of which `parsing` makes it again."""
+        return {field.name: self.plain_section(field.name) for field in fields(self)}
+
+    def plain_section(self, key: str) -> Any:
+        """Return one section, or one value of the top level, as plain values."""
+        value = getattr(self, key)
+        match key:
+            case "transform":
+                return self.transform.config()
+            case "engine":
+                return {"name": self.engine.name, **asdict(self.engine)}
+            case "plugins":
+                return list(self.plugins)
+        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 SECTIONS: dict[str, type] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -22,7 +22,6 @@ from sweep.scoring.perturbation import Neighbours, nearest_token_flips
 from sweep.scoring.scorers import select
 from sweep.scoring.statistics import Floats, Summary
 from sweep.tracking.records import PointRecord
-from sweep.transforms import Pipeline
 
 # In C where it was built with LibYAML: a point's configuration is written for each point.
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -212,12 +211,7 @@ def _perturbations(progress: Progress) -> list[Scores]:
 
 def as_yaml(point: Point) -> str:
     """Return the point's resolved configuration, without secrets."""
-    pipeline = point.config.transform
-    config = asdict(replace(point.config, transform=Pipeline(())))
-    config["transform"] = pipeline.config()
-    config["engine"] = {"name": point.config.engine.name, **config["engine"]}
-    config["plugins"] = list(config["plugins"])
-    return redact(str(yaml.dump(config, Dumper=DUMPER, sort_keys=False, allow_unicode=True)))
+    return redact(str(yaml.dump(point.config.plain(), Dumper=DUMPER, sort_keys=False, allow_unicode=True)))
 
 
 def _rows(progress: Progress, scored: Sequence[Sequence[Scores]], of_prompts: Sequence[Scores]) -> list[dict[str, Any]]:

@@ -198,8 +198,8 @@ def _prompts_first(points: Sequence[PlannedPoint]) -> Iterator[tuple[PlannedPoin
                 yield planned, planned.prompts[i]
 
 
-def describe(groups: Sequence[EngineGroup], asked: int) -> Iterator[str]:
-    """Yield the lines of a dry run of so many points, controls among them."""
+def describe(groups: Sequence[EngineGroup], asked: int, shards: int | None = None) -> Iterator[str]:
+    """Yield the lines of a dry run of so many points, controls among them, and of so many shards if there are some."""
     for number, group in enumerate(groups, 1):
         engine, model = group.spec.engine.name, group.spec.model
         yield (
@@ -213,4 +213,5 @@ def describe(groups: Sequence[EngineGroup], asked: int) -> Iterator[str]:
             yield f"  {name}: {len(planned.prompts)} requests, {tokens} prompt tokens, fingerprint {print_}"
     todo = [planned for group in groups for planned in group.points if not planned.done]
     done = f" ({asked - len(todo)} of them done before)" if len(todo) < asked else ""
-    yield f"{asked} points{done}, {len(groups)} engine starts, {sum(group.requests for group in groups)} requests"
+    requests = sum(group.requests for group in groups)
+    yield f"{asked} points{done}, {shards or len(groups)} engine starts, {requests} requests"

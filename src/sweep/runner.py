@@ -7,37 +7,31 @@ soon as its last answer is in; a third publishes what is archived.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import cast
 
-from sweep import signals
 from sweep.config import SweepConfig
 from sweep.costs import SharedCosts
 from sweep.disk.archive import Archive
-from sweep.disk.journal import Journal, Writer
-from sweep.engines.base import Failure
-from sweep.engines.gate import GATE_TOKENS, GatePrompt, identity_gate
+from sweep.disk.journal import Journal
 from sweep.engines.supervisor import Supervisor
-from sweep.errors import ConfigError, EngineError, TooManyFailures
+from sweep.errors import ConfigError, EngineError
+from sweep.generator import Generator
 from sweep.identity import Contents
 from sweep.memory import Memory
 from sweep.outcome import PointResult
 from sweep.plan import EngineGroup, Task, describe, make_plan
-from sweep.point import EngineSpec, Point, with_controls
+from sweep.point import Point, with_controls
 from sweep.publication.publisher import Publisher
-from sweep.publication.scoring_thread import ScoringThread
 from sweep.report.comparison import Comparison
-from sweep.terminal import Advance, Terminal
+from sweep.shards.crew import Crew
+from sweep.shards.head import Head
+from sweep.terminal import Terminal
 from sweep.tracking import Tracker
-from sweep.workload import Key, Workload
 
 log = logging.getLogger(__name__)
-
-GATE_PROMPTS = 4
 
 
 class Runner:
@@ -50,16 +44,25 @@ class Runner:
         publisher: scores, publishes and reports; None until something was run.
     """
 
-    def __init__(self, base: SweepConfig, sweep_id: str, command: str, terminal: Terminal) -> None:
+    def __init__(
+        self, base: SweepConfig, sweep_id: str, command: str, terminal: Terminal, crew: Crew | None = None
+    ) -> None:
+        """Name the sweep.
+
+        Args:
+            base: what all its points share.
+            command: what the user typed, without secrets.
+            crew: who works points off, in shards; None: this process.
+        """
         self._base, self._sweep_id, self._command, self._terminal = base, sweep_id, command, terminal
         self._settings = base.sweep
         self._journal = Journal(base.sweep.root / "journal")
         self._archive = Archive(self.folder / "points")
         self._memory = Memory(self._archive, self._journal, sweep_id, base.sweep.resume)
-        self._engine: tuple[EngineSpec, int, Supervisor] | None = None
         self._costs = SharedCosts()
+        self._generator = Generator(self._settings, self._journal, self._memory, self._costs, terminal)
+        self._head = Head(crew, self.folder / "shards", sweep_id, command, self._archive, terminal) if crew else None
         self.publisher: Publisher | None = None
-        self._earlier_starts = 0
         self._contents = Contents()
         self._run_as: dict[str, str] = {}
 
@@ -71,12 +74,12 @@ class Runner:
     @property
     def engine(self) -> Supervisor | None:
         """The open engine, if there is one."""
-        return self._engine[2] if self._engine else None
+        return self._generator.engine
 
     @property
     def engine_starts(self) -> int:
         """How many engines were started, those among them that took a dead one's place."""
-        return self._earlier_starts + (self._engine[2].starts if self._engine else 0)
+        return self._generator.engine_starts + (self._head.engine_starts if self._head else 0)
 
     @property
     def results(self) -> dict[str, PointResult]:
@@ -107,6 +110,8 @@ class Runner:
             TooManyFailures: more points failed than `sweep.on_error` and `sweep.max_failures` allow.
         """
         contents = self._contents
+        if self._head is not None and self.publisher is None and not self._settings.dry_run:
+            self._head.attach()
         fresh = self._distinct(points)
         wanted = with_controls(fresh, self.publisher.scoring.controls if self.publisher else ())
         tasks = self._memory.tasks(wanted, contents)
@@ -114,13 +119,18 @@ class Runner:
         self._memory.check_versions(todo)
         groups = make_plan(todo)
         if self._settings.dry_run:
-            for line in describe(groups, len(tasks)):
+            for line in describe(groups, len(tasks), self._head.count(groups) if self._head else None):
                 self._terminal.result(line)
             return
         publisher = self.publisher or self._open_publisher()
         publisher.take_archived(tasks)
-        for group in groups:
-            self._work_off(group, publisher)
+        if self._head is not None and groups:
+            self._head.hand_out(groups, publisher, self._generator, self._memory)
+            if not self._head.waits:
+                publisher.leave()
+        else:
+            for group in groups:
+                self._work_off(group, publisher)
         publisher.scoring.drain()
 
     def result(self, point: Point) -> PointResult | None:
@@ -132,8 +142,10 @@ class Runner:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         with ExitStack() as undo:
+            if self._head is not None:
+                undo.callback(self._head.close)
             if error is None or isinstance(error, Exception):
-                undo.callback(self._close_engine)
+                undo.callback(self._generator.close)
             # Else the engine ends with this process: shutting it down properly takes longer than there is time.
             self._costs.engine_starts = self.engine_starts
             if self.publisher is not None:
@@ -159,102 +171,15 @@ class Runner:
         return self.publisher
 
     def _work_off(self, group: EngineGroup, publisher: Publisher) -> None:
-        """Have a group's points answered, by the engine or from the journal."""
-        scoring = publisher.scoring
-        workload = Workload(group, scoring.controls, self._memory.recall)
         try:
-            engine = self._open_engine(group) if workload.has_request() else None
+            self._generator.work_off(group, publisher.scoring, publisher.start)
         except ConfigError as error:
             if publisher.results:  # then it is not true that nothing was started
                 raise EngineError(str(error)) from error
             raise
-        publisher.start()
-        journal = self._journal.writer(self._memory.header(group.spec.engine.name))
-        try:
-            with self._terminal.progress(group.requests) as advance:
-                self._take(workload, scoring, advance)
-                if engine is not None:
-                    self._generate(engine, workload, journal, scoring, advance)
-        except EngineError as error:
-            self._close_engine()
-            for progress in workload.active.values():
-                if not progress.is_floor:
-                    scoring.fail(progress, str(error))
-            scoring.end_waiting("its control was not finished", for_floors=False)
-            raise
-        finally:
-            journal.close()
-        for progress in workload.active.values():  # whose control has failed
-            scoring.fail(progress, "its control was not finished")
-        scoring.end_waiting("its control was not finished")
-
-    def _generate(
-        self, engine: Supervisor, workload: Workload, journal: Writer, scoring: ScoringThread, advance: Advance
-    ) -> None:
-        then = time.monotonic()
-        for answer in engine.generate(workload, lambda key: cast(Key, key).point in workload.active):
-            signals.check()
-            key, tokens = cast(Key, answer.key), 0
-            if isinstance(answer, Failure):
-                workload.reject(key, answer.reason)
-            else:
-                tokens = sum(len(completion.token_ids) for completion in answer.completions)
-                journal.append(*workload.journaled(key), answer)
-                workload.receive(answer)
-            now = time.monotonic()
-            self._costs.count(tokens, now - then)
-            then = now
-            advance(tokens)
-            self._take(workload, scoring, advance)
-        self._costs.gpu_memory_gib = engine.memory_gib()
-
-    def _take(self, workload: Workload, scoring: ScoringThread, advance: Advance) -> None:
-        """Hand over what the workload has come to an end with."""
-        for _ in range(workload.take_recalled()):
-            advance(0)
-        while workload.finished:
-            scoring.complete(workload.finished.popleft())
-        while workload.failed:
-            scoring.fail(*workload.failed.popleft())
-        if scoring.failed > self._settings.failures_allowed:
-            allowed = "sweep.on_error=stop" if self._settings.on_error == "stop" else "sweep.max_failures"
-            raise TooManyFailures(f"{scoring.failed} points failed, more than {allowed} allows.")
-
-    def _open_engine(self, group: EngineGroup) -> Supervisor:
-        """Return the open engine if it will do, else another one that has passed the identity gate."""
-        if self._engine is not None:
-            spec, max_model_len, engine = self._engine
-            if spec == group.spec and max_model_len >= group.max_model_len:
-                return engine
-            self._close_engine()
-        cache = self._settings.root / ".cache"
-        name = f"{group.spec.engine.name}, {group.spec.model.id}"
-        with self._terminal.waiting(f"Engine ({name})"), self._costs.timing("engine_start_seconds"):
-            engine = Supervisor(
-                group.spec.engine, lambda config: config.open(group.checkpoint.files, group.max_model_len, cache)
-            )
-            self._engine = (group.spec, group.max_model_len, engine)
-            identity_gate(engine, _gate_prompts(group), _gate_tokens(group))
-        return engine
-
-    def _close_engine(self) -> None:
-        if self._engine is not None:
-            engine, self._engine = self._engine[2], None
-            self._earlier_starts += engine.starts
-            engine.close()
 
 
 def _with_their_controls(tasks: Sequence[Task]) -> list[Task]:
     """Return the tasks that are not done, and with them those done controls that they are compared with."""
     wanted = {task.point.control_key for task in tasks if not task.done}
     return [task for task in tasks if not task.done or (task.point.is_control and task.point.control_key in wanted)]
-
-
-def _gate_prompts(group: EngineGroup) -> list[GatePrompt]:
-    first = group.points[0].prompts[:GATE_PROMPTS]
-    return [GatePrompt(e.prompt.id, e.token_ids, group.table.rows(e.token_ids).to(group.table.dtype)) for e in first]
-
-
-def _gate_tokens(group: EngineGroup) -> int:
-    longest = max(len(e.token_ids) for e in group.points[0].prompts[:GATE_PROMPTS])
-    return min(GATE_TOKENS, group.max_model_len - longest)

@@ -15,7 +15,7 @@ import secrets
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from sweep.terminal import Terminal
 if TYPE_CHECKING:
     from sweep.outcome import PointResult
     from sweep.runner import Runner
+    from sweep.shards.crew import Crew
 
 
 FOLDER_ID = ".id"
@@ -70,14 +71,18 @@ class Session:
             self._undo.callback(redact_file, sweeps / self.id / "multirun.yaml")  # Hydra keeps what was typed
         return str(sweeps / self.id)
 
-    def run(self, points: Sequence[Point]) -> list[PointResult | None]:
-        """Run points and return what became of each, in their order; None for all of a dry run."""
+    def run(self, points: Sequence[Point], crew: Callable[[], Crew | None] | None = None) -> list[PointResult | None]:
+        """Run points and return what became of each, in their order; None for all of a dry run.
+
+        Args:
+            crew: makes who works them off, the first time; None: this process does.
+        """
         for model in {
             point.config.model.id for point in points if point.config.model.trust_remote_code
         } - self._trusted:
             self.terminal.say(f"model.trust_remote_code: {model} may run code of its own.")
             self._trusted.add(model)
-        runner = self._runner or self._open(points[0])
+        runner = self._runner or self._open(points[0], crew)
         try:
             runner.run(points)
         except ConfigError as error:
@@ -104,12 +109,12 @@ class Session:
         failed = [f"{r.point.name}: {r.error}" for r in self._runner.results.values() if r.error]
         return failed + self._runner.problems
 
-    def _open(self, point: Point) -> Runner:
+    def _open(self, point: Point, crew: Callable[[], Crew | None] | None) -> Runner:
         # Here, so that help and wrong configurations are answered without waiting for PyTorch.
         from sweep.report.terminal import print_report
         from sweep.runner import Runner
 
-        runner = Runner(point.config, self.id, _command(), self.terminal)
+        runner = Runner(point.config, self.id, _command(), self.terminal, crew() if crew else None)
         try:
             if not point.config.sweep.dry_run:
                 lease = runner.folder / "lease"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
@@ -18,16 +18,28 @@ from omegaconf import DictConfig
 
 from hydra_plugins.sweep_launchers._compose import Composer
 
+if TYPE_CHECKING:
+    from sweep.shards.crew import Crew
+
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="local",
-    node={"_target_": "hydra_plugins.sweep_launchers.local.LocalLauncher"},
+    node={
+        "_target_": "hydra_plugins.sweep_launchers.local.LocalLauncher",
+        "workers": 1,
+        "shards": None,
+        "gpus": None,
+    },
     provider="sweep",
 )
 
 
-class LocalLauncher(Launcher):
+class SessionLauncher(Launcher):
     """Runs each batch of points that the sweeper asks for through this process's session."""
+
+    def crew(self) -> Crew | None:
+        """Return who works points off; None: this process does."""
+        return None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what composes points."""
@@ -46,8 +58,33 @@ class LocalLauncher(Launcher):
         setup_globals()
         redact_file(Path(self._config.hydra.sweep.dir) / "multirun.yaml")  # Hydra keeps what was typed
         jobs = [(list(overrides), self._composer.compose(self._config, overrides)) for overrides in job_overrides]
-        results = session.current().run(make_points(jobs))
+        results = session.current().run(make_points(jobs), self.crew)
         return [_job_return(overrides, result) for (overrides, _), result in zip(jobs, results, strict=True)]
+
+
+class LocalLauncher(SessionLauncher):
+    """Works points off in this process, or in several of this machine.
+
+    Args:
+        workers: processes, each with an engine of its own; 1: this one.
+        shards: pieces that the points are cut into for them; None: some for each.
+        gpus: of each worker; None: all that there are, divided among them.
+    """
+
+    def __init__(self, workers: Any = 1, shards: Any = None, gpus: Any = None) -> None:
+        from sweep.checks import require
+
+        for key, value, least in (("workers", workers, 1), ("shards", shards, 1), ("gpus", gpus, 1)):
+            whole = value is None if key != "workers" else False
+            whole = whole or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
+            require(whole, f"hydra.launcher.{key}", "must be a whole number of 1 or more", value)
+        self._workers, self._shards, self._gpus = workers, shards, gpus
+
+    def crew(self) -> Crew | None:
+        """Return worker processes, or None for one."""
+        from sweep.shards.local import LocalCrew
+
+        return LocalCrew(self._workers, self._shards, self._gpus) if self._workers > 1 else None
 
 
 def _job_return(overrides: list[str], result: Any) -> JobReturn:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,16 @@ class Archive:
         """Return all points' files, in the order of the sweep."""
         found = [self.get(path.stem) for path in self._folder.glob("*.parquet") if not path.name.startswith(".")]
         return iter(sorted((a for a in found if a is not None), key=lambda archived: archived.record.index))
+
+    def written(self) -> Iterator[tuple[str, float]]:
+        """Yield the keys of all files that are there, and when each was written, without reading them."""
+        if not self._folder.is_dir():
+            return
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".parquet") and not entry.name.startswith("."):
+                    with suppress(FileNotFoundError):  # it was put aside meanwhile
+                        yield entry.name.removesuffix(".parquet"), entry.stat().st_mtime
 
     def table(self, key: str) -> Table:
         """Return a point's generations as they are published.

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from sweep.tracking.records import PointRecord
 
+NAME = "published"
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -31,11 +33,20 @@ class Entry:
 
 
 class Ledger:
-    """A sweep's published points; the newest entry of a point counts."""
+    """A sweep's published points; the newest entry of a point counts.
 
-    def __init__(self, path: Path, place: str) -> None:
-        """Read what has been published at this place so far; a line that cannot be read was never complete."""
-        self._path = path
+    Each process that publishes has a file of its own, and reads all.
+    """
+
+    def __init__(self, folder: Path, place: str, writer: str = "") -> None:
+        """Read what has been published at this place so far; a line that cannot be read was never complete.
+
+        Args:
+            folder: the sweep's.
+            place: the store, the experiment and the sweep's run.
+            writer: names this process's file; nobody else may have the same.
+        """
+        self._path = folder / f"{NAME}{writer and f'-{writer}'}.jsonl"
         self.entries: dict[str, Entry] = {}  # replaced as a whole, as other threads read it
         self.open(place)
 
@@ -43,15 +54,15 @@ class Ledger:
         """Turn to what has been published at another place."""
         self._place = place
         entries: dict[str, Entry] = {}
-        path = self._path
-        lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
-        for line in lines:
-            try:
-                entry = Entry(**json.loads(line))
-            except (ValueError, TypeError):
-                continue
-            if entry.place == place:
-                entries[entry.key] = entry
+        for path in sorted(self._path.parent.glob(f"{NAME}*.jsonl")):
+            for line in path.read_text("utf-8", "replace").splitlines():
+                try:
+                    entry = Entry(**json.loads(line))
+                except (ValueError, TypeError):
+                    continue
+                known = entries.get(entry.key)
+                if entry.place == place and (known is None or entry.ended >= known.ended):
+                    entries[entry.key] = entry
         self.entries = entries
 
     def has(self, key: str, record: PointRecord) -> bool:

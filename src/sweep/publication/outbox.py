@@ -56,7 +56,7 @@ class Outbox:
         self._begun = self._again = False
         self._given_up, self._last_error = 0, TrackingError("MLflow was not asked.")
         self._deadline: float | None = None
-        self._hurry = threading.Event()
+        self._hurry, self._has_parent = threading.Event(), threading.Event()
         self._away = False
         self._worker: Worker[Archived | None] = Worker("publisher", self._publish)
         self._worker.put(None)
@@ -65,6 +65,10 @@ class Outbox:
         """Take a point, unless it has been published."""
         if not self._ledger.has(archived.key, archived.record):
             self._worker.put(archived)
+
+    def wait_for_parent(self, seconds: float) -> bool:
+        """Wait for the sweep's own run, and return whether it is there."""
+        return self._has_parent.wait(seconds)
 
     def hurry(self) -> None:
         """Have patience from now on, and not for ever."""
@@ -120,6 +124,7 @@ class Outbox:
             if not self._begun:
                 self._again = self.insist(lambda _: self._begin())
                 self._begun = True
+                self._has_parent.set()
         except TrackingError as error:
             self.unpublished["the sweep's own run" if archived is None else archived.record.name] = error.reason
             return

@@ -30,6 +30,7 @@ from sweep.tracking import Closing, Tracker
 log = logging.getLogger(__name__)
 
 SHOWN = 3  # points that a line names
+PARENT_SECONDS = 30.0  # that shards wait for the sweep's own run, as which's children they would publish
 PROMPTLY = 1.5  # seconds that an interrupted sweep waits for each of the things that it is in the middle of
 
 
@@ -58,9 +59,10 @@ class Publisher:
         self._folder = base.sweep.root / "sweeps" / sweep_id
         self.tracker = Tracker(base.tracking, base.sweep.root, sweep_id)
         self._status = self._find()
-        self._ledger = Ledger(self._folder / "published.jsonl", self.tracker.place)
+        self._ledger = Ledger(self._folder, self.tracker.place)
         self._outbox: Outbox | None = None
         self._scoring = ScoringThread(archive, self._tell, costs)
+        self._shared = self._left = False
         self._archived: dict[str, Archived] = {}
         self._points: dict[str, Point] = {}
         self.results: dict[str, PointResult] = {}
@@ -98,6 +100,27 @@ class Publisher:
             self._archived[archived.key] = archived
             if not self._ledger.has(archived.key, record):
                 self.start().put(archived)
+
+    def take(self, task: Task, archived: Archived) -> None:
+        """Take a point that another process has worked off, and publish it unless that has."""
+        result = PointResult(task.index, task.point, archived.record.summaries, error=archived.record.error)
+        if result.error is not None:
+            log.warning("%s failed (%s): %s", result.point.name, result.point.overrides, result.error)
+        self._tell(result, archived, publish=not self._shared)
+
+    def share(self) -> str | None:
+        """Return the sweep's own run for other processes to publish to; None: they cannot, and this one does.
+
+        SQLite is one process's: on a file system that several machines share, its locks may not hold.
+        """
+        if self.tracker.is_sqlite:
+            return None
+        self._shared = self.start().wait_for_parent(PARENT_SECONDS)
+        return self.tracker.parent if self._shared else None
+
+    def leave(self) -> None:
+        """End without an end of the sweep, which goes on elsewhere; what is there is published first."""
+        self._left = True
 
     def start(self) -> Outbox:
         """Have a parent run, RUNNING as soon as the tracker takes it, and publish from now on."""
@@ -137,11 +160,19 @@ class Publisher:
 
     def _close(self, error: BaseException | None) -> None:
         self._scoring.drain()
+        if self._left:
+            if self._outbox is not None:
+                self._outbox.close()
+            return
         if self._outbox is None and (not self.results or self._is_reported()):
             self.nothing_new = bool(self.results)
             return
         outbox = self.start()
         outbox.hurry()
+        if self._shared:
+            self._ledger.open(self.tracker.place)
+            for archived in self._archived.values():  # what others could not publish
+                outbox.put(archived)
         closing = self._report() if self.results else None
         outbox.close()
         self.problems += _unpublished(outbox.unpublished, self._command)
@@ -175,12 +206,13 @@ class Publisher:
         with suppress(TrackingError):
             self.tracker.finish(status, {})
 
-    def _tell(self, result: PointResult, archived: Archived) -> None:
-        """Take what became of a point; on the scoring thread."""
+    def _tell(self, result: PointResult, archived: Archived, publish: bool = True) -> None:
+        """Take what became of a point; on the scoring thread, or on the main one if others have scored it."""
         self.results[result.point.key] = result
         self._archived[archived.key] = archived
         self._terminal.say(summary_line(result))
-        self.start().put(archived)
+        if publish:
+            self.start().put(archived)
 
     def _is_reported(self) -> bool:
         """Whether there is nothing left to be said of these points."""

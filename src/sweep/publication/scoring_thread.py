@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from sweep import versions
 from sweep.costs import SharedCosts
@@ -71,14 +71,18 @@ class ScoringThread:
         progress.error, progress.traceback = reason, trace
         self._submit(progress)
 
-    def end_waiting(self, reason: str, *, for_floors: bool = True) -> None:
+    def end_waiting(self, reason: str, *, for_floors: bool = True, elsewhere: Collection[str] = ()) -> None:
         """Fail what waits for a control that will never come.
 
         Args:
             reason: why.
             for_floors: whether noise floors will not come either, so that what waits for one is scored without.
+            elsewhere: controls that will come in another process; what waits for them is left to whoever has them.
         """
         for control_key in list(self._held):
+            if control_key in elsewhere and control_key not in self.controls:
+                del self._held[control_key]
+                continue
             if control_key in self.controls:
                 if not for_floors:  # the next run finds the answers in the journal, and asks for the floor
                     continue

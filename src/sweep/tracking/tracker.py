@@ -22,7 +22,7 @@ from sweep.errors import TrackingError
 from sweep.redaction import redact
 from sweep.tracking.links import ORDER, Links
 from sweep.tracking.records import Closing, PointRecord, Table
-from sweep.tracking.store import Store, first_line
+from sweep.tracking.store import Store, first_line, store_uri
 from sweep.tracking.traces import Traces
 from sweep.tracking.views import LIMIT as VIEW_LIMIT
 from sweep.tracking.views import sweep_view, view_tag
@@ -110,6 +110,26 @@ class Tracker:
             parent = self._find_parent()
             self._parent = None if parent is None else str(parent.info.run_id)
             return None if parent is None else str(parent.info.status)
+
+    def attach(self, parent: str) -> None:
+        """Publish points as children of a run that another process has made, and ends.
+
+        Raises:
+            TrackingError: MLflow failed.
+        """
+        with self._as_tracking_error("a question for the sweep's run"):
+            self.connect()
+            self._parent = parent
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the store is an SQLite file, which one process is to write."""
+        return store_uri(self._config, self._root).startswith("sqlite")
+
+    @property
+    def parent(self) -> str | None:
+        """The id of the sweep's own run, once it is known."""
+        return self._parent
 
     def start(self, name: str, command: str, config: str) -> bool:
         """Make the parent run RUNNING until `finish`: the one that there is of this sweep, else a new one.

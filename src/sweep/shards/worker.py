@@ -1,0 +1,201 @@
+"""One process's part of a sweep: shards, one after the other, with an engine that stays open between them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+
+from sweep import signals
+from sweep.costs import SharedCosts
+from sweep.disk.archive import Archive, Archived
+from sweep.disk.journal import Journal
+from sweep.disk.lease import Lease
+from sweep.disk.ledger import Ledger
+from sweep.errors import ConfigError, PointsFailed
+from sweep.generator import Generator
+from sweep.identity import Contents
+from sweep.memory import Memory
+from sweep.outcome import PointResult
+from sweep.plan import Task, make_plan
+from sweep.publication.outbox import Outbox
+from sweep.publication.scoring_thread import ScoringThread
+from sweep.shards.manifest import Manifest, Piece, read_shard
+from sweep.shards.state import DONE, FAILED, WAITING, WORKING, StateFile
+from sweep.terminal import Terminal
+from sweep.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+CONTROL_SECONDS = 600.0  # that a shard whose points are generated waits for the control that they are compared with
+POLL_SECONDS = 0.5
+
+
+class ShardWorker:
+    """Works off shards of one sweep.
+
+    Attributes:
+        engine_starts: how many engines were started.
+    """
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._contents = Contents()
+        self._generator: Generator | None = None
+
+    @property
+    def engine_starts(self) -> int:
+        """How many engines were started."""
+        return self._generator.engine_starts if self._generator else 0
+
+    def work(self, manifest: Manifest, index: int) -> None:
+        """Work off a shard: generate, score, archive and, if the plan says so, publish what is not done.
+
+        Points whose control another process has not finished in time stay in the journal, for whoever planned.
+
+        Raises:
+            ConfigError: the shard cannot be read, or what it was planned for has changed.
+            SweepHeld: another process is at work on it.
+            PointsFailed: some of its points failed.
+            EngineError, TooManyFailures: as of `Generator.work_off`.
+        """
+        pieces = read_shard(manifest, index)
+        with Lease(manifest.folder / f"shard-{index:05d}.lease", lambda reason: log.error("%s", reason)):
+            file, before = StateFile(manifest.state(index)), self.engine_starts
+            file.write(now=True)
+            try:
+                _Shard(self, manifest, index, pieces, file).work()
+                file.state.state = DONE
+            except BaseException as error:
+                # An interrupted shard goes on, in another process or after a requeue.
+                file.state.state = FAILED if isinstance(error, Exception) else WORKING
+                file.state.reason = str(error) or type(error).__name__
+                raise
+            finally:
+                file.state.engine_starts += self.engine_starts - before
+                file.write(now=True)
+
+    def generator(self, piece: Piece, sweep_id: str) -> tuple[Generator, Memory, Archive]:
+        """Return what works off the points of a sweep, whose engine is open already if it was used before."""
+        settings = piece.point.config.sweep
+        journal = Journal(settings.root / "journal")
+        archive = Archive(settings.root / "sweeps" / sweep_id / "points")
+        memory = Memory(archive, journal, sweep_id, settings.resume)
+        if self._generator is None:
+            self._generator = Generator(settings, journal, memory, SharedCosts(), self._terminal)
+        return self._generator, memory, archive
+
+    @property
+    def contents(self) -> Contents:
+        """What files hold, each read once."""
+        return self._contents
+
+    def __enter__(self) -> ShardWorker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        # Else the engine ends with this process: shutting it down properly takes longer than there is time.
+        if self._generator is not None and (error is None or isinstance(error, Exception)):
+            self._generator.close()
+
+
+class _Shard:
+    """One shard's points on their way."""
+
+    def __init__(
+        self, worker: ShardWorker, manifest: Manifest, index: int, pieces: Sequence[Piece], file: StateFile
+    ) -> None:
+        self._manifest, self._index, self._file = manifest, index, file
+        self._generator, self._memory, self._archive = worker.generator(pieces[0], manifest.sweep_id)
+        self._base = pieces[0].point.config
+        self._tasks = self._identified(pieces, worker.contents)
+        self._own = [task for task, piece in zip(self._tasks, pieces, strict=True) if piece.own]
+        self._controls = [task for task in self._tasks if task.point.is_control]
+        self._costs = SharedCosts()
+        self._outbox: Outbox | None = None
+        self._failed: list[str] = []
+
+    def work(self) -> None:
+        """Generate all; then, if need be, wait for the controls of others and take up what was left for them."""
+        todo = [task for task in self._own if not task.done]
+        self._memory.check_versions(todo)
+        if not todo:
+            return
+        self._scoring = ScoringThread(self._archive, self._tell, self._costs)
+        with ExitStack() as undo:
+            if self._manifest.parent is not None:
+                self._outbox = self._publish(self._manifest.parent)
+                undo.callback(self._outbox.abandon, 0.0)
+            here = {task.point.control_key for task in todo if task.point.is_control}
+            elsewhere = {task.point.control_key for task in todo} - here - {c.point.control_key for c in self._done()}
+            self._run(todo, elsewhere)
+            left = [task for task in todo if task.point.control_key in elsewhere]
+            if left and self._await(elsewhere):
+                self._run(left, ())
+            self._scoring.drain()
+            if self._outbox is not None:
+                self._outbox.close()
+        if self._failed:
+            raise PointsFailed(f"{len(self._failed)} points failed: {', '.join(self._failed[:3])}")
+
+    def _run(self, todo: Sequence[Task], elsewhere: Collection[str]) -> None:
+        controls = {task.point.control_key for task in todo}
+        groups = make_plan([*(c for c in self._done() if c.point.control_key in controls), *todo])
+        self._file.state.requests += sum(group.requests for group in groups)
+        for group in groups:
+            self._generator.work_off(group, self._scoring, lambda: None, elsewhere=elsewhere, watch=self._file.advance)
+
+    def _await(self, elsewhere: set[str]) -> bool:
+        """Wait for controls of other shards; return whether all are there."""
+        self._file.state.state = WAITING
+        self._file.write(now=True)
+        until = time.monotonic() + CONTROL_SECONDS
+        while elsewhere - {task.point.control_key for task in self._done()}:
+            signals.check()
+            if time.monotonic() > until:
+                log.warning("The control was not finished in time; the points are left for the command that planned.")
+                return False
+            time.sleep(POLL_SECONDS)
+        self._file.state.state = WORKING
+        return True
+
+    def _done(self) -> list[Task]:
+        """Return the controls that are finished by now."""
+        return [t for task in self._controls if (t := _archived(task, self._archive)).done]
+
+    def _identified(self, pieces: Sequence[Piece], contents: Contents) -> list[Task]:
+        tasks = []
+        for piece, identity in zip(pieces, contents.identify([piece.point for piece in pieces]), strict=True):
+            if identity.fingerprint != piece.fingerprint:
+                raise ConfigError(
+                    f"{self._manifest.path}: {piece.point.name} is not what it was when it was planned: its model, its "
+                    "prompts or its transform's files have changed. Give the command again."
+                )
+            tasks.append(_archived(Task(point=piece.point, identity=identity, index=piece.index), self._archive))
+        return tasks
+
+    def _publish(self, parent: str) -> Outbox:
+        tracker = Tracker(self._base.tracking, self._base.sweep.root, self._manifest.sweep_id)
+        folder = self._base.sweep.root / "sweeps" / self._manifest.sweep_id
+        writer = f"{self._manifest.folder.name}-{self._index}"
+        ledger = Ledger(folder, tracker.place, writer)
+
+        def begin() -> bool:
+            tracker.attach(parent)
+            ledger.open(tracker.place)
+            return True  # an earlier attempt at this shard may have got somewhere
+
+        return Outbox(tracker, self._archive, ledger, self._costs, begin, self._base.tracking.patience)
+
+    def _tell(self, result: PointResult, archived: Archived) -> None:
+        if result.error is not None:
+            self._failed.append(result.point.name)
+        if self._outbox is not None:
+            self._outbox.put(archived)
+
+
+def _archived(task: Task, archive: Archive) -> Task:
+    archived = archive.get(task.identity.result_key)
+    return Task(point=task.point, identity=task.identity, index=task.index, archived=archived)
