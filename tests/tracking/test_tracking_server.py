@@ -13,13 +13,14 @@ import pytest
 from mlflow import MlflowClient
 
 from servers import free_port, losing_replies, mlflow_server
-from sweep.config import SweepConfig
+from sweep.config import SweepConfig, TrackingConfig
 from sweep.engines import VLLMConfig
 from sweep.engines.base import Engine
 from sweep.errors import ConfigError
 from sweep.point import Point
 from sweep.runner import Runner
 from sweep.terminal import Terminal
+from sweep.tracking.store import Store
 
 
 @pytest.fixture
@@ -119,6 +120,20 @@ def test_a_server_whose_replies_are_lost_has_nothing_twice(
     assert sorted((run.info.run_name, run.info.status) for run in runs) == [
         (name, "FINISHED") for name in ("control", "factor=2", "factor=3", "lossy")
     ]
+
+
+def test_a_store_whose_maker_died_is_made_again(tmp_path: Path) -> None:
+    """SQLite does not undo MLflow's migrations: a file that is half of a store would stay so for good."""
+    code = (
+        "import os, sys; from pathlib import Path; from sqlalchemy import Engine, event; "
+        "from sweep.config import TrackingConfig; from sweep.tracking.store import Store; "
+        "event.listen(Engine, 'after_cursor_execute', "
+        "lambda c, cursor, said, *_: os._exit(9) if 'CREATE INDEX index_metrics' in said else None); "
+        "Store(TrackingConfig(), Path(sys.argv[1]))"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, timeout=120)
+    assert killed.returncode == 9, killed.stderr
+    assert Store(TrackingConfig(), tmp_path).experiment
 
 
 def test_one_database_of_several_folders_is_made_once(tmp_path: Path) -> None:

@@ -85,9 +85,28 @@ class Store:
         if database is not None:
             _knock(database)
         with self._lock(database):
+            if database is not None and database.get_backend_name() == "sqlite" and database.database:
+                self._make_sqlite(Path(database.database))
             self.client = MlflowClient(self.uri)
             self.client.search_experiments(max_results=1)
             self.experiment = self._open_experiment(self._config.experiment)
+
+    def _make_sqlite(self, path: Path) -> None:
+        """Make an SQLite store as a whole or not at all.
+
+        A process that dies in the middle of MLflow's migrations, which SQLite does not undo, would leave a file that no
+        one can open.
+        """
+        if path.exists() and path.stat().st_size:
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.unlink(missing_ok=True)  # a dead process's; others wait for the lock
+        store = SqlAlchemyStore(f"sqlite:///{temporary}", (self._root / "artifacts").as_uri())
+        store.engine.dispose()
+        temporary.replace(path)
 
     def _open_experiment(self, name: str) -> str:
         known = self.client.get_experiment_by_name(name)
