@@ -72,12 +72,9 @@ class LocalLauncher(SessionLauncher):
     """
 
     def __init__(self, workers: Any = 1, shards: Any = None, gpus: Any = None) -> None:
-        from sweep.checks import require
-
-        for key, value, least in (("workers", workers, 1), ("shards", shards, 1), ("gpus", gpus, 1)):
-            whole = value is None if key != "workers" else False
-            whole = whole or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
-            require(whole, f"hydra.launcher.{key}", "must be a whole number of 1 or more", value)
+        whole("workers", workers)
+        whole("shards", shards, optional=True)
+        whole("gpus", gpus, optional=True)
         self._workers, self._shards, self._gpus = workers, shards, gpus
 
     def crew(self) -> Crew | None:
@@ -85,6 +82,15 @@ class LocalLauncher(SessionLauncher):
         from sweep.shards.local import LocalCrew
 
         return LocalCrew(self._workers, self._shards, self._gpus) if self._workers > 1 else None
+
+
+def whole(key: str, value: Any, *, least: int = 1, optional: bool = False) -> None:
+    """Refuse an option of a launcher that is no whole number, or less than the least; `optional` allows null."""
+    from sweep.checks import require
+
+    fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    rule = f"must be a whole number of {least} or more"
+    require(fits or (optional and value is None), f"hydra.launcher.{key}", rule, value)
 
 
 def _job_return(overrides: list[str], result: Any) -> JobReturn:

@@ -14,7 +14,7 @@ from sweep.disk.archive import Archive, Archived
 from sweep.disk.journal import Journal
 from sweep.disk.lease import Lease
 from sweep.disk.ledger import Ledger
-from sweep.errors import ConfigError, PointsFailed
+from sweep.errors import ConfigError, PointsFailed, SweepHeld
 from sweep.generator import Generator
 from sweep.identity import Contents
 from sweep.memory import Memory
@@ -50,10 +50,13 @@ class ShardWorker:
         """How many engines were started."""
         return self._generator.engine_starts if self._generator else 0
 
-    def work(self, manifest: Manifest, index: int) -> None:
+    def work(self, manifest: Manifest, index: int, patience: float = 0.0) -> None:
         """Work off a shard: generate, score, archive and, if the plan says so, publish what is not done.
 
         Points whose control another process has not finished in time stay in the journal, for whoever planned.
+
+        Args:
+            patience: seconds to wait for another process that has the shard, or had it and may be dead.
 
         Raises:
             ConfigError: the shard cannot be read, or what it was planned for has changed.
@@ -62,7 +65,8 @@ class ShardWorker:
             EngineError, TooManyFailures: as of `Generator.work_off`.
         """
         pieces = read_shard(manifest, index)
-        with Lease(manifest.folder / f"shard-{index:05d}.lease", lambda reason: log.error("%s", reason)):
+        with ExitStack() as held:
+            held.callback(_lease(manifest, index, patience).release)
             file, before = StateFile(manifest.state(index)), self.engine_starts
             file.write(now=True)
             try:
@@ -99,6 +103,20 @@ class ShardWorker:
         # Else the engine ends with this process: shutting it down properly takes longer than there is time.
         if self._generator is not None and (error is None or isinstance(error, Exception)):
             self._generator.close()
+
+
+def _lease(manifest: Manifest, index: int, patience: float) -> Lease:
+    lease = Lease(manifest.folder / f"shard-{index:05d}.lease", lambda reason: log.error("%s", reason))
+    until = time.monotonic() + patience
+    while True:
+        try:
+            lease.acquire()
+        except SweepHeld:
+            if time.monotonic() > until:
+                raise
+            time.sleep(POLL_SECONDS)
+        else:
+            return lease
 
 
 class _Shard:

@@ -1,0 +1,261 @@
+"""Shards as the tasks of a Slurm array, submitted by submitit.
+
+submitit writes the batch script, and has a task that is warned (SIGUSR2, before its time is up or it is preempted) put
+back into the queue, where it goes on by the journal.  Whether tasks live is asked of `squeue`, once for all: submitit
+asks `sacct`, which not every cluster has, and without which it would wait for a cancelled task for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sweep._environment  # noqa: F401 - before the libraries that it is for
+from sweep import signals
+from sweep.errors import ConfigError, SweepError, SweepHeld
+from sweep.redaction import redact
+from sweep.shards import claims
+from sweep.shards.crew import Crew, left_undone
+from sweep.shards.manifest import Manifest, read
+from sweep.shards.state import read_state
+
+log = logging.getLogger(__name__)
+
+QUICK, SLOW = 1.0, 10.0  # seconds between questions to the controller, of the first minute and later
+ARRAY = 1000  # tasks of one array; Slurm's own limit is 1001 unless it is told otherwise
+LEASE_SECONDS = 180.0  # that a requeued task waits for what held its shard on another machine to be known as dead
+
+
+class SlurmCrew(Crew):
+    """The tasks of Slurm arrays, as many as there are shards, each with an engine.
+
+    A task that has done its shard takes others that are free, and waits a little for the next plan, of a sweeper that
+    asks for points batch by batch.
+
+    Args:
+        parameters: of submitit's executor, such as `slurm_partition`.
+        requeues: how often a task whose time is up is put back into the queue.
+        linger_seconds: for which a task waits for more to do.
+        shards: how many shards a plan is cut into; None: as many as are worth an engine's start.
+        waits: whether to wait for the tasks' end.
+        say: tells the user.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Any],
+        *,
+        requeues: int,
+        linger_seconds: float,
+        shards: int | None,
+        waits: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        super().__init__(shards)
+        self._parameters, self._requeues, self._linger = dict(parameters), requeues, linger_seconds
+        self.waits, self._say = waits, say
+        self._plans: Path | None = None
+
+    def attach(self, plans: Path) -> None:
+        """Wait for the tasks of an earlier process of the sweep.
+
+        Raises:
+            SweepHeld: there are some, and this one does not wait.
+        """
+        waited = False
+        while tasks := _queue(_name(plans)):
+            told = f"{_told(tasks)} of this sweep (squeue -n {_name(plans)})"
+            if not self.waits:
+                raise SweepHeld(f"There are tasks at work: {told}.")
+            if not waited:
+                self._say(f"Slurm: waiting for {told}.")
+            waited = True
+            signals.check()
+            time.sleep(QUICK)
+
+    def work(self, manifest: Manifest, watch: Callable[[], None]) -> Mapping[int, str]:
+        """As of `Crew`; without waiting, return when the tasks are submitted."""
+        self._plans = plans = manifest.folder.parent
+        claims.reopen(plans)
+        if not _queue(_name(plans)):  # else those of the last plan will take it up
+            self._submit(manifest)
+        began, told = time.monotonic(), ""
+        while self.waits:
+            signals.check()
+            watch()
+            states = [read_state(manifest.state(index)) for index in range(manifest.shards)]
+            if all(state is not None and state.ended for state in states):
+                break
+            tasks = _queue(_name(plans))
+            if not tasks:
+                free = [index for index in range(manifest.shards) if claims.owner_of(manifest, index) is None]
+                if not free or any(read_state(manifest.state(index)) for index in free):
+                    break
+                if _submitted(manifest):  # its tasks were cancelled before they began
+                    break
+                self._submit(manifest)
+            if _told(tasks) != told:
+                told = _told(tasks)
+                self._say(f"Slurm: {told}" if told else "Slurm: no tasks are left in the queue")
+            time.sleep(QUICK if time.monotonic() - began < 60 else SLOW)
+        return left_undone(manifest, _reasons(manifest)) if self.waits else {}
+
+    def close(self) -> None:
+        """Have the tasks end once nothing is left to do."""
+        if self._plans is not None and self.waits:
+            claims.close(self._plans)
+
+    def _submit(self, manifest: Manifest) -> None:
+        import submitit
+
+        folder = manifest.folder / "slurm"
+        try:
+            executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=self._requeues)
+            executor.update_parameters(name=_name(manifest.folder.parent), **self._parameters)
+            for first in range(0, manifest.shards, ARRAY):
+                indices = range(first, min(first + ARRAY, manifest.shards))
+                tasks = [ShardTask(str(manifest.path), index, self._linger) for index in indices]
+                jobs = executor.map_array(ShardTask.__call__, tasks)
+                ids = [str(job.job_id) for job in jobs]
+                with (manifest.folder / "submitted").open("a") as file:
+                    file.write("".join(f"{job}\n" for job in ids))
+                self._say(f"Slurm: submitted {len(ids)} tasks as job {ids[0].partition('_')[0]}")
+        except (RuntimeError, ValueError, OSError, subprocess.CalledProcessError) as error:
+            reason = _first_line(error)
+            raise ConfigError(f"hydra.launcher: Slurm did not take the job: {reason}") from error
+
+
+class ShardTask:
+    """What a task does; submitit calls it, again after a requeue."""
+
+    def __init__(self, path: str, index: int, linger_seconds: float) -> None:
+        self._path, self._index, self._linger = path, index, linger_seconds
+
+    def __call__(self) -> None:
+        """Work off the shard, then what else is free, and what comes within a while."""
+        from sweep.shards.worker import ShardWorker
+        from sweep.terminal import Terminal
+
+        owner = _own_id()
+        manifest, terminal, failure = read(Path(self._path)), Terminal(), None
+        os.chdir(manifest.workdir)
+        with terminal.divert(Path(os.devnull), verbose=True), ShardWorker(terminal) as worker:
+            until = time.monotonic() + self._linger
+            while True:
+                work = _next(manifest, owner, self._index)
+                if work is None:
+                    if time.monotonic() > until or claims.is_closed(manifest.folder.parent):
+                        break
+                    time.sleep(QUICK)
+                    continue
+                try:
+                    worker.work(*work, patience=LEASE_SECONDS)
+                except SweepError as error:
+                    log.error("%s", redact(str(error)))
+                    failure = error
+                until = time.monotonic() + self._linger
+        if failure is not None:
+            raise failure
+
+    def checkpoint(self) -> Any:
+        """Return what is to be submitted again when the task is requeued: all that counts is in the journal."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _next(manifest: Manifest, owner: str, first: int) -> tuple[Manifest, int] | None:
+    """Return a shard to work off: of the plan itself, else of a later one."""
+    for plan in (manifest, *claims.later(manifest)):
+        if (index := claims.take(plan, owner, first)) is not None:
+            return plan, index
+    return None
+
+
+def _own_id() -> str:
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
+
+
+def _name(plans: Path) -> str:
+    """Return the name of a sweep's jobs."""
+    return f"sweep-{plans.parent.name}"
+
+
+def _queue(name: str) -> dict[str, str]:
+    """Return the states of a name's tasks that have not ended, by their ids; waits for a controller that is away."""
+    while True:
+        done = _ask("squeue", "-h", "-r", "--me", "-n", name, "-o", "%i %T")
+        if done is not None:
+            return dict(line.split(maxsplit=1) for line in done.splitlines() if line.strip())
+        log.warning("Slurm does not answer; it is asked again.")
+        signals.check()
+        time.sleep(SLOW)
+
+
+def _reasons(manifest: Manifest) -> dict[int, str]:
+    """Return what Slurm says of the tasks that had shards, or were to have them."""
+    ids = _submitted(manifest)
+    reasons = {}
+    for index in range(manifest.shards):
+        state = read_state(manifest.state(index))
+        if state is not None and state.ended:
+            continue
+        owner = claims.owner_of(manifest, index) or (ids[index] if index < len(ids) else None)
+        if owner is not None:
+            reasons[index] = f"Slurm's task {owner} ended: {_state_of(owner)}"
+    return reasons
+
+
+def _state_of(task: str) -> str:
+    """Return the state of a task that has ended, from the controller's memory, else from accounting."""
+    shown = _ask("scontrol", "show", "job", "-o", task)
+    if shown and "JobState=" in shown:
+        return shown.split("JobState=")[1].split()[0]
+    listed = _ask("sacct", "-n", "-X", "-P", "-o", "State", "-j", task)
+    return listed.splitlines()[0] if listed and listed.strip() else "its state is not known any more"
+
+
+def _ask(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError as error:
+        if command[0] == "squeue":
+            raise ConfigError("hydra/launcher=slurm: there is no Slurm here: squeue is not found.") from error
+        return None
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _submitted(manifest: Manifest) -> list[str]:
+    try:
+        return (manifest.folder / "submitted").read_text().split()
+    except FileNotFoundError:
+        return []
+
+
+def _told(tasks: Mapping[str, str]) -> str:
+    return ", ".join(f"{count} {state.lower()}" for state, count in sorted(Counter(tasks.values()).items()))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
+    return lines[-1][:200] if lines else type(error).__name__
+
+
+def slurm_parameters(
+    given: Mapping[str, Any], additional: Mapping[str, Any], setup: Sequence[str] | None
+) -> dict[str, Any]:
+    """Return submitit's names of parameters that were given."""
+    shared = ("timeout_min", "cpus_per_task", "mem_gb")
+    named = {key if key in shared else f"slurm_{key}": value for key, value in given.items() if value is not None}
+    if additional:
+        named["slurm_additional_parameters"] = dict(additional)
+    return named | ({"slurm_setup": list(setup)} if setup else {})
