@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+
+from servers import mlflow_server
+from slurm import Slurm, slurm
 
 FACTORS = ",".join(f"{1 + i / 10:.1f}" for i in range(1, 25))
 
@@ -22,10 +30,15 @@ def arguments(tiny: Path, outputs: Path, *more: str) -> list[str]:
     return [*given, f"model.id={tiny}", f"sweep.dir={outputs}", *more]
 
 
-def sweep(folder: Path, *overrides: str, code: int = 0, module: str = "sweep") -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *overrides], cwd=folder, capture_output=True, text=True, timeout=300
-    )
+def sweep(
+    folder: Path,
+    *overrides: str,
+    code: int = 0,
+    module: str = "sweep",
+    environment: Mapping[str, str] = os.environ,
+) -> str:
+    command = [sys.executable, "-m", module, *overrides]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -45,6 +58,10 @@ def runs_of(uri: str) -> list[Run]:
     return list(client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=1000))
 
 
+def expect_nothing_twice(outputs: Path) -> None:
+    assert set(journaled(outputs).values()) == {1}
+
+
 def expect_complete(outputs: Path, uri: str | None = None) -> None:
     """All 24 points and the control are there once, finished, as children of one finished run."""
     runs = runs_of(uri or f"sqlite:///{outputs / 'mlflow.db'}")
@@ -59,9 +76,10 @@ def journaled(outputs: Path) -> Counter[tuple[str, str, str]]:
     """Return how often each answer was generated, by fingerprint, kind and prompt."""
     found: Counter[tuple[str, str, str]] = Counter()
     for path in (outputs / "journal").glob("*/*/*.jsonl"):
-        for line in path.read_text().splitlines()[1:]:
-            entry = json.loads(line[line.index("{") :])
-            found[path.parent.name, entry["kind"], entry["prompt"]] += 1
+        for line in path.read_bytes().split(b"\n")[1:]:
+            with suppress(ValueError):  # a line that is not finished was never flushed
+                entry = json.loads(line[line.index(b"{") :])
+                found[path.parent.name, entry["kind"], entry["prompt"]] += 1
     return found
 
 
@@ -78,6 +96,227 @@ def test_workers_of_this_machine(tiny: Path, tmp_path: Path, whole: dict[str, An
     sweep(tmp_path, *arguments(tiny, outputs, "hydra.launcher.workers=2", "hydra.launcher.shards=4"))
     assert generations(outputs) == whole
     expect_complete(outputs)
-    assert set(journaled(outputs).values()) == {1}
+    expect_nothing_twice(outputs)
     [parent] = [run for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}") if run.data.tags["sweep.role"] == "sweep"]
     assert parent.data.metrics["cost/engine_starts"] == 2
+
+
+def test_shards_called_by_a_scheduler_publish_to_a_server(tiny: Path, tmp_path: Path, whole: dict[str, Any]) -> None:
+    """Plan, work each shard, finish: as Kubernetes does it, the configuration changing after the plan."""
+    outputs, plan = tmp_path / "outputs", tmp_path / "plan"
+    (tmp_path / "prompts.txt").write_text("Hi\nHo\nHe\n")
+    with mlflow_server(tmp_path, tmp_path / "server.db", tmp_path / "files") as uri:
+        given = arguments(tiny, outputs, f"tracking.uri={uri}")
+        planning = ("hydra/launcher=plan", f"hydra.launcher.folder={plan}", "hydra.launcher.shards=3")
+        said = sweep(tmp_path, *given, *planning)
+        assert f"3 shards: {plan / 'manifest.json'}" in said
+        assert (plan / "manifest.json").stat().st_mode & 0o777 == 0o600
+        for index in (2, 0, 1, 3):  # the control comes second
+            if index == 2:  # waits for its control, and is interrupted: what it has generated stays
+                waiting = subprocess.Popen(
+                    [sys.executable, "-m", "sweep.shard", str(plan), "2"], cwd=tmp_path, stderr=subprocess.DEVNULL
+                )
+                until(lambda: "waiting" in (plan / "shard-00002.state.json").read_text(), waiting)
+                waiting.terminate()
+                assert waiting.wait(20) == 143
+            else:
+                sweep(tmp_path, str(plan), str(index), module="sweep.shard")
+        [parent] = [run for run in runs_of(uri) if run.data.tags["sweep.role"] == "sweep"]
+        assert parent.info.status == "RUNNING"
+        published = [run for run in runs_of(uri) if run.info.status == "FINISHED"]
+        assert len(published) > 10 and {run.data.tags["mlflow.parentRunId"] for run in published} == {
+            parent.info.run_id
+        }
+        sweep(tmp_path, str(plan), "2", module="sweep.shard")
+        said = sweep(tmp_path, *given)
+        assert "Engine" not in said
+        expect_complete(outputs, uri)
+        assert "0 shards" in sweep(tmp_path, *given, *planning)  # nothing is left to be planned
+        sweep(tmp_path, str(plan), "0", module="sweep.shard")
+    assert generations(outputs) == whole
+    expect_nothing_twice(outputs)
+
+
+def test_what_changed_since_it_was_planned_is_refused(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("Hi\nHo\n")
+    given = ["transform=scale", "transform.factor=2,3", "prompts.path=prompts.txt", f"model.id={tiny}"]
+    sweep(tmp_path, *given, "hydra/launcher=plan", "hydra.launcher.folder=plan")
+    (tmp_path / "prompts.txt").write_text("Hi\nHu\n")
+    said = sweep(tmp_path, "plan", "0", module="sweep.shard", code=2)
+    assert "have changed. Give the command again." in said and "Traceback" not in said
+    assert "cannot be read" in sweep(tmp_path, "nowhere", "0", module="sweep.shard", code=2)
+
+
+def test_a_worker_that_dies_is_replaced(tiny: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    given = arguments(tiny, outputs, *LONG, "hydra.launcher.workers=2", "hydra.launcher.shards=4")
+    head = start(tmp_path, *given)
+    until(lambda: len(journaled(outputs)) > 50, head)
+    victim = psutil.Process(head.pid).children()[0]
+    victim.kill()
+    assert head.wait(300) == 0, (tmp_path / "head.log").read_text()
+    expect_complete(outputs)
+    expect_nothing_twice(outputs)
+    assert "ended with -9" in (tmp_path / "head.log").read_text()
+
+
+def test_workers_end_with_their_head_and_the_same_command_goes_on(tiny: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    given = arguments(tiny, outputs, *LONG, "hydra.launcher.workers=2", "hydra.launcher.shards=4")
+    head = start(tmp_path, *given)
+    until(lambda: len(journaled(outputs)) > 50, head)
+    below = psutil.Process(head.pid).children(recursive=True)
+    head.kill()
+    head.wait()
+    assert not psutil.wait_procs(below, 10)[1]
+    kept = journaled(outputs)
+    sweep(tmp_path, *given)
+    expect_complete(outputs)
+    expect_nothing_twice(outputs)
+    assert kept.keys() <= journaled(outputs).keys()
+
+
+LONG = ("sampling.max_tokens=400", "sampling.ignore_eos=true")  # so that there is time to disturb it
+
+
+def start(folder: Path, *overrides: str, environment: Mapping[str, str] = os.environ) -> subprocess.Popen[bytes]:
+    with (folder / "head.log").open("ab") as log:
+        command = [sys.executable, "-m", "sweep", *overrides]
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+
+def until(holds: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 240) -> None:
+    """Wait until something holds, while a process runs."""
+    end = time.monotonic() + seconds
+    while True:
+        with suppress(FileNotFoundError):
+            if holds():
+                return
+        assert process.poll() is None, "it ended too soon"
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.1)
+
+
+SLURM = ("hydra/launcher=slurm", "hydra.launcher.shards=4", "hydra.launcher.linger_seconds=0")
+
+
+@pytest.fixture(params=[True, False], ids=["sacct", "no sacct"])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Slurm]:
+    with slurm(tmp_path / "slurm", sacct=request.param) as running:
+        yield running
+
+
+def test_slurm(tiny: Path, tmp_path: Path, whole: dict[str, Any], cluster: Slurm) -> None:
+    outputs = tmp_path / "outputs"
+    sweep(tmp_path, *arguments(tiny, outputs, *SLURM), environment=cluster.environment)
+    assert generations(outputs) == whole
+    expect_complete(outputs)
+    expect_nothing_twice(outputs)
+
+
+@pytest.fixture
+def busy(tiny: Path, tmp_path: Path) -> Iterator[tuple[Slurm, Path, list[str], subprocess.Popen[bytes]]]:
+    """A cluster, and a sweep on it that has generated some of its answers."""
+    outputs = tmp_path / "outputs"
+    with slurm(tmp_path / "slurm", sacct=False) as cluster:
+        given = arguments(tiny, outputs, *LONG, *SLURM, "hydra.launcher.partition=low")
+        head = start(tmp_path, *given, environment=cluster.environment)
+        until(lambda: len(journaled(outputs)) > 20, head)
+        yield cluster, outputs, given, head
+        if head.poll() is None:
+            head.kill()
+            head.wait()
+
+
+Busy = tuple[Slurm, Path, list[str], subprocess.Popen[bytes]]
+
+
+def finish(busy: Busy, tmp_path: Path) -> None:
+    """Give the command again, and expect everything to be there once."""
+    cluster, outputs, given, _ = busy
+    sweep(tmp_path, *given, environment=cluster.environment)
+    expect_complete(outputs)
+    expect_nothing_twice(outputs)
+
+
+def test_a_cancelled_task_is_noticed_and_the_others_go_on(busy: Busy, tmp_path: Path) -> None:
+    cluster, outputs, _, head = busy
+    task = next(name for name, state in cluster.jobs().items() if state == "RUNNING" and not name.endswith("_0"))
+    cluster.run("scancel", task)
+    assert head.wait(300) == 1
+    said = (tmp_path / "head.log").read_text()
+    assert f"Slurm's task {task} ended: CANCELLED" in said
+    statuses = Counter(run.info.status for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}"))
+    assert statuses["FINISHED"] >= 12 and statuses["FAILED"] >= 2 and not statuses["RUNNING"]
+    finish(busy, tmp_path)
+
+
+def test_a_preempted_task_goes_on_in_another_turn(busy: Busy, tmp_path: Path) -> None:
+    cluster, outputs, _, head = busy
+    cluster.run("sbatch", "-p", "main", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
+    restarted: set[str] = set()
+
+    def hurry() -> bool:
+        """A job that was put back into the queue is held for two minutes."""
+        for name, state in cluster.jobs().items():
+            if state == "PENDING" and "Restarts=1" in cluster.run("scontrol", "show", "job", "-o", name):
+                cluster.run("scontrol", "update", f"jobid={name}", "StartTime=now")
+                restarted.add(name)
+        return head.poll() is not None
+
+    end = time.monotonic() + 300
+    while not hurry() and time.monotonic() < end:
+        time.sleep(1)
+    assert restarted and head.wait(10) == 0, (tmp_path / "head.log").read_text()
+    logs = "".join(path.read_text(errors="replace") for path in (outputs / "sweeps").glob("*/shards/*/slurm/*.*"))
+    assert "Caught signal SIGUSR2" in logs and "Requeued job" in logs
+    expect_complete(outputs)
+    finish(busy, tmp_path)
+
+
+def test_a_node_that_goes_down(busy: Busy, tmp_path: Path) -> None:
+    cluster, _, _, head = busy
+    cluster.run("scontrol", "update", "nodename=node1", "state=down", "reason=test")
+    until(lambda: any(state == "PENDING" for state in cluster.jobs().values()) or not cluster.jobs(), head)
+    cluster.run("scontrol", "update", "nodename=node1", "state=resume")
+    end = time.monotonic() + 300
+    while head.poll() is None and time.monotonic() < end:
+        for name, state in cluster.jobs().items():
+            if state == "PENDING":
+                cluster.run("scontrol", "update", f"jobid={name}", "StartTime=now")
+        time.sleep(1)
+    assert head.poll() in (0, 1), (tmp_path / "head.log").read_text()
+    finish(busy, tmp_path)
+
+
+def test_a_head_that_is_killed(busy: Busy, tmp_path: Path) -> None:
+    cluster, _, given, head = busy
+    head.kill()
+    head.wait()
+    assert cluster.jobs()  # they go on
+    without = (*given, "hydra.launcher.wait=false")
+    assert "squeue -n sweep-" in sweep(tmp_path, *without, environment=cluster.environment, code=75)
+    finish(busy, tmp_path)
+
+
+def test_submitting_without_waiting(tiny: Path, tmp_path: Path, whole: dict[str, Any]) -> None:
+    outputs = tmp_path / "outputs"
+    with slurm(tmp_path / "slurm", sacct=True) as cluster:
+        given = arguments(tiny, outputs, *SLURM, "hydra.launcher.wait=false")
+        assert "submitted 4 tasks as job" in sweep(tmp_path, *given, environment=cluster.environment)
+        end = time.monotonic() + 240
+        while cluster.jobs():
+            assert time.monotonic() < end
+            time.sleep(0.5)
+        assert "Slurm: submitted" not in sweep(tmp_path, *given, environment=cluster.environment)
+        expect_complete(outputs)
+    assert generations(outputs) == whole
+    expect_nothing_twice(outputs)
+
+
+def test_a_cluster_that_does_not_take_the_job(tiny: Path, tmp_path: Path) -> None:
+    with slurm(tmp_path / "slurm", sacct=True) as cluster:
+        given = arguments(tiny, tmp_path / "outputs", *SLURM, "hydra.launcher.partition=nowhere")
+        said = sweep(tmp_path, *given, environment=cluster.environment, code=2)
+        assert "hydra.launcher: Slurm did not take the job: " in said and "invalid partition" in said
+        assert "Traceback" not in said

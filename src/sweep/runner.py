@@ -124,7 +124,7 @@ class Runner:
             return
         publisher = self.publisher or self._open_publisher()
         publisher.take_archived(tasks)
-        if self._head is not None and groups:
+        if self._head is not None and self._head.wants(groups):
             self._head.hand_out(groups, publisher, self._generator, self._memory)
             if not self._head.waits:
                 publisher.leave()

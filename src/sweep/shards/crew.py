@@ -20,9 +20,11 @@ class Crew(ABC):
 
     Attributes:
         waits: whether `work` waits for the end.
+        plans_nothing: whether a plan is wanted even if nothing is left to do.
     """
 
     waits = True
+    plans_nothing = False
 
     def __init__(self, shards: int | None = None) -> None:
         self._shards = shards
@@ -64,6 +66,31 @@ class Crew(ABC):
 
     def close(self) -> None:  # noqa: B027
         """End what was started, if it is to end with this process."""
+
+
+class PlanOnly(Crew):
+    """Nobody: somebody else calls `python -m sweep.shard` for each shard.
+
+    Args:
+        folder: for the plan; None: among the sweep's files.
+        say: is told where the plan is.
+    """
+
+    waits = False
+    plans_nothing = True
+
+    def __init__(self, shards: int | None, folder: str | None, say: Callable[[str], None]) -> None:
+        super().__init__(shards)
+        self._folder, self._say = folder, say
+
+    def place(self, plans: Path) -> Path:
+        """Return the folder that was asked for, else a new one."""
+        return Path(self._folder).expanduser().resolve() if self._folder else super().place(plans)
+
+    def work(self, manifest: Manifest, watch: Callable[[], None]) -> Mapping[int, str]:
+        """Say where the plan is."""
+        self._say(f"{manifest.shards} shards: {manifest.path}")
+        return {}
 
 
 def left_undone(manifest: Manifest, reasons: Mapping[int, str]) -> dict[int, str]:

@@ -45,6 +45,10 @@ class Head:
         """Whether what is handed out is waited for."""
         return self._crew.waits
 
+    def wants(self, groups: Sequence[EngineGroup]) -> bool:
+        """Whether groups are to be handed out."""
+        return bool(groups) or self._crew.plans_nothing
+
     def attach(self) -> None:
         """Wait for what an earlier process of this sweep has left at work.
 
@@ -71,7 +75,7 @@ class Head:
             parent=publisher.share(),
         )
         todo = sum(not planned.done for planned in points)
-        self._terminal.say(f"{todo} points in {manifest.shards} shards: {manifest.path}")
+        self._terminal.say(f"{todo} points in {manifest.shards} shards")
         takings = _Takings(manifest, points, self._archive, publisher)
         with self._terminal.progress(sum(group.requests for group in groups)) as advance:
             reasons = self._crew.work(manifest, _Watch(manifest, takings, advance))
