@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,6 +84,12 @@ def journaled(outputs: Path) -> Counter[tuple[str, str, str]]:
     return found
 
 
+def working(outputs: Path) -> list[int]:
+    """Return the processes that have shards in work."""
+    states = [json.loads(path.read_text()) for path in outputs.glob("sweeps/*/shards/*/*.state.json")]
+    return [state["pid"] for state in states if state["state"] == "working"]
+
+
 @pytest.fixture(scope="module")
 def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str, list[int]]]]:
     """The sweep's answers, generated in one piece."""
@@ -151,9 +158,8 @@ def test_a_worker_that_dies_is_replaced(tiny: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     given = arguments(tiny, outputs, *LONG, "hydra.launcher.workers=2", "hydra.launcher.shards=4")
     head = start(tmp_path, *given)
-    until(lambda: len(journaled(outputs)) > 50, head)
-    victim = psutil.Process(head.pid).children()[0]
-    victim.kill()
+    until(lambda: len(journaled(outputs)) > 20, head)
+    os.kill(working(outputs)[0], signal.SIGKILL)
     assert head.wait(300) == 0, (tmp_path / "head.log").read_text()
     expect_complete(outputs)
     expect_nothing_twice(outputs)
@@ -164,7 +170,7 @@ def test_workers_end_with_their_head_and_the_same_command_goes_on(tiny: Path, tm
     outputs = tmp_path / "outputs"
     given = arguments(tiny, outputs, *LONG, "hydra.launcher.workers=2", "hydra.launcher.shards=4")
     head = start(tmp_path, *given)
-    until(lambda: len(journaled(outputs)) > 50, head)
+    until(lambda: len(journaled(outputs)) > 20, head)
     below = psutil.Process(head.pid).children(recursive=True)
     head.kill()
     head.wait()
@@ -176,7 +182,8 @@ def test_workers_end_with_their_head_and_the_same_command_goes_on(tiny: Path, tm
     assert kept.keys() <= journaled(outputs).keys()
 
 
-LONG = ("sampling.max_tokens=400", "sampling.ignore_eos=true")  # so that there is time to disturb it
+# So that there is time to disturb it.
+LONG = ("sampling.max_tokens=400", "sampling.ignore_eos=true", "prompts.items=[Hi,Ho,He,Ha,Hu,Hy,Ja,Je,Ji,Jo]")
 
 
 def start(folder: Path, *overrides: str, environment: Mapping[str, str] = os.environ) -> subprocess.Popen[bytes]:
@@ -320,3 +327,28 @@ def test_a_cluster_that_does_not_take_the_job(tiny: Path, tmp_path: Path) -> Non
         said = sweep(tmp_path, *given, environment=cluster.environment, code=2)
         assert "hydra.launcher: Slurm did not take the job: " in said and "invalid partition" in said
         assert "Traceback" not in said
+
+
+def test_ray(tiny: Path, tmp_path: Path) -> None:
+    """An actor is killed in the middle."""
+    pytest.importorskip("ray", reason="Ray is not installed (pip install .[ray])")
+    outputs = tmp_path / "outputs"
+    given = arguments(tiny, outputs, *LONG)
+    on_ray = ("hydra/launcher=ray", "hydra.launcher.actors=2", "hydra.launcher.shards=4")
+    head = start(tmp_path, *given, *on_ray)
+    until(lambda: len(journaled(outputs)) > 20, head)
+    listening = [
+        c
+        for p in [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+        for c in p.net_connections("inet")
+        if c.status == "LISTEN"
+    ]
+    os.kill(working(outputs)[0], signal.SIGKILL)
+    assert head.wait(300) == 0, (tmp_path / "head.log").read_text()
+    expect_complete(outputs)
+    expect_nothing_twice(outputs)
+    assert "its actor has died" in (tmp_path / "head.log").read_text()
+    whole = tmp_path / "whole"
+    sweep(tmp_path, *arguments(tiny, whole, *LONG))
+    assert generations(outputs) == generations(whole)
+    assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}, listening

@@ -12,6 +12,7 @@ from sweep.shards.state import read_state
 
 # What is known of an engine before it has been seen: a shard should be worth its start.
 START_SECONDS, TOKENS_PER_SECOND = 60.0, 2000.0
+ATTEMPTS = 3  # at a shard, whose process may die
 WORTH = 10  # starts that a shard should take, if there is as much to do
 
 

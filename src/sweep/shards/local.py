@@ -14,13 +14,12 @@ from pathlib import Path
 
 from sweep import signals
 from sweep.engines import lifeline
-from sweep.shards.crew import Crew, left_undone
+from sweep.shards.crew import ATTEMPTS, Crew, left_undone
 from sweep.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
 SHARDS_PER_WORKER = 4  # so that the slowest does not decide
-ATTEMPTS = 3  # at a shard, whose worker may die
 PERIOD = 0.5  # seconds
 PATIENCE = 3.0  # seconds that a worker has to end in
 
@@ -51,7 +50,7 @@ class LocalCrew(Crew):
         attempts = dict.fromkeys(waiting, 0)
         busy: dict[int, int] = {}
         reasons: dict[int, str] = {}
-        answers: queue.Queue[tuple[int, list[object] | None]] = queue.Queue()
+        answers: queue.Queue[Answer] = queue.Queue()
         while waiting or busy:
             for number in range(len(self._workers)):
                 if waiting and number not in busy:
@@ -60,21 +59,23 @@ class LocalCrew(Crew):
                     attempts[index] += 1
                     self._worker(number, manifest, answers).ask(manifest, index)
             try:
-                number, answer = answers.get(timeout=PERIOD)
+                process, answer = answers.get(timeout=PERIOD)
             except queue.Empty:
                 signals.check()
                 watch()
                 continue
-            index = busy.pop(number)
+            number = self._workers.index(process)
+            shard = busy.pop(number, None)
             if answer is None:  # it has died
-                process, self._workers[number] = self._workers[number], None
-                code = process.end() if process is not None else None
-                reasons[index] = f"the process that worked on it ended with {code}"
-                log.warning("Shard %d: %s.", index, reasons[index])
-                if attempts[index] < ATTEMPTS:
-                    waiting.insert(0, index)
-            elif answer[1]:
-                reasons[index] = str(answer[2])
+                self._workers[number] = None
+                code = process.end()
+                if shard is not None:
+                    reasons[shard] = f"the process that worked on it ended with {code}"
+                    log.warning("Shard %d: %s.", shard, reasons[shard])
+                    if attempts[shard] < ATTEMPTS:
+                        waiting.insert(0, shard)
+            elif shard is not None and answer[1]:
+                reasons[shard] = str(answer[2])
             watch()
         return left_undone(manifest, reasons)
 
@@ -87,13 +88,11 @@ class LocalCrew(Crew):
             process.end()
         self._workers = [None] * len(self._workers)
 
-    def _worker(
-        self, number: int, manifest: Manifest, answers: queue.Queue[tuple[int, list[object] | None]]
-    ) -> _Process:
+    def _worker(self, number: int, manifest: Manifest, answers: queue.Queue[Answer]) -> _Process:
         process = self._workers[number]
         if process is None:
             process = self._workers[number] = _Process(manifest.folder / f"worker-{number}", self._devices[number])
-        process.listen(lambda answer: answers.put((number, answer)))
+        process.listen(answers)
         return process
 
 
@@ -113,12 +112,12 @@ class _Process:
             )
         os.close(write)
         self._answers = os.fdopen(read)
-        self._tell: Callable[[list[object] | None], None] = lambda answer: None
+        self._told: queue.Queue[Answer] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def listen(self, tell: Callable[[list[object] | None], None]) -> None:
-        """Have answers told from now on; None: there will be no more."""
-        self._tell = tell
+    def listen(self, told: queue.Queue[Answer]) -> None:
+        """Have answers put into a queue from now on; None: there will be no more."""
+        self._told = told
 
     def ask(self, manifest: Manifest, index: int) -> None:
         """Give it a shard."""
@@ -141,8 +140,11 @@ class _Process:
 
     def _read(self) -> None:
         for line in self._answers:
-            self._tell(json.loads(line))
-        self._tell(None)
+            self._told.put((self, json.loads(line)))
+        self._told.put((self, None))
+
+
+Answer = tuple[_Process, list[object] | None]
 
 
 def _devices(workers: int, gpus: int | None) -> list[dict[str, str]]:
