@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +51,9 @@ class RayCrew(Crew):
         super().__init__(shards)
         self._count, self._address, self._gpus, self._cpus, self._say = actors, address, gpus, cpus, say
         self._actors: list[Any] = []
+        self._folder: str | None = None
+        if address is None:
+            self._prepare_own()
         self._connected = False
 
     def suggest(self, tokens: int) -> int:
@@ -91,16 +96,16 @@ class RayCrew(Crew):
 
     def close(self) -> None:
         """End the actors, and the cluster if it was started here."""
-        if not self._connected:
-            return
-        import ray
+        if self._connected:
+            import ray
 
-        for actor in self._actors:
-            with suppress(ray.exceptions.RayError):
-                ray.kill(actor)
-        self._actors = []
-        ray.shutdown()
-        self._connected = False
+            for actor in self._actors:
+                with suppress(ray.exceptions.RayError):
+                    ray.kill(actor)
+            ray.shutdown()
+        self._actors, self._connected = [], False
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _connect(self) -> None:
         if self._connected:
@@ -112,14 +117,29 @@ class RayCrew(Crew):
             if self._address is not None:
                 ray.init(self._address, log_to_driver=False)
             else:
-                # Nobody else is to use it; Ray would keep a token in the user's home.
-                os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
-                ray.init(log_to_driver=False, include_dashboard=False, _node_ip_address="127.0.0.1")
+                ray.init(log_to_driver=False, include_dashboard=False, _temp_dir=self._folder)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             first = str(error).strip().splitlines()[0][:200]
             raise ConfigError(f"hydra.launcher.address: Ray cannot be reached: {first}") from error
         self._connected = True
         self._say(f"Ray: {self._most()} actors")
+
+    def _prepare_own(self) -> None:
+        """Have a cluster of this sweep's own listen on loopback, and take nobody else's requests.
+
+        To be called before anything imports Ray, as libraries do that models are read with.
+        """
+        # Not in `sweep.dir`, whose path may be too long for the names of sockets.
+        self._folder = tempfile.mkdtemp(prefix="sweep-ray-")
+        token = Path(self._folder) / "token"
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            # What Ray does on the systems of that name, for its own reasons: else it listens on all addresses.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }
 
     def _most(self) -> int:
         if self._count:
