@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
@@ -46,11 +45,12 @@ class LocalLauncher(Launcher):
         setup_globals()
         redact_file(Path(self._config.hydra.sweep.dir) / "multirun.yaml")  # Hydra keeps what was typed
         jobs = [(list(overrides), self._composer.compose(self._config, overrides)) for overrides in job_overrides]
-        results = session.current().run(make_points(jobs))
-        return [_job_return(overrides, result) for (overrides, _), result in zip(jobs, results, strict=True)]
+        current = session.current()
+        results = current.run(make_points(jobs, current.axes))
+        return [_job_return(jobs[i][0], current.measures(result)) for i, result in enumerate(results)]
 
 
-def _job_return(overrides: list[str], result: Any) -> JobReturn:
+def _job_return(overrides: list[str], measures: dict[str, float]) -> JobReturn:
     done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-    done.return_value = {name: summary.mean for name, summary in result.summaries.items()} if result else {}
+    done.return_value = measures
     return done
