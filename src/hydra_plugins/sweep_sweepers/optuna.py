@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, IntegerNode, OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.checks import require, require_choice
@@ -33,27 +32,18 @@ NODE = "hydra.sweeper"
 OLDEST = 5  # of Optuna's major versions
 
 
-@dataclass
-class OptunaConf:
-    """What can be set.
-
-    Attributes:
-        n_trials: points in all, those of earlier runs of the command among them.
-        n_jobs: points that are chosen at a time, which share an engine and a batch.
-        sampler: tpe, gp, random, or grid.
-        seed: of the sampler; null: another one each time.
-        params: what is searched, for configuration files; the same keys on the command line come first.
-    """
-
-    _target_: str = "hydra_plugins.sweep_sweepers.optuna.OptunaSweeper"
-    n_trials: int = 20
-    n_jobs: int = 4
-    sampler: str = "tpe"
-    seed: int | None = 0
-    params: dict[str, Any] = field(default_factory=dict)
-
-
-ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaConf, provider="sweep")
+# No dataclass: Hydra imports plugins in a way that dataclasses cannot bear.
+CONF = OmegaConf.create(
+    {
+        "_target_": "hydra_plugins.sweep_sweepers.optuna.OptunaSweeper",
+        "n_trials": IntegerNode(20),
+        "n_jobs": IntegerNode(4),
+        "sampler": StringNode("tpe"),
+        "seed": IntegerNode(0),
+        "params": {},
+    }
+)
+ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=CONF, provider="sweep")
 
 
 def _has_optuna() -> bool:
@@ -64,7 +54,15 @@ def _has_optuna() -> bool:
 
 
 class OptunaSweeper(Sweeper):
-    """Asks Optuna for points, and any launcher for what they measure."""
+    """Asks Optuna for points, and any launcher for what they measure.
+
+    Args:
+        n_trials: points in all, those of earlier runs of the command among them.
+        n_jobs: points that are chosen at a time, and share an engine and a batch.
+        sampler: tpe, gp, random or grid.
+        seed: of the sampler; None: another one each time.
+        params: what is searched, for configuration files; the same keys on the command line come first.
+    """
 
     def __init__(self, n_trials: int, n_jobs: int, sampler: str, seed: int | None, params: dict[str, Any]) -> None:
         """Take the settings; they are checked by `setup`, whose errors Hydra leaves as they are."""
