@@ -248,8 +248,20 @@ def test_an_unknown_measure_is_said_with_those_that_there_are(
 def test_a_dry_run_writes_nothing(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     code, out, err = sweep(*SCALE, CLOSEST, "sweep.dry_run=true", "hydra.sweeper.n_jobs=3")
     assert code == 0 and "4 points, 1 engine starts" in out, err
-    assert "The points after these depend on what comes of them." in err
+    assert "Up to 17 more points depend on what comes of these." in err
     assert not list(tmp_path.rglob("study.journal")) and engine_log.starts == 0
+
+
+def test_an_experiment_can_be_a_search(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "half.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [override /transform: scale, override /hydra/sweeper: optuna]\n"
+        "sweep: {objective: 'closest:perturbation/relative_l2:0.5'}\n"
+        "hydra: {sweeper: {n_trials: 2, params: {transform.factor: 'interval(1,3)'}}}\n"
+    )
+    code, out, err = sweep(f"--config-dir={tmp_path}", "experiment=half", "hydra/sweeper=optuna", "sweep.dry_run=true")
+    assert code == 0 and "3 points" in out and "more points" not in err, err
 
 
 BAD = {

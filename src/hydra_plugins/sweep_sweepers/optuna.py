@@ -119,7 +119,8 @@ class OptunaSweeper(Sweeper):
         while batch:
             self._run(study, batch)
             if self.config.sweep.dry_run:
-                self._session.terminal.say("The points after these depend on what comes of them.")
+                if (left := self._n_trials - study.count) > 0:
+                    self._session.terminal.say(f"Up to {left} more points depend on what comes of these.")
                 return
             batch = self._ask(study)
 
