@@ -132,6 +132,9 @@ def explain(error: HydraException | OmegaConfBaseException, arguments: Sequence[
         return f"{error.override}: cannot be read: {str(error).splitlines()[0]}"
     if "does not support sweep type" in str(error):
         named = next((argument for argument in arguments if "interval(" in argument), "interval()")
-        return f"{named}: an interval needs a sweeper that optimises; list values, or give a range(start,stop,step)."
+        return (
+            f"{named}: an interval needs a sweeper that optimises, such as hydra/sweeper=optuna; "
+            "list values, or give a range(start,stop,step)."
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "\n".join(lines[:3]) or type(error).__name__

@@ -31,10 +31,11 @@ def task(composed: DictConfig) -> dict[str, float]:
     """Run one point: what launchers other than this project's call.
 
     Returns:
-        The point's measures, which optimising sweepers may read.
+        The point's measures and its control's, which optimising sweepers may read.
     """
-    [result] = session.current().run(make_points([(HydraConfig.get().overrides.task, parsing.parse(composed))]))
-    return {name: summary.mean for name, summary in result.summaries.items()} if result else {}
+    current = session.current()
+    [result] = current.run(make_points([(HydraConfig.get().overrides.task, parsing.parse(composed))], current.axes))
+    return current.measures(result)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sweep.checks import require, require_choice
 from sweep.engines import EngineConfig
+from sweep.objective import Objective
 from sweep.transforms import Pipeline
 
 
@@ -144,6 +145,7 @@ class SweepSettings:
             another version of the engine began.
         on_error: `stop` ends the sweep with the first point that fails.
         max_failures: points that may fail before the sweep ends; None: all.
+        objective: what an optimising sweeper looks for; see `sweep.objective`.
     """
 
     dir: str = "outputs"
@@ -152,6 +154,7 @@ class SweepSettings:
     resume: str = "true"
     on_error: str = "continue"
     max_failures: int | None = None
+    objective: str | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.dir.strip()), "sweep.dir", "must name a folder", self.dir)
@@ -159,6 +162,8 @@ class SweepSettings:
         require_choice("sweep.on_error", self.on_error, ("continue", "stop"))
         most = self.max_failures
         require(most is None or most >= 0, "sweep.max_failures", "must be 0 or more", most)
+        if self.objective is not None:
+            Objective.parse(self.objective)
 
     @property
     def failures_allowed(self) -> float:

@@ -94,8 +94,13 @@ class Point:
         return flat | config.transform.parameters()
 
 
-def make_points(jobs: Sequence[tuple[Sequence[str], SweepConfig]]) -> list[Point]:
+def make_points(jobs: Sequence[tuple[Sequence[str], SweepConfig]], varied: Sequence[str] = ()) -> list[Point]:
     """Return the points of some jobs, each given by its task overrides and its configuration.
+
+    Args:
+        jobs: the jobs.
+        varied: the keys that are varied, if jobs that are not among these differ in them; else those in which these
+            differ, or all if none do.
 
     Raises:
         ConfigError: a configuration is wrong.
@@ -105,7 +110,8 @@ def make_points(jobs: Sequence[tuple[Sequence[str], SweepConfig]]) -> list[Point
     if any(own != shared[0] for own in shared):
         raise ConfigError("sweep.*, tracking.* and scoring.* belong to the whole sweep; they cannot be swept.")
     values = [_axis_values(overrides) for overrides, _ in jobs]
-    swept = [key for key in values[0] if len({job.get(key) for job in values}) > 1] if values else []
+    given_keys = [key.lstrip("+").replace("/", ".") for key in varied]
+    swept = given_keys or ([key for key in values[0] if len({job.get(key) for job in values}) > 1] if values else [])
     keys = swept or [key for job in values for key in job]
     # Values of one key are all numbers or all texts, `null` among numbers being the latter.
     numeric = {key for key in keys if all(isinstance(_number(job[key]), float) for job in values if key in job)}

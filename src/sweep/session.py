@@ -15,12 +15,12 @@ import secrets
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from hydra.errors import HydraException
@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweep.disk.lease import Lease
 from sweep.errors import ConfigError, SweepError
+from sweep.objective import OF_CONTROL
 from sweep.point import Point
 from sweep.redaction import redact, redact_file
 from sweep.terminal import Terminal
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 FOLDER_ID = ".id"
 NOT_IDENTITY = ("sweep", "tracking", "hydra", "verbose")
+HOW_LONG = ("n_trials", "n_jobs")  # of a sweeper: a search that goes on longer is the same search
 
 
 class Session:
@@ -48,14 +50,17 @@ class Session:
 
     Attributes:
         id: of its sweep: the same for the same command and configuration, so that they find what they have begun.
+        axes: the keys that an optimising sweeper varies; empty: those whose values differ within a batch.
     """
 
     def __init__(self) -> None:
         self.id = ""
+        self.axes: tuple[str, ...] = ()
         self.terminal = Terminal()
         self._runner: Runner | None = None
         self._undo = ExitStack()
         self._trusted: set[str] = set()
+        self._when_held: list[Callable[[], None]] = []
         OmegaConf.register_new_resolver("sweep_folder", self._folder, replace=True)
 
     def _folder(self, root: str, *, _root_: DictConfig) -> str:
@@ -91,6 +96,31 @@ class Session:
             raise
         return [runner.result(point) for point in points]
 
+    def measures(self, result: PointResult | None) -> dict[str, float]:
+        """Return what sweepers may read of a point: its means, and its control's under `control/…`."""
+        if result is None or result.error or self._runner is None:
+            return {}
+        key = result.point.control_key
+        known = self._runner.results.values()
+        control = next((r for r in known if r.point.is_control and r.point.control_key == key), None)
+        own = {name: summary.mean for name, summary in result.summaries.items()}
+        return own | {
+            OF_CONTROL + name: summary.mean for name, summary in (control.summaries if control else {}).items()
+        }
+
+    def when_held(self, call: Callable[[], None]) -> None:
+        """Have something called as soon as no other process can be at work on the sweep."""
+        self._when_held.append(call)
+
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Have something called when everything else is over; before the first points are run."""
+        self._undo.callback(call)
+
+    def note(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Have something said on the sweep's own run when it ends."""
+        if self._runner is not None and self._runner.publisher is not None:
+            self._runner.publisher.note(metrics, tags)
+
     @property
     def started(self) -> bool:
         """Whether points have been handed over."""
@@ -122,6 +152,8 @@ class Session:
                 self._undo.enter_context(Lease(lease, _lost))
                 if not begun:
                     self._undo.push(partial(self._withdraw, lease))
+                for call in self._when_held:
+                    call()
                 log = runner.folder / "sweep.log"
                 self._undo.enter_context(self.terminal.divert(log, point.config.verbose))
         except OSError as error:
@@ -201,7 +233,8 @@ def _sweep_id(base: DictConfig, folder: str) -> str:
     Where it runs, how it is tracked and what it is called makes no other sweep of it.
     """
     plain = OmegaConf.to_container(OmegaConf.masked_copy(base, [str(key) for key in base if key not in NOT_IDENTITY]))
-    sweeper = OmegaConf.to_container(base.hydra.sweeper) if "hydra" in base else None
+    sweeper: Any = OmegaConf.to_container(base.hydra.sweeper) if "hydra" in base else None
+    sweeper = sweeper and {key: value for key, value in sweeper.items() if key not in HOW_LONG}
     swept = [argument for argument in sys.argv[1:] if "=" in argument and not _is_aside(argument)]
     text = json.dumps([plain, sweeper, sorted(swept), folder], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -58,8 +58,9 @@ class SessionLauncher(Launcher):
         setup_globals()
         redact_file(Path(self._config.hydra.sweep.dir) / "multirun.yaml")  # Hydra keeps what was typed
         jobs = [(list(overrides), self._composer.compose(self._config, overrides)) for overrides in job_overrides]
-        results = session.current().run(make_points(jobs), self.crew)
-        return [_job_return(overrides, result) for (overrides, _), result in zip(jobs, results, strict=True)]
+        current = session.current()
+        results = current.run(make_points(jobs, current.axes), self.crew)
+        return [_job_return(jobs[i][0], current.measures(result)) for i, result in enumerate(results)]
 
 
 class LocalLauncher(SessionLauncher):
@@ -93,7 +94,7 @@ def whole(key: str, value: Any, *, least: int = 1, optional: bool = False) -> No
     require(fits or (optional and value is None), f"hydra.launcher.{key}", rule, value)
 
 
-def _job_return(overrides: list[str], result: Any) -> JobReturn:
+def _job_return(overrides: list[str], measures: dict[str, float]) -> JobReturn:
     done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-    done.return_value = {name: summary.mean for name, summary in result.summaries.items()} if result else {}
+    done.return_value = measures
     return done

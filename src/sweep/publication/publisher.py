@@ -70,6 +70,8 @@ class Publisher:
         self.problems: list[str] = []
         self.earlier = 0
         self.nothing_new = False
+        self._notes: dict[str, float] = {}
+        self._note_tags: dict[str, str] = {}
 
     def _find(self) -> str | None:
         """Return the status of the sweep's run; None: there is none, or the tracker is away and there are results."""
@@ -140,6 +142,11 @@ class Publisher:
         self._ledger.open(self.tracker.place)
         return again
 
+    def note(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Take what is to be said on the sweep's own run when it ends."""
+        self._notes.update(metrics)
+        self._note_tags.update(tags)
+
     def close(self, error: BaseException | None) -> None:
         """Report, and end the parent run: FINISHED, FAILED, or KILLED if the user has ended the sweep.
 
@@ -184,7 +191,8 @@ class Publisher:
         failed = sum(result.error is not None for result in self.results.values())
         status = "FAILED" if error or failed or self.problems else "FINISHED"
         counts = {"sweep/points": float(len(self.results)), "sweep/failed": float(failed)}
-        self._try(outbox, lambda: self.tracker.finish(status, counts | self._costs.metrics()))
+        metrics = counts | self._costs.metrics() | self._notes
+        self._try(outbox, lambda: self.tracker.finish(status, metrics, self._note_tags))
 
     def _try(self, outbox: Outbox, call: Callable[[], None]) -> None:
         try:

@@ -259,8 +259,8 @@ class Tracker:
             description = redact(closing.describe(pages))
             self._client.set_tag(self._parent, "mlflow.note.content", description[:NOTE_LIMIT])
 
-    def finish(self, status: str, metrics: Mapping[str, float]) -> None:
-        """End the parent run as FINISHED, FAILED or KILLED.
+    def finish(self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None) -> None:
+        """End the parent run as FINISHED, FAILED or KILLED, with some last metrics and tags.
 
         Raises:
             TrackingError: MLflow failed.
@@ -273,6 +273,8 @@ class Tracker:
             now = int(time.time() * 1000)
             try:
                 self._log(self._parent, [Metric(key, value, now, 0) for key, value in metrics.items()])
+                for key, text in (tags or {}).items():
+                    self._client.set_tag(self._parent, key, redact(text)[:TAG_LIMIT])
             finally:
                 self._client.set_terminated(self._parent, status)
 

@@ -1,0 +1,135 @@
+"""What is searched: Hydra's own sweep syntax as Optuna's distributions, and back to overrides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from hydra.core.override_parser.types import IntervalSweep, Override
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from sweep.checks import require
+from sweep.point import NOT_AXES
+
+PLACES = 4  # by which numbers of an interval are finer than its width, or than its lower end if it is logarithmic
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A key that is varied.
+
+    Attributes:
+        values: all that there are, as they are typed; None: an interval's.
+    """
+
+    key: str
+    distribution: BaseDistribution
+    values: tuple[str, ...] | None
+
+    def spell(self, value: Any) -> str:
+        """Return a value of the distribution as it is typed."""
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return str(value)
+        if self.values is not None:  # the very number that Hydra's own sweep would have
+            return min(self.values, key=lambda text: abs(float(text) - value))
+        if isinstance(d, IntDistribution):
+            return str(value)
+        assert isinstance(d, FloatDistribution)
+        scale = d.low if d.log else d.high - d.low
+        places = PLACES - math.floor(math.log10(scale)) if scale else PLACES
+        return repr(min(max(round(value, places), d.low), d.high))
+
+    @property
+    def ends(self) -> list[str]:
+        """The values that stand for all: both ends of a stretch of numbers, and every choice."""
+        d = self.distribution
+        if isinstance(d, (FloatDistribution, IntDistribution)):
+            return [self.spell(d.low), self.spell(d.high)]
+        assert self.values is not None
+        return list(self.values)
+
+    @property
+    def choices(self) -> list[Any]:
+        """The values of the distribution; empty: an interval's."""
+        d = self.distribution
+        if self.values is None or isinstance(d, CategoricalDistribution):
+            return list(self.values or ())
+        number = int if isinstance(d, IntDistribution) else float
+        return [number(text) for text in self.values]
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """All keys of a command: those that are varied, and the overrides that stay."""
+
+    axes: tuple[Axis, ...]
+    fixed: tuple[str, ...]
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Each varied key's."""
+        return {axis.key: axis.distribution for axis in self.axes}
+
+    def overrides(self, params: Mapping[str, Any]) -> list[str]:
+        """Return a point's overrides."""
+        return [*self.fixed, *(f"{axis.key}={axis.spell(params[axis.key])}" for axis in self.axes)]
+
+    def spelled(self, params: Mapping[str, Any]) -> str:
+        """Return what is varied, as it is typed."""
+        return " ".join(f"{axis.key}={axis.spell(params[axis.key])}" for axis in self.axes)
+
+    def corners(self) -> list[list[str]]:
+        """Return overrides in which each end of each axis occurs."""
+        ends = [axis.ends for axis in self.axes]
+        many = max(map(len, ends))
+        return [
+            [*self.fixed, *(f"{axis.key}={e[min(i, len(e) - 1)]}" for axis, e in zip(self.axes, ends, strict=True))]
+            for i in range(many)
+        ]
+
+
+def read_space(overrides: Iterable[Override]) -> Space:
+    """Return the space that overrides span; of those of one key the last counts.
+
+    Raises:
+        ConfigError: nothing is varied, or an interval or range is none.
+    """
+    last = {override.get_key_element(): override for override in overrides}
+    axes = tuple(_axis(key, override) for key, override in last.items() if override.is_sweep_override())
+    for axis in axes:
+        rule = "belongs to the whole sweep, and cannot be varied"
+        require(axis.key.lstrip("+").split(".")[0].split("/")[0] not in NOT_AXES, axis.key, rule, None)
+    rule = "needs something to vary, such as 'transform.factor=interval(1,3)'"
+    require(bool(axes), "hydra/sweeper=optuna", rule, None)
+    return Space(axes, tuple(str(o.input_line) for o in last.values() if not o.is_sweep_override()))
+
+
+def _axis(key: str, override: Override) -> Axis:
+    given, value = str(override.input_line), override.value()
+    log = "log" in getattr(value, "tags", ())
+    if isinstance(value, IntervalSweep):
+        low, high = value.start, value.end
+        assert low is not None and high is not None
+        finite = math.isfinite(low) and math.isfinite(high)
+        require(finite and low <= high, given, "must be an interval(low,high) of finite numbers", None)
+        require(low > 0 or not log, given, "must begin above 0 to be logarithmic", None)
+        if isinstance(low, int) and isinstance(high, int):
+            return Axis(key, IntDistribution(low, high, log=log), None)
+        return Axis(key, FloatDistribution(low, high, log=log), None)
+    require(not log, given, "can be logarithmic only as an interval: tag(log, interval(low,high))", None)
+    if not override.is_range_sweep():
+        values = tuple(dict.fromkeys(override.sweep_string_iterator()))
+        require(bool(values), given, "has no values", None)
+        return Axis(key, CategoricalDistribution(values), values)
+    numbers: list[Any] = sorted(override.sweep_iterator())
+    require(bool(numbers), given, "has no values", None)
+    step, spelled = abs(value.step), tuple(map(str, numbers))  # type: ignore[union-attr]
+    if all(isinstance(number, int) for number in numbers):
+        return Axis(key, IntDistribution(numbers[0], numbers[-1], step=step), spelled)
+    # In decimals, as Optuna counts: the last sum in binary could lie beyond the last step.
+    last = Decimal(str(numbers[0])) + Decimal(str(step)) * (len(numbers) - 1)
+    return Axis(key, FloatDistribution(numbers[0], float(last), step=float(step)), spelled)

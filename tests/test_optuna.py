@@ -1,0 +1,413 @@
+"""`hydra/sweeper=optuna`: finds what it looks for, batch by batch on one engine, and goes on where it was."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.trial import FrozenTrial, TrialState
+
+from hydra_plugins.sweep_sweepers._space import read_space
+from hydra_plugins.sweep_sweepers._study import Study, StudyFile
+from sweep import cli, session
+from sweep.engines import VLLMConfig
+from sweep.engines.base import Engine, Failure, Generation, Request
+from sweep.errors import ConfigError, SweepError, SweepHeld
+from sweep.objective import Objective
+from sweep.workload import Key
+
+SCALE = ["transform=scale", "transform.factor=interval(1,3)"]
+CLOSEST = "sweep.objective=closest:perturbation/relative_l2:0.5"  # scale's is |factor - 1|
+Sweep = Callable[..., tuple[int, str, str]]
+
+
+class Counting:
+    """The shared engine, which remembers the points that it was asked for, and can be told to be interrupted."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[Key] = []
+        self.starts = 0
+        self.interrupt_after: int | None = None
+        self.refused: set[int] = set()
+        self._generate = engine.generate
+        monkeypatch.setattr(engine, "generate", self.generate)
+        monkeypatch.setattr(engine, "close", lambda: None)
+
+        def start(*_: object) -> Engine:
+            self.starts += 1
+            return engine
+
+        monkeypatch.setattr(VLLMConfig, "open", start)
+
+    def generate(self, requests: Iterator[Request]) -> Iterator[Generation | Failure]:
+        for answer in self._generate(requests):
+            if isinstance(answer.key, Key):
+                if len(self.asked) == self.interrupt_after:
+                    raise KeyboardInterrupt
+                self.asked.append(answer.key)
+                if answer.key.point in self.refused:
+                    yield Failure(answer.key, "refused for the test")
+                    continue
+            yield answer
+
+
+@pytest.fixture
+def engine_log(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Counting:
+    return Counting(engine, monkeypatch)
+
+
+@pytest.fixture
+def sweep(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Sweep:
+    """Run the command line in this process, on the tiny model; return (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(session, "_current", None)
+        defaults = [f"sweep.dir={tmp_path / 'outputs'}", f"model.id={tiny}", "prompts.items=[Hi,Ho]"]
+        defaults += ["sampling.max_tokens=4", "scoring.noise_floor=false", "hydra/sweeper=optuna"]
+        keys = {argument.split("=")[0] for argument in arguments}
+        command = [*arguments, *(d for d in defaults if d.split("=")[0] not in keys)]
+        monkeypatch.setattr(sys, "argv", ["sweep", *command])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def trials_of(outputs: Path, name: str = CLOSEST.split("=")[1]) -> list[FrozenTrial]:
+    """Return a study's trials, as Optuna itself reads them."""
+    [file] = outputs.glob("sweeps/*/study.journal")
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
+    return optuna.load_study(study_name=name, storage=storage).get_trials()
+
+
+def runs_of(outputs: Path) -> list[Run]:
+    return list(MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}").search_runs(["1"]))
+
+
+def params_of(trials: list[FrozenTrial]) -> list[float]:
+    return [trial.params["transform.factor"] for trial in trials]
+
+
+def test_it_finds_what_it_looks_for_on_one_engine(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+    code, out, err = sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=24", "hydra.sweeper.n_jobs=4")
+    assert code == 0, err
+    assert engine_log.starts == 1
+    trials = trials_of(tmp_path / "outputs")
+    assert len(trials) == 24 and {trial.state for trial in trials} == {TrialState.COMPLETE}
+    best = min(trials, key=lambda trial: trial.value or 0.0)
+    assert best.params["transform.factor"] == pytest.approx(1.5, abs=0.05)
+    said = re.search(r"Best of 24 trials: transform\.factor=(\S+) \(perturbation/relative_l2 (\S+), sought 0\.5\)", out)
+    assert said is not None, out
+    assert float(said[1]) == pytest.approx(best.params["transform.factor"], abs=1e-4)
+
+    runs = runs_of(tmp_path / "outputs")
+    [parent] = [run for run in runs if run.data.tags["sweep.role"] == "sweep"]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["sweep.best"] == f"transform.factor={said[1]}"
+    assert parent.data.tags["sweep.objective"] == "closest:perturbation/relative_l2:0.5"
+    assert parent.data.metrics["sweep/best"] == pytest.approx(float(said[2]), rel=1e-4)
+    assert parent.data.metrics["cost/engine_starts"] == 1
+    assert [run.data.tags["sweep.role"] for run in runs].count("control") == 1
+    points = [run for run in runs if run.data.tags["sweep.role"] == "point"]
+    assert len(points) == 24
+    assert all(re.fullmatch(r"factor=\d(\.\d{1,4})?", run.info.run_name or "") for run in points)
+    assert all("axis/transform.factor" in run.data.metrics for run in points)
+
+
+def test_hydras_own_launcher_will_do(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+    own = sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=3", "hydra/launcher=basic")
+    assert own[0] == 0 and engine_log.starts == 1, own[2]
+    runs = [run for run in runs_of(tmp_path / "outputs") if run.data.tags["sweep.role"] == "point"]
+    assert {(run.info.run_name or "").split("=")[0] for run in runs} == {"factor"} and len(runs) == 3
+
+
+def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
+    sweep: Sweep, tmp_path: Path, engine_log: Counting
+) -> None:
+    command = [*SCALE, CLOSEST, "hydra.sweeper.n_trials=14", "hydra.sweeper.n_jobs=2"]
+    assert sweep(*command, f"sweep.dir={tmp_path / 'undisturbed'}")[0] == 0
+    undisturbed, needed = params_of(trials_of(tmp_path / "undisturbed")), len(engine_log.asked)
+    assert needed == 15 * 2  # two prompts each, and the control
+
+    engine_log.asked.clear()
+    for engine_log.interrupt_after in (3, 9, 24):  # in the first batch, in a later one, and when TPE has taken over
+        with pytest.raises(KeyboardInterrupt):
+            sweep(*command)
+    states = [trial.state for trial in trials_of(tmp_path / "outputs")]
+    assert TrialState.RUNNING in states and TrialState.COMPLETE in states
+    engine_log.interrupt_after = None
+    code, _, err = sweep(*command)
+    assert code == 0, err
+    assert params_of(trials_of(tmp_path / "outputs")) == undisturbed
+    assert len(engine_log.asked) == needed  # nothing twice
+
+    code, out, err = sweep(*command)
+    assert code == 0 and len(engine_log.asked) == needed, err
+    assert "All 15 points were done before; nothing was left to do." in err and "Best of 14 trials" in out
+
+
+def test_more_trials_go_on_with_the_study(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+    assert sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=4")[0] == 0
+    before = params_of(trials_of(tmp_path / "outputs"))
+    starts = engine_log.starts
+    code, out, err = sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=7", "hydra.sweeper.n_jobs=3")
+    assert code == 0 and "Best of 7 trials" in out, err
+    after = params_of(trials_of(tmp_path / "outputs"))
+    assert after[:4] == before and len(after) == 7
+    assert len(engine_log.asked) == 8 * 2 and engine_log.starts == starts + 1
+    runs = runs_of(tmp_path / "outputs")
+    assert [run.data.tags["sweep.role"] for run in runs].count("point") == 7
+
+
+def test_another_objective_takes_what_is_known(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+    assert sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=4")[0] == 0
+    asked = len(engine_log.asked)
+    code, out, err = sweep(
+        *SCALE,
+        "sweep.objective=maximize:perturbation/relative_l2",
+        "hydra.sweeper.n_trials=5",
+        "hydra.sweeper.n_jobs=1",
+    )
+    assert code == 0, err
+    assert len(engine_log.asked) == asked + 2
+    trials = trials_of(tmp_path / "outputs", "maximize:perturbation/relative_l2")
+    assert params_of(trials)[:4] == params_of(trials_of(tmp_path / "outputs")) and len(trials) == 5
+    best = max(params_of(trials))
+    assert f"Best of 5 trials: transform.factor={round(best, 4)!r}" in out
+
+
+def test_a_point_that_fails_is_a_failed_trial_and_is_tried_again(
+    sweep: Sweep, tmp_path: Path, engine_log: Counting
+) -> None:
+    engine_log.refused = {2}
+    command = [*SCALE, CLOSEST, "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=6"]
+    code, out, err = sweep(*command)
+    assert code == 1 and "refused for the test" in err
+    assert "Best of 6 trials" in out
+    trials = trials_of(tmp_path / "outputs")
+    [failed] = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert len(trials) == 6
+
+    engine_log.refused = set()
+    code, out, err = sweep(*command)
+    assert code == 0 and "Best of 6 trials" in out, err
+    *_, again = trials_of(tmp_path / "outputs")
+    assert again.state == TrialState.COMPLETE and again.params == failed.params
+
+
+def test_a_grid_comes_to_an_end(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+    given = ["transform=scale", "transform.factor=range(1.1,1.35,0.1)", "seed=0,1", "hydra.sweeper.sampler=grid"]
+    for n_trials in (2, 20):
+        code, _, err = sweep(*given, CLOSEST, f"hydra.sweeper.n_trials={n_trials}", "hydra.sweeper.n_jobs=4")
+        assert code == 0, err
+    trials = trials_of(tmp_path / "outputs")
+    asked = [(trial.params["transform.factor"], trial.params["seed"]) for trial in trials]
+    assert asked == [(pytest.approx(f), s) for f, s in product((1.1, 1.2, 1.3), "01")]
+
+
+def test_a_share_of_the_controls(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+    """The control's own 4 tokens, half of which no point has."""
+    objective = "closest:cost/output_tokens:50%"
+    code, out, err = sweep(
+        *SCALE, f"sweep.objective={objective}", "hydra.sweeper.n_trials=2", "sampling.ignore_eos=true"
+    )
+    assert code == 0 and "cost/output_tokens 4, sought 2)" in out, err
+    assert [trial.value for trial in trials_of(tmp_path / "outputs", objective)] == [2.0, 2.0]
+    # Both are as good: the one that changes the prompts less.
+    least = min(params_of(trials_of(tmp_path / "outputs", objective)))
+    assert f"transform.factor={round(least, 4)!r} " in out
+
+
+def test_an_unknown_measure_is_said_with_those_that_there_are(
+    sweep: Sweep, tmp_path: Path, engine_log: Counting
+) -> None:
+    code, _, err = sweep(*SCALE, "sweep.objective=minimize:perturbation/relative_l3", "hydra.sweeper.n_trials=2")
+    assert code == 1
+    assert "no point has a measure 'perturbation/relative_l3'. Did you mean 'perturbation/relative_l2'?" in err
+    assert "RUNNING" not in {run.info.status for run in runs_of(tmp_path / "outputs")}
+    asked = len(engine_log.asked)
+    assert sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=2")[0] == 0
+    assert len(engine_log.asked) == asked  # the points were known
+
+
+def test_a_dry_run_writes_nothing(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+    code, out, err = sweep(*SCALE, CLOSEST, "sweep.dry_run=true", "hydra.sweeper.n_jobs=3")
+    assert code == 0 and "4 points, 1 engine starts" in out, err
+    assert "Up to 17 more points depend on what comes of these." in err
+    assert not list(tmp_path.rglob("study.journal")) and engine_log.starts == 0
+
+
+def test_an_experiment_can_be_a_search(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "half.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [override /transform: scale, override /hydra/sweeper: optuna]\n"
+        "sweep: {objective: 'closest:perturbation/relative_l2:0.5'}\n"
+        "hydra: {sweeper: {n_trials: 2, params: {transform.factor: 'interval(1,3)'}}}\n"
+    )
+    code, out, err = sweep(f"--config-dir={tmp_path}", "experiment=half", "hydra/sweeper=optuna", "sweep.dry_run=true")
+    assert code == 0 and "3 points" in out and "more points" not in err, err
+
+
+BAD = {
+    "no objective": (SCALE, "sweep.objective must say what to look for: minimize:MEASURE"),
+    "no aim": ([*SCALE, "sweep.objective=quality/exact_match"], "sweep.objective: 'quality/exact_match' is none of"),
+    "no such aim": ([*SCALE, "sweep.objective=minimise:quality/exact_match"], "is none of minimize:MEASURE"),
+    "no measure": ([*SCALE, "sweep.objective=minimize:exact_match"], "'exact_match' is no measure"),
+    "no target": ([*SCALE, "sweep.objective=closest:quality/exact_match"], "must be minimize:MEASURE"),
+    "target of a minimum": ([*SCALE, "sweep.objective=minimize:quality/exact_match:1"], "must be minimize:MEASURE"),
+    "target that is no number": ([*SCALE, "sweep.objective=closest:quality/exact_match:half"], "needs a number"),
+    "nothing to vary": (["transform=scale", "transform.factor=2", CLOSEST], "needs something to vary"),
+    "no trials": ([*SCALE, CLOSEST, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials must be at least 1"),
+    "trials of a wrong type": ([*SCALE, CLOSEST, "hydra.sweeper.n_trials=few"], "hydra.sweeper.n_trials: Value 'few'"),
+    "no such setting": ([*SCALE, CLOSEST, "hydra.sweeper.n_trial=2"], "Did you mean 'n_trials'?"),
+    "no such sampler": ([*SCALE, CLOSEST, "hydra.sweeper.sampler=tpee"], "Did you mean 'tpe'?"),
+    "grid of an interval": ([*SCALE, CLOSEST, "hydra.sweeper.sampler=grid"], "transform.factor=interval has no end"),
+    "interval the wrong way": (["transform=scale", "transform.factor=interval(3,1)", CLOSEST], "must be an interval(low,high)"),
+    "interval without an end": (["transform=scale", "transform.factor=interval(1,inf)", CLOSEST], "finite numbers"),
+    "logarithm of nothing": (["transform=scale", "transform.factor=tag(log,interval(0,1))", CLOSEST], "must begin above 0"),
+    "empty range": (["transform=scale", "transform.factor=range(2,1,0.5)", CLOSEST], "has no values"),
+    "an end out of range": (["sampling.temperature=interval(-1,1)", CLOSEST], "sampling.temperature must be 0 or more"),
+    "no such key": (["transform=scale", "transform.factr=interval(1,2)", CLOSEST], "Did you mean 'factor'?"),
+    "key of another transform": (["transform=scale,noise", "transform.factor=interval(1,2)", CLOSEST], "transform.factor: there is no such key"),
+    "confidence varied": ([*SCALE, "scoring.confidence=0.9,0.95", CLOSEST], "scoring.confidence belongs to the whole sweep"),
+    "no such prompts": ([*SCALE, CLOSEST, "prompts.path=nowhere.jsonl"], "nowhere.jsonl"),
+    "an interval without it": ([*SCALE, "hydra/sweeper=basic"], "such as hydra/sweeper=optuna"),
+    "no such sweeper": ([*SCALE, "hydra/sweeper=optna"], "Did you mean 'optuna'?"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_said_before_anything_starts(
+    sweep: Sweep, tmp_path: Path, engine_log: Counting, name: str
+) -> None:
+    arguments, says = BAD[name]
+    code, _, err = sweep(*arguments)
+    assert code == 2, err
+    message = err[err.rfind("\nsweep: ") + 1 :]
+    assert message.startswith("sweep: ") and says in message
+    assert engine_log.starts == 0
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("installed", [None, "2.10.1"])
+def test_the_extra_is_named_when_it_is_missing(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: str | None
+) -> None:
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name != "optuna":
+            return known(name)
+        if installed is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    code, _, err = sweep(*SCALE, CLOSEST)
+    assert code == 2 and "pip install '.[optuna]'" in err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_half_a_line_and_another_process(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+    assert sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=2")[0] == 0
+    [path] = tmp_path.glob("outputs/sweeps/*/study.journal")
+    with path.open("a") as file:
+        file.write('{"op_code": 4, "worker')
+    assert sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=3")[0] == 0
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert len(trials_of(tmp_path / "outputs")) == 3
+
+    late = StudyFile(path)
+    late.append_logs([{"op_code": 0}])
+    with path.open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(SweepHeld):
+        late.open()
+    path.write_text("no json\n")
+    code, _, err = sweep(*SCALE, CLOSEST)
+    assert code == 2 and "study.journal is damaged" in err
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_samplers_find_an_optimum_and_leave_the_generators_alone(tmp_path: Path, sampler: str) -> None:
+    given = ["x=interval(-1,1)", "k=range(0,5)", "kind=choice(a,b)"]
+    space = read_space(OverridesParser.create().parse_overrides(given))
+    objective = Objective.parse("maximize:quality/f1")
+    before = torch.random.get_rng_state()
+
+    def search(path: Path, rounds: list[int]) -> Study:
+        file = StudyFile(path)
+        study = Study(file, space, objective, sampler, 0)
+        file.open()
+        for asked in (study.resume(), *map(study.ask, rounds)):
+            values = [1 - p["x"] ** 2 - abs(p["k"] - 3) / 4 - (p["kind"] == "a") for p in (a.params for a in asked)]
+            study.tell(asked, [{"quality/f1": value} for value in values])
+        return study
+
+    study = search(tmp_path / "whole", [4] * 5)
+    best = study.best()
+    assert best is not None and best.measure > 0.5 and "kind=b" in best.spelled
+    search(tmp_path / "halves", [4] * 2)
+    assert search(tmp_path / "halves", [4] * 3).best() == best
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "values"),
+    [
+        ("interval(0.5,3)", "FloatDistribution", ["0.5", "3.0"]),
+        ("tag(log,interval(0.001,1))", "FloatDistribution", ["0.001", "1.0"]),
+        ("int(interval(1,5))", "IntDistribution", ["1", "5"]),
+        ("range(1,6,2)", "IntDistribution", ["1", "5"]),
+        ("range(5,0,-2)", "IntDistribution", ["1", "5"]),
+        ("range(0.1,0.5,0.1)", "FloatDistribution", ["0.1", "0.4"]),
+        ("1,2.5,2.5", "CategoricalDistribution", ["1", "2.5"]),
+        ("choice(a,'b c')", "CategoricalDistribution", ["a", "b\\ c"]),
+    ],
+)
+def test_hydras_syntax_is_a_space(given: str, kind: str, values: list[str]) -> None:
+    overrides = OverridesParser.create().parse_overrides(["transform=scale", f"transform.factor={given}"])
+    space = read_space(overrides)
+    [axis] = space.axes
+    assert space.fixed == ("transform=scale",)
+    assert type(axis.distribution).__name__ == kind and axis.ends == values
+
+
+def test_numbers_are_spelled_as_hydra_spells_them() -> None:
+    def axis(given: str):  # type: ignore[no-untyped-def]
+        return read_space(OverridesParser.create().parse_overrides([f"a={given}"])).axes[0]
+
+    assert axis("range(0.1,0.5,0.1)").spell(0.3) == "0.30000000000000004"
+    assert axis("interval(0.5,3)").spell(1.2345678) == "1.2346"
+    assert axis("interval(1000,30000)").spell(1234.5678) == "1235.0"
+    assert axis("interval(1,1.0001)").spell(1.0000123456) == "1.000012346"
+    assert axis("tag(log,interval(1e-5,1))").spell(0.000123456789) == "0.000123457"
+
+
+def test_objectives() -> None:
+    measures = {"quality/f1": 0.4, "control/quality/f1": 0.9}
+    assert Objective.parse("minimize:quality/f1").value(measures) == 0.4
+    assert Objective.parse("closest:quality/f1:0.5").value(measures) == pytest.approx(0.1)
+    assert Objective.parse("closest:quality/f1:50%").value(measures) == pytest.approx(0.05)
+    assert Objective.parse("closest:quality/f1:50%").value({"quality/f1": 0.4}) is None
+    assert Objective.parse("maximize:quality/f1").direction == "maximize"
+    assert Objective.parse("maximize:quality/f1").value({"quality/f1": float("nan")}) is None
+    with pytest.raises(SweepError, match="the control has no measure") as raised:
+        Objective.parse("closest:quality/f1:50%").check_known([{"quality/f1": 0.4}])
+    assert not isinstance(raised.value, ConfigError)
