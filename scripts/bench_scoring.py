@@ -160,7 +160,7 @@ class Writer:
 
 def finished(index: int, point: Point, corpus: Corpus, built: Sequence[BuiltRequest], answers: Answers) -> Progress:
     """Return a point whose last answer has just come."""
-    identity = Identity("", f"{index:064x}", f"{index:064x}")
+    identity = Identity((), f"{index:064x}", f"{index:064x}")
     return Progress(
         PlannedPoint(point=point, identity=identity, index=index, corpus=corpus),
         started=time.time(),

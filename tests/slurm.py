@@ -60,7 +60,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 ReturnToService=2
 JobRequeue=1
-KillWait=5
+KillWait=1
 MinJobAge=3600
 SlurmdTimeout=30
 AccountingStorageType=accounting_storage/none

@@ -148,6 +148,14 @@ def test_a_dry_run_lists_points_and_starts_nothing(sweep: Sweep, tmp_path: Path)
     assert not (tmp_path / "outputs" / "mlflow.db").exists()
 
 
+def test_a_dry_run_of_many_points_lists_the_first_ones(sweep: Sweep) -> None:
+    code, out, err = sweep("transform=scale", "transform.factor=range(2,62)", "sweep.dry_run=true")
+    assert code == 0, err
+    _, *listed, more, last = out.splitlines()
+    assert [line.split(":")[0].strip() for line in listed] == ["control", *(f"factor={i}" for i in range(2, 51))]
+    assert more == "  … and 11 more" and last == "61 points, 1 engine starts, 124 requests"
+
+
 def test_the_transform_of_the_readme_and_its_test(
     sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,10 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from mlflow import MlflowClient
 
-from sweep import cli, session
+from hydra_plugins.sweep_launchers._compose import Composer
+from sweep import cli, parsing, session
 from sweep.engines.base import Engine
+from sweep.parsing import parse
+from sweep.paths import conf_dir
 
 
 def generations(tiny: Path, outputs: Path, launcher: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
@@ -38,6 +45,46 @@ def test_launchers_agree(tiny: Path, tmp_path: Path, on_shared_engine: Engine, m
     basic = generations(tiny, tmp_path / "basic", "basic", monkeypatch)
     assert local == basic
     assert len(local) == 5 and len({tuple(answers) for answers in local.values()}) == 5
+
+
+def test_what_is_set_without_hydra_is_what_hydra_would_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers are read here, and what is more than a plain value is composed once for all points that share it."""
+    parsing.register()
+    monkeypatch.setattr(session, "_current", None)
+    session.current()  # whose resolver the configuration asks for
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        given = ["transform=noise", "transform.span={window: [0, 2]}"]
+        master = loader.load_configuration("config", given, RunMode.MULTIRUN)
+        composer = Composer(loader)
+        composed = composer._load  # the loader's own, which the composer has put itself in front of
+        numbers = [
+            "0",
+            "-3",
+            "1.50",
+            "-0.0",
+            "1e-05",
+            "2.0e+3",
+            "007",
+            "1_0",
+            ".5",
+            "5.",
+            "+2",
+            "1e",
+            "-",
+            "true",
+            "null",
+        ]
+        for text in [*numbers, *map(repr, (0.1 + 0.2, 1e22, 2**70))]:
+            override, hydras = f"transform.sigma={text}", OverridesParser.create()
+            known = hydras.parse_override(override).value()
+            setting = composer.setting(override)
+            assert setting is not None and setting.path == ("transform", "sigma")
+            assert repr(setting.value) == repr(known), text
+        for span in ("{window: [0, 2]}", "{role: user}", "content"):
+            for sigma in ("0.5", "2"):
+                overrides = ["transform=noise", f"transform.span={span}", f"transform.sigma={sigma}", "seed=3"]
+                assert composer.compose(master, overrides) == parse(composed(master, overrides))
 
 
 def test_a_later_batch_that_is_refused_leaves_the_earlier_ones(

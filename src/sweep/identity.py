@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,8 @@ from sweep.scoring.scorers import select
 
 T = TypeVar("T")
 
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
 VERSION = 4
 SCORING_VERSION = 2  # to be raised when a measure changes, so that points are scored again
 
@@ -35,14 +38,19 @@ class Identity:
     """What a point is.
 
     Attributes:
-        canonical: the JSON text of what determines its generations.
-        fingerprint: the SHA-256 of it.
+        pieces: of `canonical`; most points of a sweep share the longest ones.
+        fingerprint: the SHA-256 of `canonical`.
         result_key: equal for points whose generations and scores are the same.
     """
 
-    canonical: str
+    pieces: tuple[str, ...]
     fingerprint: str
     result_key: str
+
+    @property
+    def canonical(self) -> str:
+        """The JSON text of what determines the point's generations."""
+        return "".join(self.pieces)
 
 
 class Contents:
@@ -52,8 +60,9 @@ class Contents:
         self._model_of = _once(lambda point: _model(point.config.model, point.config.sweep.root))
         self._model_name = _once(lambda point: canonical(self._model_of(point, point.config.model)))
         self._prompts_of = _once(lambda point: _prompts(point.config.prompts))
-        self._scorers_of = _once(lambda point: _scorers(point.config.scoring.quality))
-        self._known: dict[tuple[object, ...], Identity] = {}
+        self._scorers_of = _once(lambda point: _text(_scorers(point.config.scoring.quality)))
+        self._sampling_text = _by_object(lambda point: _text(asdict(point.config.sampling), "sampling"))
+        self._scoring_text = _by_object(lambda point: _text(asdict(point.config.scoring), ""))
         self._first: dict[str, Point] = {}
         self._models: dict[str, ModelConfig] = {}
         self._prompts: dict[object, PromptsConfig] = {}
@@ -84,13 +93,19 @@ class Contents:
         return [self._identity(point) for point in points]
 
     def _identity(self, point: Point) -> Identity:
-        key = (point.key, point.role, point.axes)
-        if key not in self._known:
-            config = point.config
-            asked, references = self._prompts_of(point, config.prompts)
-            scorers = self._scorers_of(point, config.scoring.quality)
-            self._known[key] = _identify(point, self._model_of(point, config.model), asked, [references, scorers])
-        return self._known[key]
+        config = point.config
+        asked, references = self._prompts_of(point, config.prompts)
+        model, transform = self._model_name(point, config.model), _text(config.transform.identity(), "transform")
+        # What is compared is part of what is compared: engines' settings count where they are swept.
+        swept = {key: value for key, value in point.axes if key.startswith("engine.")}
+        # The canonical JSON of all of it, put together of texts that many points have in common; keys ascend.
+        sampling, scoring = self._sampling_text(point, config.sampling), self._scoring_text(point, config.scoring)
+        shared = _shared(config.engine.name, config.scoring.logprobs, model, asked, sampling)
+        own = _members(seed=_text(config.seed), swept=_text(swept, "swept"), transform=transform, version=str(VERSION))
+        pieces = ("{", shared, ",", own, "}")
+        fingerprint = _sha256("".join(pieces))
+        judged = _judged(point.role, references, self._scorers_of(point, config.scoring.quality), scoring)
+        return Identity(pieces, fingerprint, _sha256(f'[{SCORING_VERSION},"{fingerprint}",{judged}]')[:40])
 
     def _unify(self, points: Sequence[Point]) -> list[Point]:
         unified = []
@@ -109,28 +124,31 @@ def canonical(value: Any) -> str:
     Raises:
         ConfigError: a number that is NaN or infinite.
     """
-    return json.dumps(_plain(value, ""), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _text(value)
 
 
-def _identify(point: Point, model: dict[str, Any], prompts: str, judged_by: list[Any]) -> Identity:
-    config = point.config
-    text = canonical(
-        {
-            "version": VERSION,
-            "model": model,
-            "prompts": prompts,
-            "transform": config.transform.identity(),
-            "sampling": asdict(config.sampling),
-            "seed": config.seed,
-            "logprobs": config.scoring.logprobs,
-            "engine": config.engine.name,
-            # What is compared is part of what is compared: engines' settings count where they are swept.
-            "swept": {key: value for key, value in point.axes if key.startswith("engine.")},
-        }
+@lru_cache(1024)
+def _shared(engine: str, logprobs: int, model: str, prompts: str, sampling: str) -> str:
+    """Return those members of the canonical JSON that points have in common; model and sampling are JSON already."""
+    return _members(
+        engine=_text(engine), logprobs=_text(logprobs), model=model, prompts=_text(prompts), sampling=sampling
     )
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    scores = canonical([SCORING_VERSION, fingerprint, point.role, judged_by, asdict(config.scoring)])
-    return Identity(text, fingerprint, hashlib.sha256(scores.encode()).hexdigest()[:40])
+
+
+@lru_cache(1024)
+def _judged(role: str, references: str, scorers: str, scoring: str) -> str:
+    """Return what decides a point's scores beside its generations; scorers and scoring are JSON already."""
+    return f"{_text(role)},[{_text(references)},{scorers}],{scoring}"
+
+
+def _members(**texts: str) -> str:
+    """Return the inside of a JSON object of its members' texts."""
+    return ",".join(f'"{key}":{text}' for key, text in texts.items())
+
+
+def _text(value: Any, key: str = "") -> str:
+    """Return `canonical(value)` of what stands under a key, which errors are to name."""
+    return _JSON.encode(_plain(value, key))
 
 
 def _model(model: ModelConfig, root: Path) -> dict[str, Any]:
@@ -163,7 +181,11 @@ def _scorers(names: Sequence[str]) -> dict[str, str]:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+    return _sha256(canonical(value))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(value: Any, key: str) -> Any:
@@ -189,5 +211,17 @@ def _once(make: Callable[[Point], T]) -> Callable[[Point, Any], T]:
                 return made
         known.append((wanted, make(point)))
         return known[-1][1]
+
+    return get
+
+
+def _by_object(make: Callable[[Point], T]) -> Callable[[Point, Any], T]:
+    """Return `make`, called once for each object that its second argument is; for what points share."""
+    known: dict[int, tuple[Any, T]] = {}  # the objects too, lest another one get their id
+
+    def get(point: Point, wanted: Any) -> T:
+        if id(wanted) not in known:
+            known[id(wanted)] = wanted, make(point)
+        return known[id(wanted)][1]
 
     return get

@@ -51,6 +51,7 @@ class Memory:
         self._anew = "." in sweep_id
         self._known: dict[str, Archived] | None = None
         self._taken: set[int] = set()
+        self._next = 0  # the first index after all that are taken
         self._count = 0
 
     def tasks(self, points: Sequence[Point], contents: Contents) -> list[Task]:
@@ -62,13 +63,15 @@ class Memory:
         if self._known is None:
             self._known = {archived.key: archived for archived in self._archive}
             self._taken = {archived.record.index for archived in self._known.values()}
+            self._next = max(self._taken, default=-1) + 1
         tasks = []
         for point, identity in zip(points, contents.identify(points), strict=True):
             archived = self._known.get(identity.result_key)
             index = archived.record.index if archived is not None else self._count
             if archived is None and index in self._taken:  # earlier runs had other points
-                index = max(self._taken) + 1
+                index = self._next
             self._taken.add(index)
+            self._next = max(self._next, index + 1)
             self._count += 1
             tasks.append(Task(point=point, identity=identity, index=index, archived=archived))
         return tasks

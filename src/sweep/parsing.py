@@ -81,8 +81,8 @@ class Parser:
     """Makes configurations of plain values; sections that it has seen before are not made again."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, int], tuple[Any, Any]] = {}
-        self._equal: dict[tuple[str, str], Any] = {}
+        self._last: dict[str, tuple[Any, Any]] = {}
+        self._equal: dict[str, dict[str, Any]] = {}
 
     def parse(self, plain: dict[str, Any]) -> SweepConfig:
         """Return a configuration of plain values, which must not be changed afterwards; errors as of `parse`."""
@@ -108,15 +108,14 @@ class Parser:
 
     def _make(self, key: str, plain: dict[str, Any], make: Callable[[Any], Any]) -> Any:
         values = plain[key]
-        known = self._known.get((key, id(values)))
-        if known is not None and known[0] is values:
-            return known[1]
-        text = repr(values)
-        if (key, text) not in self._equal:
-            self._equal[key, text] = make(values)
-        # The values are kept too, lest another object get their id.
-        self._known[key, id(values)] = (values, self._equal[key, text])
-        return self._equal[key, text]
+        last = self._last.get(key)
+        if last is not None and last[0] is values:  # as it mostly is with sections that are not swept
+            return last[1]
+        equal, text = self._equal.setdefault(key, {}), repr(values)
+        if text not in equal:
+            equal[text] = make(values)
+        self._last[key] = values, equal[text]
+        return equal[text]
 
 
 def _switch(key: str, value: Any) -> bool:

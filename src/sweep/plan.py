@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from sweep import request
-from sweep.config import PromptsConfig
+from sweep.config import PromptsConfig, ScoringConfig
 from sweep.disk.archive import Archived
 from sweep.engines.gate import GATE_TOKENS
 from sweep.errors import ConfigError, TransformError
@@ -28,6 +28,8 @@ from sweep.scoring.text import check_pattern
 # What lies beyond fails its own point when its turn comes.
 TRIED_TRANSFORMS = 4096
 TRIED_SECONDS = 5.0
+
+SHOWN = 50  # points of an engine that a dry run lists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +98,7 @@ class EngineGroup:
     @property
     def prompt_tokens(self) -> int:
         """The number of prompt tokens over all requests."""
-        return sum(len(e.token_ids) * planned.runs for planned in self.points for e in planned.prompts)
+        return sum(planned.corpus.prompt_tokens * planned.runs for planned in self.points)
 
     @property
     def max_output_tokens(self) -> int:
@@ -111,9 +113,10 @@ def make_plan(tasks: Sequence[Task]) -> list[EngineGroup]:
     Raises:
         ConfigError: what is wrong, with the key, file or point that it is about.
     """
+    for scoring in _scorings(tasks):
+        select(scoring.quality)
     groups: dict[EngineSpec, list[Task]] = {}
     for task in tasks:
-        select(task.point.config.scoring.quality)
         groups.setdefault(task.point.engine_spec, []).append(task)
     planned = [_plan_group(spec, members) for spec, members in groups.items()]
     for group in planned:
@@ -129,7 +132,7 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task]) -> EngineGroup:
         raise ConfigError(f"engine.max_model_len: {limit} is more than the model's context of {checkpoint.context}.")
     table = open_table(checkpoint)
     read: list[tuple[PromptsConfig, Corpus]] = []
-    patterns = any("regex_match" in name for task in tasks for name in task.point.config.scoring.quality)
+    patterns = any("regex_match" in name for scoring in _scorings(tasks) for name in scoring.quality)
 
     def corpus_of(config: PromptsConfig) -> Corpus:
         for known, corpus in read:
@@ -156,6 +159,11 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task]) -> EngineGroup:
     return EngineGroup(spec, checkpoint, table, planned, max_model_len)
 
 
+def _scorings(tasks: Sequence[Task]) -> list[ScoringConfig]:
+    """Return how points are scored, which mostly is one object that all of them share."""
+    return list({id(task.point.config.scoring): task.point.config.scoring for task in tasks}.values())
+
+
 def check_patterns(prompts: Sequence[Prompt]) -> None:
     """Refuse references that are no regular expressions; for sweeps that take them for such.
 
@@ -173,10 +181,9 @@ def check_patterns(prompts: Sequence[Prompt]) -> None:
 def _needed(planned: PlannedPoint) -> int:
     """Return the most tokens of prompt and answer that a point can have."""
     config = planned.point.config
-    longest = max(len(encoded.token_ids) for encoded in planned.prompts)
     # A forced answer stands in the prompt, and one more token is generated after it.
     answer = max(config.sampling.max_tokens, GATE_TOKENS) + config.scoring.teacher_forced
-    return config.transform.max_rows(longest) + answer
+    return config.transform.max_rows(planned.corpus.longest) + answer
 
 
 def _try_transforms(group: EngineGroup) -> None:
@@ -199,7 +206,11 @@ def _prompts_first(points: Sequence[PlannedPoint]) -> Iterator[tuple[PlannedPoin
 
 
 def describe(groups: Sequence[EngineGroup], asked: int, shards: int | None = None) -> Iterator[str]:
-    """Yield the lines of a dry run of so many points, controls among them, and of so many shards if there are some."""
+    """Yield the lines of a dry run of so many points, controls among them; of each engine's points the first ones.
+
+    Args:
+        shards: how many the points would be cut into; None: they would not.
+    """
     for number, group in enumerate(groups, 1):
         engine, model = group.spec.engine.name, group.spec.model
         yield (
@@ -207,10 +218,12 @@ def describe(groups: Sequence[EngineGroup], asked: int, shards: int | None = Non
             f"{group.requests} requests, {group.prompt_tokens} prompt tokens, "
             f"up to {group.max_output_tokens} output tokens"
         )
-        for planned in group.points:
-            tokens = sum(len(e.token_ids) for e in planned.prompts)
+        for planned in group.points[:SHOWN]:
             name, print_ = planned.point.name, planned.identity.fingerprint[:12]
+            tokens = planned.corpus.prompt_tokens
             yield f"  {name}: {len(planned.prompts)} requests, {tokens} prompt tokens, fingerprint {print_}"
+        if len(group.points) > SHOWN:
+            yield f"  … and {len(group.points) - SHOWN} more"
     todo = [planned for group in groups for planned in group.points if not planned.done]
     done = f" ({asked - len(todo)} of them done before)" if len(todo) < asked else ""
     requests = sum(group.requests for group in groups)

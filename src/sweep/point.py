@@ -24,6 +24,8 @@ UNTRANSFORMED = Pipeline((Stage(Identity(), Span()),))
 
 Value = str | float
 
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -77,7 +79,7 @@ class Point:
     def control_key(self) -> str:
         """Equal for the points that are compared with the same control: all but the transform and its seed."""
         config = self.config
-        return _hash([_hash_of(part) for part in (config.model, config.prompts, config.sampling, config.engine)])
+        return _hash_of(config.model, config.prompts, config.sampling, config.engine)
 
     @cached_property
     def key(self) -> str:
@@ -187,12 +189,18 @@ def _show(value: Value, digits: int | None = None) -> str:
 
 # Sections of configurations are shared by all points that agree in them; kept, lest their ids be used again.
 _hashed: dict[int, tuple[Any, str]] = {}
+_combined: dict[tuple[int, ...], str] = {}
 
 
-def _hash_of(section: Any) -> str:
-    if (known := _hashed.get(id(section))) is None:
-        known = _hashed[id(section)] = (section, _hash(asdict(section)))
-    return known[1]
+def _hash_of(*sections: Any) -> str:
+    """Return a hash of sections, the same object for the same ones."""
+    key = tuple(map(id, sections))
+    if key not in _combined:
+        for section in sections:
+            if id(section) not in _hashed:
+                _hashed[id(section)] = section, _hash(asdict(section))
+        _combined[key] = _hash([_hashed[part][1] for part in key])
+    return _combined[key]
 
 
 def _hash(value: Any) -> str:
@@ -200,4 +208,4 @@ def _hash(value: Any) -> str:
 
 
 def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return _JSON.encode(value)

@@ -44,7 +44,7 @@ writer.close()
 
 def identity(name: object) -> Identity:
     canonical = f'{{"name":"{name}"}}'
-    return Identity(canonical, sha256(canonical.encode()).hexdigest(), "")
+    return Identity((canonical,), sha256(canonical.encode()).hexdigest(), "")
 
 
 def answer(text: str = "an answer", tokens: int = 64) -> Generation:

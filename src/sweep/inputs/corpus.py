@@ -83,6 +83,16 @@ class Corpus:
         return int(number)
 
     @cached_property
+    def prompt_tokens(self) -> int:
+        """The number of tokens of all prompts."""
+        return sum(len(encoded.token_ids) for encoded in self.prompts)
+
+    @cached_property
+    def longest(self) -> int:
+        """The number of tokens of the longest prompt."""
+        return max(len(encoded.token_ids) for encoded in self.prompts)
+
+    @cached_property
     def _places(self) -> dict[str, int]:
         return {encoded.prompt.id: i for i, encoded in enumerate(self.prompts)}
 

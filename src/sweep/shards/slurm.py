@@ -22,7 +22,7 @@ from sweep.errors import ConfigError, SweepError, SweepHeld
 from sweep.redaction import redact
 from sweep.shards import claims
 from sweep.shards.crew import Crew, left_undone
-from sweep.shards.manifest import Manifest, read
+from sweep.shards.manifest import MANIFEST, Manifest, read
 from sweep.shards.state import read_state
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class SlurmCrew(Crew):
             SweepHeld: there are some, and this one does not wait.
         """
         waited = False
-        while tasks := _queue(_name(plans)):
+        while _is_open(plans) and (tasks := _queue(_name(plans))):
             told = f"{_told(tasks)} of this sweep (squeue -n {_name(plans)})"
             if not self.waits:
                 raise SweepHeld(f"There are tasks at work: {told}.")
@@ -83,8 +83,8 @@ class SlurmCrew(Crew):
         """As of `Crew`; without waiting, return when the tasks are submitted."""
         self._plans = plans = manifest.folder.parent
         claims.reopen(plans)
-        if not _queue(_name(plans)):  # else those of the last plan will take it up
-            self._submit(manifest)
+        # Tasks of the last plan, if there are some, take up shards of this one.
+        self._submit(manifest, len(_queue(_name(plans))))
         began, told = time.monotonic(), ""
         while self.waits:
             signals.check()
@@ -99,7 +99,7 @@ class SlurmCrew(Crew):
                     break
                 if _submitted(manifest):  # its tasks were cancelled before they began
                     break
-                self._submit(manifest)
+                self._submit(manifest, 0)
             if _told(tasks) != told:
                 told = _told(tasks)
                 self._say(f"Slurm: {told}" if told else "Slurm: no tasks are left in the queue")
@@ -111,15 +111,17 @@ class SlurmCrew(Crew):
         if self._plans is not None and self.waits:
             claims.close(self._plans)
 
-    def _submit(self, manifest: Manifest) -> None:
+    def _submit(self, manifest: Manifest, there: int) -> None:
+        """Submit a task for each shard, but for as many as are there already."""
         import submitit
 
         folder = manifest.folder / "slurm"
         try:
             executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=self._requeues)
             executor.update_parameters(name=_name(manifest.folder.parent), **self._parameters)
-            for first in range(0, manifest.shards, ARRAY):
-                indices = range(first, min(first + ARRAY, manifest.shards))
+            wanted = range(there, manifest.shards)
+            for first in range(0, len(wanted), ARRAY):
+                indices = wanted[first : first + ARRAY]
                 tasks = [ShardTask(str(manifest.path), index, self._linger) for index in indices]
                 jobs = executor.map_array(ShardTask.__call__, tasks)
                 ids = [str(job.job_id) for job in jobs]
@@ -181,6 +183,16 @@ def _next(manifest: Manifest, owner: str, first: int) -> tuple[Manifest, int] | 
 def _own_id() -> str:
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
+
+
+def _is_open(plans: Path) -> bool:
+    """Whether the latest plan has shards that nobody has ended; tasks may be in the queue that find nothing to do."""
+    latest = max(plans.glob(f"*/{MANIFEST}"), default=None)
+    if latest is None:
+        return False
+    manifest = read(latest)
+    states = (read_state(manifest.state(index)) for index in range(manifest.shards))
+    return any(state is None or not state.ended for state in states)
 
 
 def _name(plans: Path) -> str:

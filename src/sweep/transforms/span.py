@@ -127,7 +127,7 @@ class Span:
 
     def config(self) -> Any:
         """Return what `parse_span` makes this span of."""
-        said = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "exclude"}
+        said = {name: getattr(self, name) for name in _SAID}
         given = {key: list(v) if isinstance(v, tuple) else v for key, v in said.items() if v is not None}
         if self.exclude:
             given["exclude"] = [excluded.config() for excluded in self.exclude]
@@ -137,6 +137,9 @@ class Span:
 
     def __str__(self) -> str:
         return str(self.config()).replace("'", "")
+
+
+_SAID = tuple(field.name for field in fields(Span) if field.name != "exclude")
 
 
 def parse_span(value: Any, key: str) -> Span:
