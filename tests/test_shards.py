@@ -184,7 +184,8 @@ def test_workers_end_with_their_head_and_the_same_command_goes_on(tiny: Path, tm
 
 
 # So that there is time to disturb it.
-LONG = ("sampling.max_tokens=400", "sampling.ignore_eos=true", "prompts.items=[Hi,Ho,He,Ha,Hu,Hy,Ja,Je,Ji,Jo,Ju,Jy]")
+MANY = ",".join(f"{first}{second}" for first in "BDFGHJ" for second in "aeiou")
+LONG = ("sampling.max_tokens=400", "sampling.ignore_eos=true", f"prompts.items=[{MANY}]")
 
 
 def start(folder: Path, *overrides: str, environment: Mapping[str, str] = os.environ) -> subprocess.Popen[bytes]:
@@ -208,15 +209,12 @@ def until(holds: Callable[[], bool], process: subprocess.Popen[bytes], seconds: 
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.shards=4", "hydra.launcher.linger_seconds=0")
 
 
-@pytest.fixture(params=[True, False], ids=["sacct", "no sacct"])
-def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Slurm]:
-    with slurm(tmp_path / "slurm", sacct=request.param) as running:
-        yield running
-
-
-def test_slurm(tiny: Path, tmp_path: Path, whole: dict[str, Any], cluster: Slurm) -> None:
+def test_slurm(tiny: Path, tmp_path: Path, whole: dict[str, Any]) -> None:
     outputs = tmp_path / "outputs"
-    sweep(tmp_path, *arguments(tiny, outputs, *SLURM), environment=cluster.environment)
+    with slurm(tmp_path / "slurm", sacct=True) as cluster:
+        sweep(tmp_path, *arguments(tiny, outputs, *SLURM), environment=cluster.environment)
+    [parent] = [run for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}") if run.data.tags["sweep.role"] == "sweep"]
+    assert parent.data.metrics["cost/engine_starts"] == 4
     assert generations(outputs) == whole
     expect_complete(outputs)
     expect_nothing_twice(outputs)
