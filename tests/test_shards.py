@@ -248,7 +248,10 @@ def finish(busy: Busy, tmp_path: Path) -> None:
 def test_a_cancelled_task_is_noticed_and_the_others_go_on(busy: Busy, tmp_path: Path) -> None:
     cluster, outputs, _, head = busy
     task = next(name for name, state in cluster.jobs().items() if state == "RUNNING" and not name.endswith("_0"))
+    [claim] = [path for path in outputs.glob("sweeps/*/shards/*/*.claim") if path.read_text() == task]
     cluster.run("scancel", task)
+    # submitit has a task survive SIGTERM; Slurm itself sends SIGKILL some seconds later, when there may be nothing left.
+    os.kill(json.loads(claim.with_suffix(".state.json").read_text())["pid"], signal.SIGKILL)
     assert head.wait(300) == 1
     said = (tmp_path / "head.log").read_text()
     assert f"Slurm's task {task} ended: CANCELLED" in said
