@@ -302,9 +302,14 @@ def test_a_head_that_is_killed(busy: Busy, tmp_path: Path) -> None:
     cluster, _, given, head = busy
     head.kill()
     head.wait()
-    assert cluster.jobs()  # they go on
+    tasks = cluster.jobs()
+    assert tasks  # they go on; were they not stopped, they would be done by the time the command is asked
+    for task in tasks:
+        cluster.run("scontrol", "suspend", task)
     without = (*given, "hydra.launcher.wait=false")
     assert "squeue -n sweep-" in sweep(tmp_path, *without, environment=cluster.environment, code=75)
+    for task in tasks:
+        cluster.run("scontrol", "resume", task)
     finish(busy, tmp_path)
 
 
