@@ -328,6 +328,28 @@ def test_submitting_without_waiting(tiny: Path, tmp_path: Path, whole: dict[str,
     expect_nothing_twice(outputs)
 
 
+def test_a_search_keeps_its_task_from_batch_to_batch(tiny: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    search = (
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=6",
+        "hydra.sweeper.n_jobs=2",
+        "hydra.sweeper.sampler=random",
+    )
+    given = ("transform=scale", "transform.factor=interval(1.1,2)", "sweep.objective=maximize:perturbation/relative_l2")
+    model = (f"model.id={tiny}", f"sweep.dir={outputs}", "prompts.items=[Hi,Ho]", "sampling.max_tokens=8")
+    launcher = ("hydra/launcher=slurm", "hydra.launcher.shards=1", "hydra.launcher.linger_seconds=120")
+    with slurm(tmp_path / "slurm", sacct=False) as cluster:
+        said = sweep(tmp_path, *search, *given, *model, *launcher, environment=cluster.environment)
+        assert said.count("submitted") == 1
+    runs = runs_of(f"sqlite:///{outputs / 'mlflow.db'}")
+    assert Counter(run.data.tags["sweep.role"] for run in runs) == {"point": 6, "control": 1, "sweep": 1}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    [parent] = [run for run in runs if run.data.tags["sweep.role"] == "sweep"]
+    assert parent.data.metrics["cost/engine_starts"] == 1
+    expect_nothing_twice(outputs)
+
+
 def test_a_cluster_that_does_not_take_the_job(tiny: Path, tmp_path: Path) -> None:
     with slurm(tmp_path / "slurm", sacct=True) as cluster:
         given = arguments(tiny, tmp_path / "outputs", *SLURM, "hydra.launcher.partition=nowhere")

@@ -9,7 +9,6 @@ interrupted.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -18,7 +17,7 @@ import sweep._environment  # noqa: F401 - before the libraries that it is for
 from sweep import signals
 from sweep.errors import ConfigError, SweepError
 from sweep.redaction import redact
-from sweep.shards.manifest import Manifest, read
+from sweep.shards.manifest import read
 from sweep.shards.worker import ShardWorker
 from sweep.terminal import Terminal
 
@@ -36,7 +35,7 @@ def main() -> None:
         if index >= manifest.shards:
             terminal.say(f"The plan has {manifest.shards} shards; there is nothing to do for number {index}.")
             return
-        enter(manifest)
+        manifest.enter()
         with ShardWorker(terminal) as worker, terminal.divert(manifest.log(f"shard-{index:05d}"), verbose=False):
             worker.work(manifest, index)
     except SweepError as error:
@@ -46,15 +45,15 @@ def main() -> None:
         signals.leave(int(str(end.code)))
 
 
-def serve(asked: TextIO, answers: TextIO) -> None:
+def serve(asked: TextIO, answers: TextIO, log: str) -> None:
     """Work off shards as they are asked for, a line `[MANIFEST, INDEX]` each, until there are no more lines.
 
-    Each is answered by a line `[INDEX, EXIT_CODE, REASON]`.
+    Each is answered by a line `[INDEX, EXIT_CODE, REASON]`.  `log` is the file for what is logged.
     """
     signals.install()
     try:
         terminal = Terminal()
-        with terminal.divert(Path(os.devnull), verbose=True), ShardWorker(terminal) as worker:
+        with terminal.divert(Path(log), verbose=False), ShardWorker(terminal) as worker:
             for line in asked:
                 path, index = json.loads(line)
                 code, reason = 0, ""
@@ -66,18 +65,6 @@ def serve(asked: TextIO, answers: TextIO) -> None:
                 answers.flush()
     except signals.Interrupted as end:
         signals.leave(int(str(end.code)))
-
-
-def enter(manifest: Manifest) -> None:
-    """Go to the folder in which a plan was made, as its paths begin there.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    try:
-        os.chdir(manifest.workdir)
-    except OSError as error:
-        raise ConfigError(f"{manifest.workdir}, where the plan was made, is not here: {error.strerror}.") from error
 
 
 if __name__ == "__main__":

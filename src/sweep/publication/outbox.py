@@ -70,6 +70,11 @@ class Outbox:
         """Wait for the sweep's own run, and return whether it is there."""
         return self._has_parent.wait(seconds)
 
+    def look_first(self) -> None:
+        """Take what waits to the tracker only after a look whether another process has had it there already."""
+        self._worker.drain()
+        self._again = True
+
     def hurry(self) -> None:
         """Have patience from now on, and not for ever."""
         if self._deadline is None:

@@ -177,6 +177,7 @@ class Publisher:
         outbox = self.start()
         outbox.hurry()
         if self._shared:
+            outbox.look_first()
             self._ledger.open(self.tracker.place)
             for archived in self._archived.values():  # what others could not publish
                 outbox.put(archived)

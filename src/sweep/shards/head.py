@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sweep.disk.archive import Archive, Archived
+from sweep.disk.archive import Archive
 from sweep.generator import Generator
 from sweep.memory import Memory
 from sweep.outcome import Progress
@@ -72,11 +72,11 @@ class Head:
             shards,
             sweep_id=self._sweep_id,
             command=self._command,
-            parent=publisher.share(),
+            parent=publisher.share() if shards else None,
         )
         todo = sum(not planned.done for planned in points)
         self._terminal.say(f"{todo} points in {manifest.shards} shards")
-        takings = _Takings(manifest, points, self._archive, publisher)
+        takings = _Takings(points, self._archive, publisher)
         with self._terminal.progress(sum(group.requests for group in groups)) as advance:
             reasons = self._crew.work(manifest, _Watch(manifest, takings, advance))
             if not self.waits:
@@ -107,19 +107,21 @@ class Head:
         """Score what was answered and left for a control that came too late; fail what was not answered."""
         for group in groups:
             left = [planned for planned in group.points if id(planned) in takings.left]
-            answered = [planned for planned in left if _is_answered(planned, memory)]
+            done = {
+                planned.point.control_key: replace(planned, archived=archived)
+                for planned in group.points
+                if planned.point.is_control
+                and (archived := self._archive.get(planned.identity.result_key)) is not None
+                and archived.done
+            }
+            answered = [p for p in left if p.point.control_key in done and _is_answered(p, memory)]
             known = {id(planned) for planned in answered}
             for planned in left:
                 if id(planned) not in known:
                     reason = reasons.get(id(planned), "its shard ended without it")
                     publisher.scoring.fail(Progress(planned, started=time.time()), reason)
             if answered:
-                wanted = {planned.point.control_key for planned in answered}
-                controls = [
-                    replace(planned, archived=self._archive.get(planned.identity.result_key))
-                    for planned in group.points
-                    if planned.point.is_control and planned.point.control_key in wanted
-                ]
+                controls = [done[key] for key in dict.fromkeys(p.point.control_key for p in answered)]
                 generator.work_off(replace(group, points=[*controls, *answered]), publisher.scoring, lambda: None)
 
 
@@ -130,10 +132,8 @@ class _Takings:
         left: the points of which nothing was archived yet, by `id`.
     """
 
-    def __init__(
-        self, manifest: Manifest, points: Sequence[PlannedPoint], archive: Archive, publisher: Publisher
-    ) -> None:
-        self._manifest, self._archive, self._publisher = manifest, archive, publisher
+    def __init__(self, points: Sequence[PlannedPoint], archive: Archive, publisher: Publisher) -> None:
+        self._archive, self._publisher = archive, publisher
         self.left = {id(planned): planned for planned in points if not planned.done}
         self._waiting = {planned.identity.result_key: planned for planned in self.left.values()}
         self._seen: dict[str, float] = {}
@@ -144,15 +144,13 @@ class _Takings:
             planned = self._waiting.get(key)
             if planned is None or self._seen.get(key) == written:
                 continue
-            self._seen[key] = written
             archived = self._archive.get(key)
-            if archived is not None and self._is_of_now(archived):
+            if archived is None:  # it is being written, or not to be seen from here yet
+                continue
+            self._seen[key] = written
+            if archived.done or archived != planned.archived:  # else it is what an earlier attempt has failed of
                 del self._waiting[key], self.left[id(planned)]
                 self._publisher.take(planned, archived)
-
-    def _is_of_now(self, archived: Archived) -> bool:
-        """Whether it is not what an earlier attempt at the point has failed of."""
-        return archived.done or archived.record.ended >= self._manifest.written
 
 
 class _Watch:

@@ -8,11 +8,13 @@ import os
 import queue
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from sweep import signals
+from sweep.checks import require
 from sweep.engines import lifeline
 from sweep.shards.crew import ATTEMPTS, Crew, left_undone
 from sweep.shards.manifest import Manifest
@@ -21,9 +23,9 @@ log = logging.getLogger(__name__)
 
 SHARDS_PER_WORKER = 4  # so that the slowest does not decide
 PERIOD = 0.5  # seconds
-PATIENCE = 3.0  # seconds that a worker has to end in
+PATIENCE = 3.0  # seconds that workers have to end in
 
-SERVE = "import sys, os; from sweep.shard import serve; serve(sys.stdin, os.fdopen({fd}, 'w'))"
+SERVE = "import sys, os; from sweep.shard import serve; serve(sys.stdin, os.fdopen({fd}, 'w'), {log!r})"
 
 
 class LocalCrew(Crew):
@@ -64,11 +66,13 @@ class LocalCrew(Crew):
                 signals.check()
                 watch()
                 continue
+            if process not in self._workers:  # told twice, or of one that was replaced
+                continue
             number = self._workers.index(process)
             shard = busy.pop(number, None)
             if answer is None:  # it has died
                 self._workers[number] = None
-                code = process.end()
+                code = process.end(time.monotonic() + PATIENCE)
                 if shard is not None:
                     reasons[shard] = f"the process that worked on it ended with {code}"
                     log.warning("Shard %d: %s.", shard, reasons[shard])
@@ -84,13 +88,14 @@ class LocalCrew(Crew):
         living = [process for process in self._workers if process is not None]
         for process in living:
             process.ask_to_end()
+        until = time.monotonic() + PATIENCE
         for process in living:
-            process.end()
+            process.end(until)
         self._workers = [None] * len(self._workers)
 
     def _worker(self, number: int, manifest: Manifest, answers: queue.Queue[Answer]) -> _Process:
         process = self._workers[number]
-        if process is None:
+        if process is None or process.ended.is_set():
             process = self._workers[number] = _Process(manifest.folder / f"worker-{number}", self._devices[number])
         process.listen(answers)
         return process
@@ -101,7 +106,9 @@ class _Process:
 
     def __init__(self, named: Path, devices: Mapping[str, str]) -> None:
         read, write = os.pipe()
-        command = lifeline.command(SERVE.format(fd=write), named.with_suffix(".died"))
+        command = lifeline.command(
+            SERVE.format(fd=write, log=str(named.with_suffix(".log"))), named.with_suffix(".died")
+        )
         cores = devices.get("cores")
         if cores:
             command[-1] = f"import os; os.sched_setaffinity(0, {{{cores}}}); " + command[-1]
@@ -113,11 +120,14 @@ class _Process:
         os.close(write)
         self._answers = os.fdopen(read)
         self._told: queue.Queue[Answer] = queue.Queue()
+        self.ended = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
     def listen(self, told: queue.Queue[Answer]) -> None:
         """Have answers put into a queue from now on; None: there will be no more."""
         self._told = told
+        if self.ended.is_set():  # it has died in between, and said so to an earlier one
+            told.put((self, None))
 
     def ask(self, manifest: Manifest, index: int) -> None:
         """Give it a shard."""
@@ -130,10 +140,10 @@ class _Process:
         """Interrupt it."""
         self._process.terminate()
 
-    def end(self) -> int:
-        """Wait a little for its end, then end it; return its exit code."""
+    def end(self, until: float) -> int:
+        """Wait for its end up to a moment of `time.monotonic`, then end it; return its exit code."""
         try:
-            return self._process.wait(PATIENCE)
+            return self._process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
@@ -141,6 +151,7 @@ class _Process:
     def _read(self) -> None:
         for line in self._answers:
             self._told.put((self, json.loads(line)))
+        self.ended.set()
         self._told.put((self, None))
 
 
@@ -152,7 +163,10 @@ def _devices(workers: int, gpus: int | None) -> list[dict[str, str]]:
     visible = _gpus()
     if visible:
         each = gpus or max(1, len(visible) // workers)
-        shares = [visible[(i * each) % len(visible) : (i * each) % len(visible) + each] for i in range(workers)]
+        enough = workers * each <= len(visible)
+        rule = f"and gpus ask for {workers * each} GPUs, and there are {len(visible)}"
+        require(enough, "hydra.launcher.workers", rule, None)
+        shares = [visible[i * each : (i + 1) * each] for i in range(workers)]
         return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if workers == 1 or len(cores) < workers:

@@ -78,6 +78,17 @@ class Manifest:
         """Return the file for what a process logs."""
         return self.folder / f"{name}.log"
 
+    def enter(self) -> None:
+        """Go to the folder in which the plan was made, as its paths begin there.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+        try:
+            os.chdir(self.workdir)
+        except OSError as error:
+            raise ConfigError(f"{self.workdir}, where the plan was made, is not here: {error.strerror}.") from error
+
     def state(self, index: int) -> Path:
         """Return the file that says how far a shard is."""
         return self.folder / f"shard-{index:05d}.state.json"

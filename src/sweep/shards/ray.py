@@ -171,7 +171,10 @@ class ShardActor:
     def work(self, path: str, index: int) -> str | None:
         """Work off a shard; return why it is not done, None if it is."""
         manifest = read(Path(path))
-        os.chdir(manifest.workdir)
+        try:
+            manifest.enter()
+        except SweepError as error:
+            return str(error)
         with self._terminal.divert(manifest.log(f"shard-{index:05d}"), verbose=False):
             try:
                 self._worker.work(manifest, index, patience=LEASE_SECONDS)

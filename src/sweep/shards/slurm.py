@@ -146,8 +146,9 @@ class ShardTask:
 
         owner = _own_id()
         manifest, terminal, failure = read(Path(self._path)), Terminal(), None
-        os.chdir(manifest.workdir)
-        with terminal.divert(Path(os.devnull), verbose=True), ShardWorker(terminal) as worker:
+        manifest.enter()
+        tried: set[tuple[Path, int]] = set()
+        with terminal.divert(manifest.log(f"task-{owner}"), verbose=False), ShardWorker(terminal) as worker:
             until = time.monotonic() + self._linger
             while True:
                 work = _next(manifest, owner, self._index)
@@ -156,6 +157,9 @@ class ShardTask:
                         break
                     time.sleep(QUICK)
                     continue
+                if (place := (work[0].path, work[1])) in tried:  # it has failed without a trace, as on a full disk
+                    break
+                tried.add(place)
                 try:
                     worker.work(*work, patience=LEASE_SECONDS)
                 except SweepError as error:
@@ -203,7 +207,7 @@ def _name(plans: Path) -> str:
 def _queue(name: str) -> dict[str, str]:
     """Return the states of a name's tasks that have not ended, by their ids; waits for a controller that is away."""
     while True:
-        done = _ask("squeue", "-h", "-r", "--me", "-n", name, "-o", "%i %T")
+        done = _ask("squeue", "-h", "-a", "-r", "--me", "-n", name, "-o", "%i %T")
         if done is not None:
             return dict(line.split(maxsplit=1) for line in done.splitlines() if line.strip())
         log.warning("Slurm does not answer; it is asked again.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from sweep.outcome import PointResult
 from sweep.plan import Task, make_plan
 from sweep.publication.outbox import Outbox
 from sweep.publication.scoring_thread import ScoringThread
+from sweep.redaction import redact
 from sweep.shards.manifest import Manifest, Piece, read_shard
 from sweep.shards.state import DONE, FAILED, WAITING, WORKING, StateFile
 from sweep.terminal import Terminal
@@ -42,7 +44,7 @@ class ShardWorker:
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
-        self._contents = Contents()
+        self._costs = SharedCosts()
         self._generator: Generator | None = None
 
     @property
@@ -64,18 +66,17 @@ class ShardWorker:
             PointsFailed: some of its points failed.
             EngineError, TooManyFailures: as of `Generator.work_off`.
         """
-        pieces = read_shard(manifest, index)
         with ExitStack() as held:
             held.callback(_lease(manifest, index, patience).release)
             file, before = StateFile(manifest.state(index)), self.engine_starts
             file.write(now=True)
             try:
-                _Shard(self, manifest, index, pieces, file).work()
+                _Shard(self, manifest, index, read_shard(manifest, index), file).work()
                 file.state.state = DONE
             except BaseException as error:
                 # An interrupted shard goes on, in another process or after a requeue.
                 file.state.state = FAILED if isinstance(error, Exception) else WORKING
-                file.state.reason = str(error) or type(error).__name__
+                file.state.reason = redact(str(error)) or type(error).__name__
                 raise
             finally:
                 file.state.engine_starts += self.engine_starts - before
@@ -88,13 +89,13 @@ class ShardWorker:
         archive = Archive(settings.root / "sweeps" / sweep_id / "points")
         memory = Memory(archive, journal, sweep_id, settings.resume)
         if self._generator is None:
-            self._generator = Generator(settings, journal, memory, SharedCosts(), self._terminal)
+            self._generator = Generator(settings, journal, memory, self._costs, self._terminal)
         return self._generator, memory, archive
 
     @property
-    def contents(self) -> Contents:
-        """What files hold, each read once."""
-        return self._contents
+    def costs(self) -> SharedCosts:
+        """What all shards took together."""
+        return self._costs
 
     def __enter__(self) -> ShardWorker:
         return self
@@ -128,12 +129,14 @@ class _Shard:
         self._manifest, self._index, self._file = manifest, index, file
         self._generator, self._memory, self._archive = worker.generator(pieces[0], manifest.sweep_id)
         self._base = pieces[0].point.config
-        self._tasks = self._identified(pieces, worker.contents)
+        self._pieces = pieces
+        self._tasks = self._identified()
         self._own = [task for task, piece in zip(self._tasks, pieces, strict=True) if piece.own]
         self._controls = [task for task in self._tasks if task.point.is_control]
-        self._costs = SharedCosts()
+        self._before = {task.identity.result_key: task.archived for task in self._tasks}
+        self._costs = worker.costs
         self._outbox: Outbox | None = None
-        self._failed: list[str] = []
+        self._failed: dict[str, None] = {}
 
     def work(self) -> None:
         """Generate all; then, if need be, wait for the controls of others and take up what was left for them."""
@@ -148,15 +151,27 @@ class _Shard:
                 undo.callback(self._outbox.abandon, 0.0)
             here = {task.point.control_key for task in todo if task.point.is_control}
             elsewhere = {task.point.control_key for task in todo} - here - {c.point.control_key for c in self._done()}
-            self._run(todo, elsewhere)
-            left = [task for task in todo if task.point.control_key in elsewhere]
-            if left and self._await(elsewhere):
-                self._run(left, ())
-            self._scoring.drain()
-            if self._outbox is not None:
-                self._outbox.close()
+            try:
+                left = self._generate(todo, elsewhere)
+            finally:
+                if not isinstance(sys.exc_info()[1], (KeyboardInterrupt, SystemExit)):
+                    self._scoring.drain()
+                    if self._outbox is not None:
+                        self._outbox.close()
         if self._failed:
-            raise PointsFailed(f"{len(self._failed)} points failed: {', '.join(self._failed[:3])}")
+            raise PointsFailed(f"{len(self._failed)} points failed: {', '.join(list(self._failed)[:3])}")
+        if left:
+            raise PointsFailed(f"{len(left)} points are generated, and wait for a control that was not finished")
+
+    def _generate(self, todo: Sequence[Task], elsewhere: set[str]) -> list[Task]:
+        """Have points answered; return those whose control did not come."""
+        self._run(todo, elsewhere)
+        waiting = [t for t in todo if t.point.control_key in elsewhere and t.point.name not in self._failed]
+        if not waiting or not self._await(elsewhere):
+            return waiting
+        self._identified()
+        self._run(waiting, ())
+        return []
 
     def _run(self, todo: Sequence[Task], elsewhere: Collection[str]) -> None:
         controls = {task.point.control_key for task in todo}
@@ -172,20 +187,28 @@ class _Shard:
         until = time.monotonic() + CONTROL_SECONDS
         while elsewhere - {task.point.control_key for task in self._done()}:
             signals.check()
-            if time.monotonic() > until:
-                log.warning("The control was not finished in time; the points are left for the command that planned.")
+            if time.monotonic() > until or self._has_failed(elsewhere):
+                log.warning("The control was not finished; the points are left for the command that planned.")
                 return False
             time.sleep(POLL_SECONDS)
         self._file.state.state = WORKING
         return True
 
+    def _has_failed(self, elsewhere: Collection[str]) -> bool:
+        """Whether a control of another shard has failed since this one began."""
+        now = [_archived(task, self._archive) for task in self._controls if task.point.control_key in elsewhere]
+        failed = [t for t in now if t.archived is not None and t.archived.record.error is not None]
+        return any(t.archived != self._before[t.identity.result_key] for t in failed)
+
     def _done(self) -> list[Task]:
         """Return the controls that are finished by now."""
         return [t for task in self._controls if (t := _archived(task, self._archive)).done]
 
-    def _identified(self, pieces: Sequence[Piece], contents: Contents) -> list[Task]:
+    def _identified(self) -> list[Task]:
+        """Return the points with what they are now: files may have been edited since the plan, or the last shard."""
         tasks = []
-        for piece, identity in zip(pieces, contents.identify([piece.point for piece in pieces]), strict=True):
+        identities = Contents().identify([piece.point for piece in self._pieces])
+        for piece, identity in zip(self._pieces, identities, strict=True):
             if identity.fingerprint != piece.fingerprint:
                 raise ConfigError(
                     f"{self._manifest.path}: {piece.point.name} is not what it was when it was planned: its model, its "
@@ -209,7 +232,7 @@ class _Shard:
 
     def _tell(self, result: PointResult, archived: Archived) -> None:
         if result.error is not None:
-            self._failed.append(result.point.name)
+            self._failed[result.point.name] = None
         if self._outbox is not None:
             self._outbox.put(archived)
 
