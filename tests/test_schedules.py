@@ -178,7 +178,7 @@ def test_a_signal_reaches_the_sweep_and_is_waited_for(checkout: Path, number: si
         cwd=checkout,
         env=os.environ | {"SWEEP_LIMIT": limit},
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # as `nohup` has it ignored
     )
     try:
         for _ in range(200):
