@@ -88,6 +88,10 @@ class Slurm:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def attempt(self, *command: str) -> str:
+        """Run what may come too late: a job may have begun or ended meanwhile."""
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60).stdout
+
     def jobs(self) -> dict[str, str]:
         """Return the states of the jobs and tasks in the queue, by their ids."""
         lines = self.run("squeue", "-h", "-r", "-o", "%i %T").splitlines()
