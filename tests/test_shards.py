@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -276,10 +277,8 @@ def test_a_preempted_task_goes_on_in_another_turn(busy: Busy, tmp_path: Path) ->
     end = time.monotonic() + 300
     while not hurry() and time.monotonic() < end:
         time.sleep(1)
-    assert head.wait(10) == 0, (tmp_path / "head.log").read_text()
-    if not restarted:
-        pytest.skip("this time Slurm's scheduler did not preempt before all was done")
-    logs = "".join(path.read_text(errors="replace") for path in (outputs / "sweeps").glob("*/shards/*/slurm/*.*"))
+    assert restarted and head.wait(10) == 0, (tmp_path / "head.log").read_text()
+    logs = "".join(path.read_text(errors="replace") for path in (outputs / "sweeps").glob("*/shards/*/task-*.log"))
     assert "Caught signal SIGUSR2" in logs and "Requeued job" in logs
     expect_complete(outputs)
     finish(busy, tmp_path)
@@ -362,7 +361,8 @@ def test_a_cluster_that_does_not_take_the_job(tiny: Path, tmp_path: Path) -> Non
 
 def test_ray(tiny: Path, tmp_path: Path) -> None:
     """An actor is killed in the middle."""
-    pytest.importorskip("ray", reason="Ray is not installed (pip install .[ray])")
+    if importlib.util.find_spec("ray") is None and "CI" not in os.environ:
+        pytest.skip("Ray is not installed (pip install .[ray])")
     outputs = tmp_path / "outputs"
     given = arguments(tiny, outputs, *LONG)
     on_ray = ("hydra/launcher=ray", "hydra.launcher.actors=2", "hydra.launcher.shards=4")
