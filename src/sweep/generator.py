@@ -9,7 +9,8 @@ from typing import cast
 from sweep import signals
 from sweep.config import SweepSettings
 from sweep.costs import SharedCosts
-from sweep.disk.journal import Journal, Writer
+from sweep.disk.journal import Journal
+from sweep.disk.writer import Writer
 from sweep.engines.base import Failure
 from sweep.engines.gate import GATE_TOKENS, GatePrompt, identity_gate
 from sweep.engines.supervisor import Supervisor

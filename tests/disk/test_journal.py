@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from small_disks import file_system
-from sweep.disk import journal as journal_module
-from sweep.disk.journal import OPEN_FILES, Journal, Recovered
+from sweep.disk import writer as writer_module
+from sweep.disk.journal import Journal, Recovered
 from sweep.disk.records import Entry
+from sweep.disk.writer import OPEN_FILES
 from sweep.engines.base import Completion, Generation
 from sweep.errors import JournalError
 from sweep.identity import Identity
@@ -206,7 +207,7 @@ def test_a_file_that_was_moved_to_another_point_is_not_accepted(root: Path, jour
 
 def test_a_format_of_the_future_is_not_accepted(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as future:
-        future.setattr(journal_module, "FORMAT", 2)
+        future.setattr(writer_module, "FORMAT", 2)
         journal.writer(HEADER).append(identity(0), "answer", "a", answer())
     found = journal.read(identity(0).fingerprint)
     assert (found.entries, journal.headers(identity(0).fingerprint)) == ({}, [])

@@ -80,7 +80,7 @@ class LocalLauncher(SessionLauncher):
 
     def crew(self) -> Crew | None:
         """Return worker processes, or None for one."""
-        from sweep.shards.local import LocalCrew
+        from hydra_plugins.sweep_launchers._workers import LocalCrew
 
         return LocalCrew(self._workers, self._shards, self._gpus) if self._workers > 1 else None
 

@@ -53,7 +53,7 @@ class RayLauncher(SessionLauncher):
 
     def crew(self) -> Crew | None:
         """Return Ray's actors."""
+        from hydra_plugins.sweep_launchers._ray import RayCrew
         from sweep import session
-        from sweep.shards.ray import RayCrew
 
         return RayCrew(**self._given, say=session.current().terminal.say)

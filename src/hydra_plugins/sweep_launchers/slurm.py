@@ -86,8 +86,8 @@ class SlurmLauncher(SessionLauncher):
 
     def crew(self) -> Crew | None:
         """Return Slurm's tasks."""
+        from hydra_plugins.sweep_launchers._slurm import SlurmCrew, slurm_parameters
         from sweep import session
-        from sweep.shards.slurm import SlurmCrew, slurm_parameters
 
         return SlurmCrew(
             slurm_parameters(self._given, self._additional, self._setup),
