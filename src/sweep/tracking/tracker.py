@@ -13,80 +13,54 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.config import TrackingConfig
-from sweep.errors import TrackingError
 from sweep.redaction import redact
+from sweep.tracking.connection import Connection, as_tracking_error, unless_gone
 from sweep.tracking.links import ORDER, Links
 from sweep.tracking.records import Closing, PointRecord, Table
-from sweep.tracking.store import Store, first_line, store_uri
-from sweep.tracking.traces import Traces
 from sweep.tracking.views import LIMIT as VIEW_LIMIT
 from sweep.tracking.views import sweep_view, view_tag
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
 TABLE = "generations.json"
 NOTE_LIMIT = 8000  # characters of a tag
 TAG_LIMIT = 5000  # of an error, which is a tag too
-GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of a run that was deleted
 NAME_LIMIT, COMMAND_LIMIT = 250, 5000  # of columns that PostgreSQL does not stretch
 BATCH = 1000  # metrics of one call
 
 
 class Tracker:
-    """One sweep's runs in one MLflow experiment: a parent, and a child for each point.
-
-    Attributes:
-        links: to the sweep's pages; None: the store has not been reached.
-        is_local: whether the runs lie in `sweep.dir`.
-    """
+    """One sweep's runs in one MLflow experiment: a parent, and a child for each point."""
 
     def __init__(self, config: TrackingConfig, root: Path, sweep_id: str) -> None:
-        self._config, self._root, self._sweep_id = config, root, sweep_id
-        self._store: Store | None = None
-        self._traces: Traces | None = None
+        self._sweep_id = sweep_id
+        self._at = Connection(config, root, sweep_id)
         self._parent: str | None = None
         self._row_by_row: str | None = None
-        self.is_local = not config.uri
-        self.links: Links | None = None
-        self._place = ""
 
     def connect(self) -> None:
-        """Reach the store, unless that was done, and make it and the experiment if they are missing.
-
-        Raises:
-            TrackerAway: the store does not answer.
-            ConfigError: it is none, or cannot be written.
-        """
-        if self._store is not None:
-            return
-        store = Store(self._config, self._root)
-        traces = self._config.traces
-        self._traces = Traces(store.uri, store.experiment) if traces else None
-        self.links = Links(store.address, store.experiment, self._sweep_id)
-        # What lacks its traces is not there yet: so they can be asked for later.
-        self._place = f"{redact(store.uri)} {store.experiment}{' with traces' if traces else ''}"
-        self._store = store
+        """As of `Connection.connect`."""
+        self._at.connect()
 
     @property
-    def _client(self) -> MlflowClient:
-        return self._reached.client
+    def links(self) -> Links | None:
+        """The links to the sweep's pages; None: the store has not been reached."""
+        return self._at.links
 
     @property
-    def _experiment(self) -> str:
-        return self._reached.experiment
+    def is_local(self) -> bool:
+        """Whether the runs lie in `sweep.dir`."""
+        return self._at.is_local
 
     @property
-    def _reached(self) -> Store:
-        self.connect()
-        assert self._store is not None
-        return self._store
+    def is_sqlite(self) -> bool:
+        """Whether the store is an SQLite file, which one process is to write."""
+        return self._at.is_sqlite
 
     @property
     def place(self) -> str:
@@ -94,7 +68,7 @@ class Tracker:
 
         Before the store is reached, nothing was published.
         """
-        return f"{self._place} {self._parent}"
+        return f"{self._at.place} {self._parent}"
 
     def row_by_row_url(self) -> str | None:
         """Return the link to a point's traces beside the control's; None: there are none, or the sweep goes on."""
@@ -106,7 +80,7 @@ class Tracker:
         Raises:
             TrackingError: MLflow failed.
         """
-        with self._as_tracking_error("a question for the sweep's run"):
+        with as_tracking_error("a question for the sweep's run"):
             parent = self._find_parent()
             self._parent = None if parent is None else str(parent.info.run_id)
             return None if parent is None else str(parent.info.status)
@@ -117,14 +91,9 @@ class Tracker:
         Raises:
             TrackingError: MLflow failed.
         """
-        with self._as_tracking_error("a question for the sweep's run"):
-            self.connect()
+        with as_tracking_error("a question for the sweep's run"):
+            self._at.connect()
             self._parent = parent
-
-    @property
-    def is_sqlite(self) -> bool:
-        """Whether the store is an SQLite file, which one process is to write."""
-        return store_uri(self._config, self._root).startswith("sqlite")
 
     @property
     def parent(self) -> str | None:
@@ -142,29 +111,29 @@ class Tracker:
         Raises:
             TrackingError: MLflow failed.
         """
-        with self._as_tracking_error("the sweep's run"):
+        with as_tracking_error("the sweep's run"):
             parent = self._find_parent()
             if parent is not None:
                 self._parent = str(parent.info.run_id)
-                for run in self._search("attributes.status = 'RUNNING' AND tags.`sweep.role` != 'sweep'"):
+                for run in self._at.search("attributes.status = 'RUNNING' AND tags.`sweep.role` != 'sweep'"):
                     self._delete(run.info.run_id)
-                self._client.update_run(self._parent, status="RUNNING", name=name)
+                self._at.client.update_run(self._parent, status="RUNNING", name=name)
                 # Not only at first, as the attempt that made the run may have got no further.
                 try:
-                    self._client.log_text(self._parent, redact(config), "config.yaml")
+                    self._at.client.log_text(self._parent, redact(config), "config.yaml")
                 except BaseException:
-                    self._client.set_terminated(self._parent, "FAILED")
+                    self._at.client.set_terminated(self._parent, "FAILED")
                     raise
                 return True
             tags = {"sweep.role": "sweep", "sweep.id": self._sweep_id, "sweep.command": redact(command)[:COMMAND_LIMIT]}
-            run = self._client.create_run(
-                self._experiment, run_name=redact(name)[:NAME_LIMIT], tags=tags | _source_tags()
+            run = self._at.client.create_run(
+                self._at.experiment, run_name=redact(name)[:NAME_LIMIT], tags=tags | _source_tags()
             )
             self._parent = str(run.info.run_id)
             try:
-                self._client.log_text(self._parent, redact(config), "config.yaml")
+                self._at.client.log_text(self._parent, redact(config), "config.yaml")
             except BaseException:
-                self._client.set_terminated(self._parent, "FAILED")
+                self._at.client.set_terminated(self._parent, "FAILED")
                 raise
             return False
 
@@ -182,10 +151,10 @@ class Tracker:
         """
         from mlflow.entities import Metric, Param, RunTag
 
-        with self._as_tracking_error(f"the point {record.name}"):
+        with as_tracking_error(f"the point {record.name}"):
             if again and (finished := self._settle(record)) is not None:
-                if self._traces is not None:
-                    self._traces.complete(finished, record, table)
+                if self._at.traces is not None:
+                    self._at.traces.complete(finished, record, table)
                 return finished
             tags = {
                 "mlflow.parentRunId": self._parent,
@@ -197,23 +166,23 @@ class Tracker:
             }
             started, ended = int(record.started * 1000), int(record.ended * 1000)
             name = redact(record.name)[:NAME_LIMIT]
-            run = self._client.create_run(self._experiment, started, tags | _source_tags(), run_name=name)
+            run = self._at.client.create_run(self._at.experiment, started, tags | _source_tags(), run_name=name)
             run_id = str(run.info.run_id)
             try:
-                self._client.log_batch(
+                self._at.client.log_batch(
                     run_id,
                     metrics=[Metric(key, value, ended, 0) for key, value in _metrics(record)],
                     params=[Param(key, redact(str(value))) for key, value in record.parameters.items()],
                     tags=[RunTag("sweep.error", redact(record.error)[:TAG_LIMIT])] if record.error else [],
                 )
                 content = {"columns": table.columns, "data": table.rows}
-                self._client.log_text(run_id, json.dumps(content, ensure_ascii=False), TABLE)
-                self._client.log_text(run_id, redact(record.config), "config.yaml")
+                self._at.client.log_text(run_id, json.dumps(content, ensure_ascii=False), TABLE)
+                self._at.client.log_text(run_id, redact(record.config), "config.yaml")
                 if record.traceback:
-                    self._client.log_text(run_id, redact(record.traceback), "traceback.txt")
-                if self._traces is not None:
-                    self._traces.log(run_id, record, table)
-                self._client.set_terminated(run_id, "FAILED" if record.error else "FINISHED", ended)
+                    self._at.client.log_text(run_id, redact(record.traceback), "traceback.txt")
+                if self._at.traces is not None:
+                    self._at.traces.log(run_id, record, table)
+                self._at.client.set_terminated(run_id, "FAILED" if record.error else "FINISHED", ended)
                 if replaces is not None and replaces != run_id:
                     self._delete(replaces)
             except BaseException:
@@ -227,8 +196,8 @@ class Tracker:
         Raises:
             TrackingError: MLflow failed.
         """
-        with self._as_tracking_error("a point that was superseded"), _unless_gone():
-            self._client.set_tag(run_id, "sweep.id", f"{self._sweep_id} (superseded)")
+        with as_tracking_error("a point that was superseded"), unless_gone():
+            self._at.client.set_tag(run_id, "sweep.id", f"{self._sweep_id} (superseded)")
 
     def close(self, closing: Closing) -> None:
         """Give the parent run its description, series, files and view, and the points what they are beside it.
@@ -241,23 +210,23 @@ class Tracker:
         links = self.links
         if self._parent is None or links is None:
             return
-        with self._as_tracking_error("the sweep's report"):
+        with as_tracking_error("the sweep's report"):
             now = int(closing.time * 1000)
             for run_id, metrics in closing.differences.items():
                 own = [Metric(key, value, now, 0) for key, value in metrics.items()]
-                with _unless_gone():
-                    self._client.log_batch(run_id, own)
+                with unless_gone():
+                    self._at.client.log_batch(run_id, own)
             self._log(self._parent, [Metric(key, value, now, step) for key, value, step in closing.series])
-            self._client.log_artifacts(self._parent, str(closing.files))
+            self._at.client.log_artifacts(self._parent, str(closing.files))
             state = sweep_view(self._sweep_id, links.search, ORDER, closing.axes, closing.measures)
             key, value = view_tag(self._sweep_id, f"sweep {self._sweep_id}", now, state)
             if len(value) <= VIEW_LIMIT:
-                self._client.set_experiment_tag(self._experiment, key, value)
+                self._at.client.set_experiment_tag(self._at.experiment, key, value)
             pages = {"side by side": links.side_by_side, "charts": links.charts}
-            if self._traces is not None and (page := self._compared(links)) is not None:
+            if self._at.traces is not None and (page := self._compared(links)) is not None:
                 self._row_by_row = pages["row by row"] = page
             description = redact(closing.describe(pages))
-            self._client.set_tag(self._parent, "mlflow.note.content", description[:NOTE_LIMIT])
+            self._at.client.set_tag(self._parent, "mlflow.note.content", description[:NOTE_LIMIT])
 
     def finish(self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None) -> None:
         """End the parent run as FINISHED, FAILED or KILLED, with some last metrics and tags.
@@ -269,26 +238,26 @@ class Tracker:
 
         if self._parent is None:
             return
-        with self._as_tracking_error("the sweep's run"):
+        with as_tracking_error("the sweep's run"):
             now = int(time.time() * 1000)
             try:
                 self._log(self._parent, [Metric(key, value, now, 0) for key, value in metrics.items()])
                 for key, text in (tags or {}).items():
-                    self._client.set_tag(self._parent, key, redact(text)[:TAG_LIMIT])
+                    self._at.client.set_tag(self._parent, key, redact(text)[:TAG_LIMIT])
             finally:
-                self._client.set_terminated(self._parent, status)
+                self._at.client.set_terminated(self._parent, status)
 
     def _log(self, run_id: str, metrics: list[Metric]) -> None:
         for start in range(0, len(metrics), BATCH):
-            self._client.log_batch(run_id, metrics[start : start + BATCH])
+            self._at.client.log_batch(run_id, metrics[start : start + BATCH])
 
     def _find_parent(self) -> Run | None:
-        return next(iter(self._search("tags.`sweep.role` = 'sweep'")), None)
+        return next(iter(self._at.search("tags.`sweep.role` = 'sweep'")), None)
 
     def _settle(self, record: PointRecord) -> str | None:
         """Return the run that has published this attempt at a point; delete those that came to nothing."""
         finished = None
-        for run in self._search(f"tags.`sweep.result` = '{record.tags['sweep.result']}'"):
+        for run in self._at.search(f"tags.`sweep.result` = '{record.tags['sweep.result']}'"):
             complete = run.info.status == ("FAILED" if record.error else "FINISHED")
             if complete and finished is None and run.info.end_time == int(record.ended * 1000):
                 finished = str(run.info.run_id)
@@ -297,43 +266,19 @@ class Tracker:
         return finished
 
     def _delete(self, run_id: str) -> None:
-        if self._traces is not None:
-            self._traces.delete(run_id)
-        self._client.delete_run(run_id)
+        if self._at.traces is not None:
+            self._at.traces.delete(run_id)
+        self._at.client.delete_run(run_id)
 
     def _compared(self, links: Links) -> str | None:
         """Return the page that has the first point and the first control row by row."""
         done = f"tags.`sweep.id` = '{self._sweep_id}' AND attributes.status = 'FINISHED' AND tags.`sweep.role`"
         first = [
-            self._client.search_runs([self._experiment], f"{done} = '{role}'", max_results=1, order_by=[ORDER])
+            self._at.client.search_runs([self._at.experiment], f"{done} = '{role}'", max_results=1, order_by=[ORDER])
             for role in ("control", "point")
         ]
         ids = [str(run.info.run_id) for found in first for run in found]
         return links.row_by_row(*ids) if len(ids) == 2 else None
-
-    def _search(self, condition: str) -> list[Run]:
-        own = f"tags.`sweep.id` = '{self._sweep_id}'"
-        return list(self._client.search_runs([self._experiment], f"{own} AND {condition}", max_results=1000))
-
-    @contextmanager
-    def _as_tracking_error(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            reason = redact(first_line(error))
-            raise TrackingError(redact(f"MLflow could not take {what}: {reason}"), reason) from error
-
-
-@contextmanager
-def _unless_gone() -> Iterator[None]:
-    """Pass over a run that the user has deleted."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code not in GONE:
-            raise
 
 
 def _source_tags() -> dict[str, str]:
