@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 from sweep.config import SweepConfig
 from sweep.costs import SharedCosts
@@ -20,9 +17,10 @@ from sweep.outcome import PointResult, as_yaml, restore
 from sweep.plan import Task
 from sweep.point import Point
 from sweep.publication.outbox import Outbox
+from sweep.publication.reporting import report
 from sweep.publication.scoring_thread import ScoringThread
 from sweep.report import FOLDER, REPORT
-from sweep.report.comparison import Comparison, Difference, compare
+from sweep.report.comparison import Comparison, compare
 from sweep.report.live import summary_line
 from sweep.terminal import Terminal
 from sweep.tracking import Closing, Tracker
@@ -262,40 +260,23 @@ class Publisher:
 
     def _report(self) -> Closing | None:
         """Compare the points, write what there is to be seen of that, and return what MLflow is given of it."""
-        # Or Matplotlib would leave its cache in the user's home.
-        os.environ.setdefault("MPLCONFIGDIR", str(self._base.sweep.root / ".cache" / "matplotlib"))
-        from sweep.report import closing, files
-        from sweep.report.results import tables
-
-        confidence = self._base.scoring.confidence
         try:
             with self._terminal.waiting("Report"), self._costs.timing("report_seconds"):
                 restored = self._restored()
-                self.comparison = comparison = compare(restored.values(), confidence)
-                laid_out = tables(
-                    comparison,
-                    self._archive.read([key for key, archived in self._archived.items() if archived.done]),
-                    sweep_id=self._sweep_id,
-                    name=self._base.sweep.name or self._sweep_id,
-                    command=self._command,
-                    confidence=confidence,
+                self.comparison = compare(restored.values(), self._base.scoring.confidence)
+                return report(
+                    self._base,
+                    self._sweep_id,
+                    self._command,
+                    self.comparison,
+                    restored,
+                    self._archive,
+                    self._archived,
                 )
-                files.write(laid_out, self._folder / FOLDER)
         except Exception as problem:  # the points are archived, and what is wrong with the report is said
             log.warning("The report could not be made: %s", problem, exc_info=True)
             self.problems.append(f"the report in {self._folder / FOLDER} could not be made: {problem}")
             return None
-        return Closing(
-            describe=partial(closing.describe, comparison, self._command),
-            series=closing.series(comparison),
-            files=self._folder / FOLDER,
-            axes=[f"axis/{key}" for key in laid_out.axes],
-            measures=closing.shown_measures(comparison),
-            differences={
-                key: _metrics_of(comparison.differences.get(result.index, {})) for key, result in restored.items()
-            },
-            time=max(archived.record.ended for archived in self._archived.values()),
-        )
 
 
 def _unpublished(reasons: Mapping[str, str], command: str) -> list[str]:
@@ -309,13 +290,3 @@ def _unpublished(reasons: Mapping[str, str], command: str) -> list[str]:
         for reason, own in names.items()
     ]
     return [*lines, f"To publish what is done, later: {command}"] if lines else []
-
-
-def _metrics_of(differences: Mapping[str, Difference]) -> dict[str, float]:
-    metrics = {}
-    for measure, difference in differences.items():
-        metrics[f"{measure}/difference"] = difference.mean
-        metrics[f"{measure}/difference/ci_low"] = difference.ci_low
-        metrics[f"{measure}/difference/ci_high"] = difference.ci_high
-        metrics |= {f"{measure}/p": difference.p, f"{measure}/q": difference.q}
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
