@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for a second thread
 
-from sweep import parsing
+from sweep import cli, parsing, session
 from sweep.config import ModelConfig, PromptsConfig, SweepConfig
 from sweep.engines import VLLMConfig
 from sweep.engines.base import Engine
@@ -65,6 +66,41 @@ def on_shared_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr(VLLMConfig, "open", lambda *_: engine)
     monkeypatch.setattr(engine, "close", lambda: None)
     return engine
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process; return (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(session, "_current", None)
+        monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a start of the engine noticed."""
+
+    def refuse(*_: object) -> None:
+        pytest.fail("the engine was started")
+
+    monkeypatch.setattr(VLLMConfig, "open", refuse)
+
+
+def missing(arguments: Sequence[str], defaults: Sequence[str]) -> list[str]:
+    """Return those of default arguments whose keys are not given."""
+    given = {argument.split("=")[0] for argument in arguments}
+    return [default for default in defaults if default.split("=")[0] not in given]
 
 
 @pytest.fixture

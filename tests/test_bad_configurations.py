@@ -15,34 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from sweep import cli, session
-from sweep.engines import VLLMConfig
-
 DATA = Path(__file__).parent / "data" / "bad_configurations.yaml"
 CORPUS = yaml.load(DATA.read_text("utf-8"), yaml.CSafeLoader)
 LONGEST, MOST_LINES = 400, 3
 Sweep = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def sweep(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Sweep:
-    """Run the command line in this process, where an engine start is noticed; return (exit code, stdout, stderr)."""
-
-    def refuse(*_: object) -> None:
-        pytest.fail("the engine was started")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(VLLMConfig, "open", refuse)
-        monkeypatch.setattr(session, "_current", None)
-        monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as error:
-            code = int(error.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def test_the_corpus_is_large_and_no_case_is_there_twice() -> None:
@@ -51,7 +27,12 @@ def test_the_corpus_is_large_and_no_case_is_there_twice() -> None:
 
 
 def test_bad_configurations_are_refused(
-    sweep: Sweep, tiny: Path, tmp_path: Path, subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
+    command_line: Sweep,
+    no_engine: None,
+    tiny: Path,
+    tmp_path: Path,
+    subtests: pytest.Subtests,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -64,7 +45,7 @@ def test_bad_configurations_are_refused(
             monkeypatch.chdir(folder)
             before = _below(folder)
 
-            code, out, err = sweep(*_command(folder, case, tiny))
+            code, out, err = command_line(*_command(folder, case, tiny))
 
             message = err[err.rfind("\nsweep: ") + 1 :]
             assert code == 2, err

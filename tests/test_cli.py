@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep import cli, session
-from sweep.engines import VLLMConfig
+from conftest import missing
 from sweep.transforms import TRANSFORMS, catalogue
 
 README = Path(__file__).parents[1] / "README.md"
@@ -20,26 +19,12 @@ Sweep = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def sweep(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Sweep:
-    """Run the command line in this process, where an engine start is noticed; return (exit code, stdout, stderr)."""
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("the engine was started")
+def sweep(tiny: Path, tmp_path: Path, no_engine: None, command_line: Sweep) -> Sweep:
+    """Run the command line on the tiny model, without an engine; return (exit code, stdout, stderr)."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(VLLMConfig, "open", refuse)
-        monkeypatch.setattr(session, "_current", None)
         defaults = [f"sweep.dir={tmp_path / 'outputs'}", f"model.id={tiny}", "prompts.items=[Hi,Ho]"]
-        keys = {argument.split("=")[0] for argument in arguments}
-        command = [*arguments, *(d for d in defaults if d.split("=")[0] not in keys)]
-        monkeypatch.setattr(sys, "argv", ["sweep", *command])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as error:
-            code = int(error.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
+        return command_line(*arguments, *missing(arguments, defaults))
 
     return run
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -18,9 +17,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
+from conftest import missing
 from hydra_plugins.sweep_sweepers._space import read_space
 from hydra_plugins.sweep_sweepers._study import Study, StudyFile
-from sweep import cli, session
 from sweep.engines import VLLMConfig
 from sweep.engines.base import Engine, Failure, Generation, Request
 from sweep.errors import ConfigError, SweepError, SweepHeld
@@ -68,22 +67,13 @@ def engine_log(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Counting:
 
 
 @pytest.fixture
-def sweep(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Sweep:
+def sweep(tiny: Path, tmp_path: Path, command_line: Sweep) -> Sweep:
     """Run the command line in this process, on the tiny model; return (exit code, stdout, stderr)."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(session, "_current", None)
         defaults = [f"sweep.dir={tmp_path / 'outputs'}", f"model.id={tiny}", "prompts.items=[Hi,Ho]"]
         defaults += ["sampling.max_tokens=4", "scoring.noise_floor=false", "hydra/sweeper=optuna"]
-        keys = {argument.split("=")[0] for argument in arguments}
-        command = [*arguments, *(d for d in defaults if d.split("=")[0] not in keys)]
-        monkeypatch.setattr(sys, "argv", ["sweep", *command])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as error:
-            code = int(error.code or 0)
-        return code, *capfd.readouterr()
+        return command_line(*arguments, *missing(arguments, defaults))
 
     return run
 
