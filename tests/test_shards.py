@@ -156,6 +156,29 @@ def test_what_changed_since_it_was_planned_is_refused(tiny: Path, tmp_path: Path
     assert "cannot be read" in sweep(tmp_path, "nowhere", "0", module="sweep.shard", code=2)
 
 
+def test_the_failures_of_all_shards_count(tiny: Path, tmp_path: Path) -> None:
+    """Those of each shard alone would be allowed."""
+    outputs = tmp_path / "outputs"
+    shared = ("prompts.items=[Hi,Ho,He]", "sampling.max_tokens=8", f"model.id={tiny}", f"sweep.dir={outputs}")
+    sweep(tmp_path, *shared)
+    [path] = (outputs / "sweeps").glob("*/points/*.parquet")
+    control = pq.read_table(path).column("generation").to_pylist()
+    (tmp_path / "strict.py").write_text(
+        f"def same(answer):\n    if answer not in {control!r}:\n        raise ValueError('another one')\n    return 1.0\n"
+    )
+    own = (
+        "plugins=[strict]",
+        "scoring.quality=['strict:same']",
+        "sweep.max_failures=6",
+        "transform.factor=range(5,25)",
+    )
+    workers = ("hydra.launcher.workers=2", "hydra.launcher.shards=5")
+    said = sweep(tmp_path, *arguments(tiny, outputs, *own, *workers), code=1)
+    assert "7 points failed, more than sweep.max_failures allows." in said and "Traceback" not in said
+    statuses = Counter(run.info.status for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}"))
+    assert not statuses["RUNNING"] and statuses["FAILED"] >= 7
+
+
 def test_a_worker_that_dies_is_replaced(tiny: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     given = arguments(tiny, outputs, *LONG, "hydra.launcher.workers=2", "hydra.launcher.shards=4")

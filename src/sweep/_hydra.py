@@ -22,6 +22,8 @@ from sweep.checks import did_you_mean, require
 from sweep.errors import ConfigError
 from sweep.paths import conf_dir
 
+_load_configuration = ConfigLoaderImpl.load_configuration
+
 
 def pass_errors_on() -> None:
     """Let exceptions reach the caller of a `hydra.main` function; Hydra would print some and exit with 1."""
@@ -34,10 +36,9 @@ def pass_errors_on() -> None:
 
 def refuse_code() -> None:
     """Refuse configurations in which Hydra would find names of callables: what is in a file must not run anything."""
-    load = ConfigLoaderImpl.load_configuration
 
     def checked(*arguments: Any, **named: Any) -> DictConfig:
-        config = load(*arguments, **named)
+        config = _load_configuration(*arguments, **named)
         require(not config.hydra.callbacks, "hydra.callbacks", "names code, which configurations cannot do", None)
         for key in ("hydra_logging", "job_logging"):
             plain = OmegaConf.to_container(config.hydra[key]) or {}

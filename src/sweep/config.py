@@ -12,6 +12,7 @@ from typing import Any
 
 from sweep.checks import require, require_choice
 from sweep.engines import EngineConfig
+from sweep.errors import TooManyFailures
 from sweep.objective import Objective
 from sweep.transforms import Pipeline
 
@@ -165,12 +166,12 @@ class SweepSettings:
         if self.objective is not None:
             Objective.parse(self.objective)
 
-    @property
-    def failures_allowed(self) -> float:
-        """How many points may fail before the sweep ends."""
-        if self.on_error == "stop":
-            return 0
-        return math.inf if self.max_failures is None else self.max_failures
+    def bear(self, failed: int) -> None:
+        """Raise `TooManyFailures` if more points have failed than `on_error` and `max_failures` allow."""
+        if self.on_error == "stop" and failed:
+            raise TooManyFailures(f"{failed} points failed, more than sweep.on_error=stop allows.")
+        if self.max_failures is not None and failed > self.max_failures:
+            raise TooManyFailures(f"{failed} points failed, more than sweep.max_failures allows.")
 
     @property
     def root(self) -> Path:

@@ -14,7 +14,7 @@ from sweep.disk.writer import Writer
 from sweep.engines.base import Failure
 from sweep.engines.gate import GATE_TOKENS, GatePrompt, identity_gate
 from sweep.engines.supervisor import Supervisor
-from sweep.errors import EngineError, TooManyFailures
+from sweep.errors import EngineError
 from sweep.memory import Memory
 from sweep.plan import EngineGroup
 from sweep.point import EngineSpec
@@ -131,9 +131,7 @@ class Generator:
             scoring.complete(workload.finished.popleft())
         while workload.failed:
             scoring.fail(*workload.failed.popleft())
-        if scoring.failed > self._settings.failures_allowed:
-            allowed = "sweep.on_error=stop" if self._settings.on_error == "stop" else "sweep.max_failures"
-            raise TooManyFailures(f"{scoring.failed} points failed, more than {allowed} allows.")
+        self._settings.bear(scoring.failed)
 
     def _open_engine(self, group: EngineGroup) -> Supervisor:
         """Return the open engine if it will do, else another one that has passed the identity gate."""

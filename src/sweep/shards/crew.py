@@ -21,11 +21,11 @@ class Crew(ABC):
 
     Attributes:
         waits: whether `work` waits for the end.
-        plans_nothing: whether a plan is wanted even if nothing is left to do.
+        plans_anyway: whether a plan is wanted even if nothing is left to do, as its reader expects one.
     """
 
     waits = True
-    plans_nothing = False
+    plans_anyway = False
 
     def __init__(self, shards: int | None = None) -> None:
         self._shards = shards
@@ -78,7 +78,7 @@ class PlanOnly(Crew):
     """
 
     waits = False
-    plans_nothing = True
+    plans_anyway = True
 
     def __init__(self, shards: int | None, folder: str | None, say: Callable[[str], None]) -> None:
         super().__init__(shards)

@@ -47,7 +47,7 @@ class Head:
 
     def wants(self, groups: Sequence[EngineGroup]) -> bool:
         """Whether groups are to be handed out."""
-        return bool(groups) or self._crew.plans_nothing
+        return bool(groups) or self._crew.plans_anyway
 
     def attach(self) -> None:
         """Wait for what an earlier process of this sweep has left at work.
@@ -137,9 +137,14 @@ class _Takings:
         self.left = {id(planned): planned for planned in points if not planned.done}
         self._waiting = {planned.identity.result_key: planned for planned in self.left.values()}
         self._seen: dict[str, float] = {}
+        self._failed = 0
 
     def look(self) -> None:
-        """Take what is new in the archive."""
+        """Take what is new in the archive.
+
+        Raises:
+            TooManyFailures: more points failed than the sweep is to bear; each shard counts its own only.
+        """
         for key, written in self._archive.written():
             planned = self._waiting.get(key)
             if planned is None or self._seen.get(key) == written:
@@ -151,6 +156,9 @@ class _Takings:
             if archived.done or archived != planned.archived:  # else it is what an earlier attempt has failed of
                 del self._waiting[key], self.left[id(planned)]
                 self._publisher.take(planned, archived)
+                if archived.record.error is not None:
+                    self._failed += 1
+                    planned.point.config.sweep.bear(self._failed)
 
 
 class _Watch:
