@@ -209,7 +209,7 @@ def test_workers_end_with_their_head_and_the_same_command_goes_on(tiny: Path, tm
 
 # So that there is time to disturb it: few answers at a time, which are long.
 MANY = ",".join(f"{first}{second}" for first in "BDF" for second in "aeio")
-LONG = ("sampling.max_tokens=400", "sampling.ignore_eos=true", "engine.max_num_seqs=4", f"prompts.items=[{MANY}]")
+LONG = ("sampling.max_tokens=280", "sampling.ignore_eos=true", "engine.max_num_seqs=4", f"prompts.items=[{MANY}]")
 
 
 def start(folder: Path, *overrides: str, environment: Mapping[str, str] = os.environ) -> subprocess.Popen[bytes]:

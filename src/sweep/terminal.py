@@ -17,6 +17,7 @@ from rich.text import Text
 from sweep.redaction import Redact, redact_file
 
 PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe
+OURS = ("sweep.", "hydra_plugins.sweep_")  # loggers whose warnings the user sees
 PLAIN_PERIOD = 5.0  # seconds between progress lines there
 
 Advance = Callable[[int], None]
@@ -110,7 +111,7 @@ class _ToUser(logging.Handler):
     def __init__(self, terminal: Terminal) -> None:
         super().__init__(logging.WARNING)
         self._terminal = terminal
-        self.addFilter(lambda record: record.name.split(".")[0] == "sweep")
+        self.addFilter(lambda record: record.name.startswith(OURS))
 
     def emit(self, record: logging.LogRecord) -> None:
         self._terminal.say(f"{record.levelname.lower()}: {record.getMessage()}")

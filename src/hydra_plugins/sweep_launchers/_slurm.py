@@ -205,11 +205,22 @@ def _name(plans: Path) -> str:
 
 
 def _queue(name: str) -> dict[str, str]:
-    """Return the states of a name's tasks that have not ended, by their ids; waits for a controller that is away."""
+    """Return the states of a name's tasks that have not ended, by their ids; waits for a controller that is away.
+
+    A task that Slurm could not start, and holds until an administrator releases it, is taken out of the queue: it would
+    be waited for in vain.
+    """
     while True:
-        done = _ask("squeue", "-h", "-a", "-r", "--me", "-n", name, "-o", "%i %T")
+        done = _ask("squeue", "-h", "-a", "-r", "--me", "-n", name, "-o", "%i %T %r")
         if done is not None:
-            return dict(line.split(maxsplit=1) for line in done.splitlines() if line.strip())
+            tasks = {}
+            for task, state, reason in (line.split(maxsplit=2) for line in done.splitlines() if line.strip()):
+                if "launch failed" in reason:
+                    log.warning("Slurm's task %s cannot be started (%s), and is cancelled.", task, reason.strip())
+                    _ask("scancel", task)
+                else:
+                    tasks[task] = state
+            return tasks
         log.warning("Slurm does not answer; it is asked again.")
         signals.check()
         time.sleep(SLOW)
