@@ -4,8 +4,9 @@
 
 FOLDER is where `pip install --no-deps --target FOLDER hydra-submitit-launcher==1.2.0` has put the plugin, which is no
 part of this project.  Needs a cluster that `sbatch` finds.  Both ways generate, score and publish the same points of
-the demo model; the one job for each point has no control, and a store of its own, as many processes at once would be in
-each other's way.  Prints wall seconds from the command to its end, and how many engines were started.
+the demo model; the one job for each point has its control in it, which takes a moment beside the engine's start, no
+second run of that, and a store of its own, as many processes at once would be in each other's way.  Prints wall seconds
+from the command to its end, and how many engines were started.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def main() -> None:
         given = (*GIVEN, f"transform.factor={factors}")
         on_slurm = ("hydra/launcher=slurm", f"hydra.launcher.shards={options.shards}")
         ours.append(_seconds([sys.executable, "-m", "sweep", *given, *on_slurm], os.environ))
-        path = os.pathsep.join([str(options.plugin.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
+        own = [str(options.plugin.resolve()), str(Path(__file__).resolve().parent)]
+        path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [sys.executable, __file__, "--multirun", *given, "hydra/launcher=submitit_slurm"]
         command += ["hydra.sweep.dir=bench", "hydra.run.dir=bench"]
         command.append(f"hydra.launcher.array_parallelism={options.shards}")
@@ -66,9 +68,9 @@ def one_point(composed: DictConfig) -> None:
     OmegaConf.update(composed, "scoring.noise_floor", False)
     config = parse(composed)
     with Runner(config, f"point-{number}", "bench", Terminal()) as runner:
-        # As a control, lest another one come along.
-        runner.run([Point(config, is_control=True)])
-    assert len(runner.results) == 1 and not runner.problems
+        runner.run([Point(config)])
+    if len(runner.results) != 2 or runner.problems or any(result.error for result in runner.results.values()):
+        raise RuntimeError(f"{runner.results} {runner.problems}")
 
 
 def _seconds(command: list[str], environment: Mapping[str, str]) -> float:
@@ -86,11 +88,13 @@ def _show(seconds: list[float]) -> str:
 
 if __name__ == "__main__":
     if os.environ.get("SWEEP_BENCH_JOB"):
-        from sweep import _hydra, parsing, session
+        import bench_slurm  # under its own name, which the jobs find it by
+        from sweep import _hydra, parsing
 
         parsing.register()
-        session.current()  # which resolves the sweep's folder
+        # Overridden, but to be there; the session's own one cannot be sent to the jobs.
+        OmegaConf.register_new_resolver("sweep_folder", str)
         _hydra.compose_once()
-        one_point()
+        bench_slurm.one_point()
     else:
         main()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> Path:
     """Have a file written under another name beside it, then give it its own, and return it."""
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    # Not by the process id alone: in containers of one file system it may be the same.
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")
     try:
         write(temporary)
         temporary.replace(path)

@@ -94,7 +94,7 @@ class Publisher:
             self._points[task.identity.result_key] = task.point
             if archived is None or not task.done:
                 continue
-            self.earlier += 1
+            self.earlier += task.point.key not in self.results
             record = archived.record
             self.results[task.point.key] = PointResult(task.index, task.point, record.summaries)
             self._archived[archived.key] = archived

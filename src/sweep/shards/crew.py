@@ -41,7 +41,7 @@ class Crew(ABC):
     def place(self, plans: Path) -> Path:
         """Return the folder for a new plan; `plans` has those of the sweep."""
         plans.mkdir(parents=True, exist_ok=True)
-        number = len(list(plans.iterdir()))
+        number = 1 + max((int(path.name) for path in plans.iterdir() if path.name.isdecimal()), default=-1)
         while True:
             try:
                 (folder := plans / f"{number:04d}").mkdir()
