@@ -108,6 +108,8 @@ def test_workers_of_this_machine(tiny: Path, tmp_path: Path, whole: dict[str, An
     expect_nothing_twice(outputs)
     [parent] = [run for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}") if run.data.tags["sweep.role"] == "sweep"]
     assert parent.data.metrics["cost/engine_starts"] == 2
+    assert parent.data.metrics["cost/requests"] == 26 * 3  # 24 points, and the control twice
+    assert parent.data.metrics["cost/generate_seconds"] > 0
 
 
 def test_shards_called_by_a_scheduler_publish_to_a_server(tiny: Path, tmp_path: Path, whole: dict[str, Any]) -> None:
@@ -156,27 +158,63 @@ def test_what_changed_since_it_was_planned_is_refused(tiny: Path, tmp_path: Path
     assert "cannot be read" in sweep(tmp_path, "nowhere", "0", module="sweep.shard", code=2)
 
 
+def test_nothing_is_planned_or_generated_beside_a_shard_at_work(tiny: Path, tmp_path: Path) -> None:
+    """Whichever launcher is asked; and a plan whose place a later run has taken is not begun any more."""
+    outputs, plan = tmp_path / "outputs", tmp_path / "plan"
+    given = arguments(tiny, outputs, *LONG)
+    planning = ("hydra/launcher=plan", f"hydra.launcher.folder={plan}", "hydra.launcher.shards=2")
+    sweep(tmp_path, *given, *planning)
+    shard = subprocess.Popen([sys.executable, "-m", "sweep.shard", str(plan), "0"], cwd=tmp_path)
+    until(lambda: len(journaled(outputs)) > 5, shard)
+    for launcher in ((), planning):
+        said = sweep(tmp_path, *given, *launcher, code=75)
+        assert f"Shard 0 of {plan}" in said and f"process {shard.pid}" in said
+    assert shard.poll() is None
+    shard.terminate()
+    assert shard.wait(20) == 143
+    sweep(tmp_path, *given)
+    said = sweep(tmp_path, str(plan), "1", module="sweep.shard", code=75)
+    assert "a later run of the sweep has taken the place of this plan" in said
+    expect_complete(outputs)
+    expect_nothing_twice(outputs)
+
+
+def picky_scorer(tiny: Path, folder: Path, *, of_control: bool = True) -> tuple[str, ...]:
+    """Return overrides with a scorer that fails on the control's answers, or on all others."""
+    outputs = folder / "scorer"
+    sweep(folder, "prompts.items=[Hi,Ho,He]", "sampling.max_tokens=8", f"model.id={tiny}", f"sweep.dir={outputs}")
+    [path] = (outputs / "sweeps").glob("*/points/*.parquet")
+    control = pq.read_table(path).column("generation").to_pylist()
+    (folder / "strict.py").write_text(
+        f"def same(answer):\n    if (answer in {control!r}) is {of_control}:\n        raise ValueError('no')\n    return 1.0\n"
+    )
+    return "plugins=[strict]", "scoring.quality=['strict:same']"
+
+
 def test_the_failures_of_all_shards_count(tiny: Path, tmp_path: Path) -> None:
     """Those of each shard alone would be allowed."""
     outputs = tmp_path / "outputs"
-    shared = ("prompts.items=[Hi,Ho,He]", "sampling.max_tokens=8", f"model.id={tiny}", f"sweep.dir={outputs}")
-    sweep(tmp_path, *shared)
-    [path] = (outputs / "sweeps").glob("*/points/*.parquet")
-    control = pq.read_table(path).column("generation").to_pylist()
-    (tmp_path / "strict.py").write_text(
-        f"def same(answer):\n    if answer not in {control!r}:\n        raise ValueError('another one')\n    return 1.0\n"
-    )
-    own = (
-        "plugins=[strict]",
-        "scoring.quality=['strict:same']",
-        "sweep.max_failures=6",
-        "transform.factor=range(5,25)",
-    )
+    own = (*picky_scorer(tiny, tmp_path, of_control=False), "sweep.max_failures=6", "transform.factor=range(5,25)")
     workers = ("hydra.launcher.workers=2", "hydra.launcher.shards=5")
     said = sweep(tmp_path, *arguments(tiny, outputs, *own, *workers), code=1)
     assert "7 points failed, more than sweep.max_failures allows." in said and "Traceback" not in said
     statuses = Counter(run.info.status for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}"))
     assert not statuses["RUNNING"] and statuses["FAILED"] >= 7
+
+
+def test_a_control_that_cannot_be_scored_is_compared_with_all_the_same(tiny: Path, tmp_path: Path) -> None:
+    """In shards as in one piece: its answers are there."""
+    own = picky_scorer(tiny, tmp_path)
+    statuses = []
+    for name, launcher in (("whole", ()), ("shards", ("hydra.launcher.workers=2", "hydra.launcher.shards=3"))):
+        outputs = tmp_path / name
+        sweep(tmp_path, *arguments(tiny, outputs, *own, *launcher), code=1)
+        runs = runs_of(f"sqlite:///{outputs / 'mlflow.db'}")
+        points = [run for run in runs if run.data.tags["sweep.role"] != "sweep"]
+        statuses.append({run.data.tags["mlflow.runName"]: run.info.status for run in points})
+    assert statuses[0]["control"] == "FAILED" and "FINISHED" in statuses[0].values()
+    assert statuses[0] == statuses[1]
+    expect_nothing_twice(tmp_path / "shards")
 
 
 def test_a_worker_that_dies_is_replaced(tiny: Path, tmp_path: Path) -> None:

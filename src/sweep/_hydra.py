@@ -12,7 +12,7 @@ import hydra._internal.hydra
 import hydra._internal.utils
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -110,7 +110,9 @@ def check_values(arguments: Sequence[str]) -> None:
         if isinstance(value, RangeSweep) and not value.step:
             raise ConfigError(f"{argument}: the step of a range must not be 0.")
         group = conf_dir() / override.key_or_group
-        if group.is_dir() and not override.is_delete() and (value is None or isinstance(value, (int, float, dict))):
+        given = value.list if isinstance(value, ChoiceSweep) else [value]
+        no_name = any(each is None or isinstance(each, (int, float, dict)) for each in given)
+        if group.is_dir() and not override.is_delete() and no_name:
             options = sorted(path.stem for path in group.glob("*.yaml"))
             raise ConfigError(f"{argument}: there is no such option. {did_you_mean('', options)}")
 

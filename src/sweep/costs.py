@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
@@ -80,6 +80,19 @@ class SharedCosts:
         """Add what the engine generated, and how long it took."""
         self.tokens += tokens
         self.generate_seconds += seconds
+
+    def sums(self) -> dict[str, float]:
+        """Return what adds up over processes, but for the engines' starts, which are counted where they happen."""
+        names = [each.name for each in fields(self) if each.name.endswith("_seconds") or each.name == "tokens"]
+        own = {name: float(getattr(self, name)) for name in names}
+        return own | {f"points.{each.name}": float(getattr(self.points, each.name)) for each in fields(self.points)}
+
+    def add(self, sums: Mapping[str, float]) -> None:
+        """Add another process's sums."""
+        for name, value in sums.items():
+            owner, _, attribute = name.rpartition(".")
+            target = self.points if owner else self
+            setattr(target, attribute, getattr(target, attribute) + value)
 
     def now(self) -> dict[str, float]:
         """Return what a point is told of the batch that it shared, up to now."""

@@ -110,6 +110,7 @@ class Generator:
         for answer in engine.generate(workload, lambda key: cast(Key, key).point in workload.active):
             signals.check()
             key, tokens = cast(Key, answer.key), 0
+            is_asked = key.forced is None  # else an answer has led to it, and nobody has counted it before
             if isinstance(answer, Failure):
                 workload.reject(key, answer.reason)
             else:
@@ -119,7 +120,8 @@ class Generator:
             now = time.monotonic()
             self._costs.count(tokens, now - then)
             then = now
-            advance(tokens)
+            if is_asked:
+                advance(tokens)
             self._take(workload, scoring, advance)
         self._costs.gpu_memory_gib = engine.memory_gib()
 

@@ -26,7 +26,8 @@ from sweep.plan import EngineGroup, Task, describe, make_plan
 from sweep.point import Point, with_controls
 from sweep.publication.publisher import Publisher
 from sweep.report.comparison import Comparison
-from sweep.shards.crew import Crew
+from sweep.shards import plans
+from sweep.shards.crew import PATIENCE, Crew
 from sweep.shards.head import Head
 from sweep.terminal import Terminal
 from sweep.tracking import Tracker
@@ -61,7 +62,9 @@ class Runner:
         self._memory = Memory(self._archive, self._journal, sweep_id, base.sweep.resume)
         self._costs = SharedCosts()
         self._generator = Generator(self._settings, self._journal, self._memory, self._costs, terminal)
-        self._head = Head(crew, self.folder / "shards", sweep_id, command, self._archive, terminal) if crew else None
+        self._plans = self.folder / "shards"
+        self._head = Head(crew, self._plans, sweep_id, command, self._archive, terminal) if crew is not None else None
+        self._shards_starts = 0
         self.publisher: Publisher | None = None
         self._contents = Contents()
         self._run_as: dict[str, str] = {}
@@ -79,7 +82,7 @@ class Runner:
     @property
     def engine_starts(self) -> int:
         """How many engines were started, those among them that took a dead one's place."""
-        return self._generator.engine_starts + (self._head.engine_starts if self._head else 0)
+        return self._generator.engine_starts + self._shards_starts
 
     @property
     def results(self) -> dict[str, PointResult]:
@@ -106,12 +109,13 @@ class Runner:
 
         Raises:
             ConfigError: an input is wrong, or the model fails the identity gate; nothing was started.
+            SweepHeld: shards of this sweep are at work that this process does not wait for.
             EngineError: the engine failed for good; what was complete is published, what had begun is FAILED.
             TooManyFailures: more points failed than `sweep.on_error` and `sweep.max_failures` allow.
         """
         contents = self._contents
-        if self._head is not None and self.publisher is None and not self._settings.dry_run:
-            self._head.attach()
+        if self.publisher is None and not self._settings.dry_run:
+            self._take_place()
         fresh = self._distinct(points)
         wanted = with_controls(fresh, self.publisher.scoring.controls if self.publisher else ())
         tasks = self._memory.tasks(wanted, contents)
@@ -146,10 +150,32 @@ class Runner:
                 undo.callback(self._head.close)
             if error is None or isinstance(error, Exception):
                 undo.callback(self._generator.close)
+                self._count_shards()
             # Else the engine ends with this process: shutting it down properly takes longer than there is time.
             self._costs.engine_starts = self.engine_starts
             if self.publisher is not None:
                 undo.callback(self.publisher.close, error)
+
+    def _take_place(self) -> None:
+        """Wait for, or refuse to be in the way of, what an earlier process of this sweep has left at work.
+
+        Raises:
+            SweepHeld: something is at work.
+        """
+        if self._head is not None:
+            self._head.attach()
+        if self._plans.is_dir():
+            plans.take_place(self._plans, self._head.patience if self._head else PATIENCE)
+
+    def _count_shards(self) -> None:
+        """Add what shards have cost, those among them that an earlier process of the sweep has not waited for."""
+        if self.publisher is None or (self._head is not None and not self._head.waits):
+            return
+        for manifest, states in plans.uncounted(self._plans):
+            for state in states:
+                self._shards_starts += state.engine_starts
+                self._costs.add(state.costs)
+            manifest.counted.touch()
 
     def _distinct(self, points: Sequence[Point]) -> list[Point]:
         """Return the points that have not been run, without those that are the same as others but for their names."""

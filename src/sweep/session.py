@@ -144,7 +144,13 @@ class Session:
         from sweep.report.terminal import print_report
         from sweep.runner import Runner
 
-        runner = Runner(point.config, self.id, _command(), self.terminal, crew() if crew else None)
+        workers = crew() if crew else None
+        if self.axes and workers is not None and not workers.waits:
+            raise ConfigError(
+                "hydra/launcher: a sweeper that chooses points by what has come of others needs a launcher that waits "
+                "for them: not plan, and not slurm with hydra.launcher.wait=false."
+            )
+        runner = Runner(point.config, self.id, _command(), self.terminal, workers)
         try:
             if not point.config.sweep.dry_run:
                 lease = runner.folder / "lease"

@@ -10,21 +10,23 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sweep import signals
-from sweep.errors import ConfigError, SweepError
+from sweep.checks import require
+from sweep.errors import ConfigError, EngineError, SweepError
 from sweep.redaction import redact
-from sweep.shards.crew import ATTEMPTS, Crew, left_undone
+from sweep.shards.crew import ATTEMPTS, LEASE_SECONDS, Crew, left_undone
 from sweep.shards.manifest import Manifest, read
 
 log = logging.getLogger(__name__)
 
 PERIOD = 0.5  # seconds
-LEASE_SECONDS = 180.0  # that a shard's next actor waits for what held it on another machine to be known as dead
+ROOM_SECONDS = 30.0  # after which the user is told that actors still wait for room
 
 
 class RayCrew(Crew):
@@ -37,6 +39,8 @@ class RayCrew(Crew):
         shards: how many shards a plan is cut into; None: as many as are worth an engine's start.
         say: tells the user.
     """
+
+    patience = LEASE_SECONDS
 
     def __init__(
         self,
@@ -66,32 +70,44 @@ class RayCrew(Crew):
 
         self._connect()
         waiting, reasons = list(range(manifest.shards)), dict[int, str]()
-        attempts, busy = dict.fromkeys(waiting, 0), dict[Any, tuple[int, Any]]()
+        attempts, busy = dict.fromkeys(waiting, 0), dict[Any, tuple[int | None, Any]]()
         while len(self._actors) < min(self._most(), manifest.shards):
             self._actors.append(self._actor())
-        free = list(self._actors)
-        while waiting or busy:
+        # One for which there is no room yet, or never will be, must not keep a shard from the others.
+        for actor in self._actors:
+            busy[actor.is_ready.remote()] = None, actor
+        free: list[Any] = []
+        began, told = time.monotonic(), False
+        while waiting or any(index is not None for index, _ in busy.values()):
             while waiting and free:
-                actor, index = free.pop(), waiting.pop(0)
-                attempts[index] += 1
-                busy[actor.work.remote(str(manifest.path), index)] = index, actor
+                actor, shard = free.pop(), waiting.pop(0)
+                attempts[shard] += 1
+                busy[actor.work.remote(str(manifest.path), shard)] = shard, actor
             done, _ = ray.wait(list(busy), timeout=PERIOD)
             signals.check()
             watch()
             for reference in done:
                 index, actor = busy.pop(reference)
                 try:
-                    if (reason := ray.get(reference)) is not None:
-                        reasons[index] = reason
+                    answer = ray.get(reference)
+                    if index is not None and answer is not None:
+                        reasons[index] = answer
+                    free.append(actor)
                 except ray.exceptions.RayError as error:
-                    reasons[index] = f"its actor has died: {str(error).splitlines()[0]}"
-                    log.warning("Shard %d: %s", index, reasons[index])
                     self._actors.remove(actor)
-                    actor = self._actor()
-                    self._actors.append(actor)
+                    reason = f"its actor has died: {str(error).splitlines()[0]}"
+                    if index is None:  # it cannot even start: another one could not, either
+                        raise EngineError(f"hydra/launcher=ray: {reason}") from error
+                    reasons[index] = reason
+                    log.warning("Shard %d: %s", index, reason)
+                    self._actors.append(actor := self._actor())
+                    busy[actor.is_ready.remote()] = None, actor
                     if attempts[index] < ATTEMPTS:
                         waiting.insert(0, index)
-                free.append(actor)
+            if not told and time.monotonic() - began > ROOM_SECONDS:
+                if wanting := sum(index is None for index, _ in busy.values()):
+                    self._say(f"Ray: {wanting} of {len(self._actors)} actors wait for room in the cluster")
+                told = True
         return left_undone(manifest, reasons)
 
     def close(self) -> None:
@@ -122,6 +138,9 @@ class RayCrew(Crew):
             first = str(error).strip().splitlines()[0][:200]
             raise ConfigError(f"hydra.launcher.address: Ray cannot be reached: {first}") from error
         self._connected = True
+        if self._address is None and self._count and self._count > (room := self._room()):
+            rule = f"and cpus and gpus ask for more than there is here: there is room for {room}"
+            require(False, "hydra.launcher.actors", rule, self._count)
         self._say(f"Ray: {self._most()} actors")
 
     def _prepare_own(self) -> None:
@@ -142,14 +161,16 @@ class RayCrew(Crew):
         }
 
     def _most(self) -> int:
-        if self._count:
-            return self._count
+        return self._count or max(1, self._room())
+
+    def _room(self) -> int:
+        """Return how many actors the cluster has room for, busy or not."""
         import ray
 
         resources = ray.cluster_resources()
         room = [resources.get("CPU", 0) / self._cpus] if self._cpus else []
         room += [resources.get("GPU", 0) / self._gpus] if self._gpus else []
-        return max(1, int(min(room, default=1)))
+        return int(min(room, default=1))
 
     def _actor(self) -> Any:
         import ray
@@ -167,6 +188,10 @@ class ShardActor:
 
         self._terminal = Terminal()
         self._worker = ShardWorker(self._terminal)
+
+    def is_ready(self) -> bool:
+        """Return once there was room for it."""
+        return True
 
     def work(self, path: str, index: int) -> str | None:
         """Work off a shard; return why it is not done, None if it is."""

@@ -20,16 +20,18 @@ import sweep._environment  # noqa: F401 - before the libraries that it is for
 from sweep import signals
 from sweep.errors import ConfigError, SweepError, SweepHeld
 from sweep.redaction import redact
-from sweep.shards import claims
-from sweep.shards.crew import Crew, left_undone
+from sweep.shards import plans as sweep_plans
+from sweep.shards.claims import Claims, owner_of
+from sweep.shards.crew import LEASE_SECONDS, Crew, left_undone
 from sweep.shards.manifest import MANIFEST, Manifest, read
 from sweep.shards.state import read_state
 
 log = logging.getLogger(__name__)
 
 QUICK, SLOW = 1.0, 10.0  # seconds between questions to the controller, of the first minute and later
+SETTLE = 5  # questions in a row to which there are no tasks, before what tasks have written is taken for all: on a file
+# system that machines share it may come later than the queue's news
 ARRAY = 1000  # tasks of one array; Slurm's own limit is 1001 unless it is told otherwise
-LEASE_SECONDS = 180.0  # that a requeued task waits for what held its shard on another machine to be known as dead
 
 
 class SlurmCrew(Crew):
@@ -46,6 +48,8 @@ class SlurmCrew(Crew):
         waits: whether to wait for the tasks' end.
         say: tells the user.
     """
+
+    patience = LEASE_SECONDS
 
     def __init__(
         self,
@@ -82,10 +86,10 @@ class SlurmCrew(Crew):
     def work(self, manifest: Manifest, watch: Callable[[], None]) -> Mapping[int, str]:
         """As of `Crew`; without waiting, return when the tasks are submitted."""
         self._plans = plans = manifest.folder.parent
-        claims.reopen(plans)
-        # Tasks of the last plan, if there are some, take up shards of this one.
-        self._submit(manifest, len(_queue(_name(plans))))
-        began, told = time.monotonic(), ""
+        sweep_plans.reopen(plans)
+        # Tasks of the last batch, if there are some, take up shards of this one.
+        self._submit(manifest, len(_queue(_name(plans))) if self.waits else 0)
+        began, told, empty = time.monotonic(), "", 0
         while self.waits:
             signals.check()
             watch()
@@ -93,23 +97,22 @@ class SlurmCrew(Crew):
             if all(state is not None and state.ended for state in states):
                 break
             tasks = _queue(_name(plans))
-            if not tasks:
-                free = [index for index in range(manifest.shards) if claims.owner_of(manifest, index) is None]
-                if not free or any(read_state(manifest.state(index)) for index in free):
-                    break
-                if _submitted(manifest):  # its tasks were cancelled before they began
-                    break
-                self._submit(manifest, 0)
+            empty = 0 if tasks else empty + 1
+            if empty == SETTLE:
+                if _submitted(manifest) or any(owner_of(manifest, i) is not None for i in range(manifest.shards)):
+                    break  # what is not done was cancelled, or has failed
+                self._submit(manifest, 0)  # the last batch's tasks have ended before they saw this one
+                empty = 0
             if _told(tasks) != told:
                 told = _told(tasks)
                 self._say(f"Slurm: {told}" if told else "Slurm: no tasks are left in the queue")
-            time.sleep(QUICK if time.monotonic() - began < 60 else SLOW)
+            time.sleep(QUICK if empty or time.monotonic() - began < 60 else SLOW)
         return left_undone(manifest, _reasons(manifest)) if self.waits else {}
 
     def close(self) -> None:
         """Have the tasks end once nothing is left to do."""
         if self._plans is not None and self.waits:
-            claims.close(self._plans)
+            sweep_plans.close(self._plans)
 
     def _submit(self, manifest: Manifest, there: int) -> None:
         """Submit a task for each shard, but for as many as are there already."""
@@ -120,13 +123,15 @@ class SlurmCrew(Crew):
             executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=self._requeues)
             executor.update_parameters(name=_name(manifest.folder.parent), **self._parameters)
             wanted = range(there, manifest.shards)
-            for first in range(0, len(wanted), ARRAY):
-                indices = wanted[first : first + ARRAY]
-                tasks = [ShardTask(str(manifest.path), index, self._linger) for index in indices]
+            arrays = [wanted[first : first + ARRAY] for first in range(0, len(wanted), ARRAY)]
+            if (limit := self._parameters.get("slurm_array_parallelism")) and len(arrays) > 1:
+                executor.update_parameters(slurm_array_parallelism=max(1, limit // len(arrays)))
+            for indices in arrays:
+                tasks = [ShardTask(str(manifest.path), index, self._linger if self.waits else 0.0) for index in indices]
                 jobs = executor.map_array(ShardTask.__call__, tasks)
                 ids = [str(job.job_id) for job in jobs]
                 with (manifest.folder / "submitted").open("a") as file:
-                    file.write("".join(f"{job}\n" for job in ids))
+                    file.write("".join(f"{index} {job}\n" for index, job in zip(indices, ids, strict=True)))
                 self._say(f"Slurm: submitted {len(ids)} tasks as job {ids[0].partition('_')[0]}")
         except (RuntimeError, ValueError, OSError, subprocess.CalledProcessError) as error:
             reason = _first_line(error)
@@ -144,22 +149,21 @@ class ShardTask:
         from sweep.shards.worker import ShardWorker
         from sweep.terminal import Terminal
 
-        owner = _own_id()
+        claims = Claims(_own_id())
         manifest, terminal, failure = read(Path(self._path)), Terminal(), None
         manifest.enter()
-        tried: set[tuple[Path, int]] = set()
-        with terminal.divert(manifest.log(f"task-{owner}"), verbose=False), ShardWorker(terminal) as worker:
+        with terminal.divert(manifest.log(f"task-{_own_id()}"), verbose=False), ShardWorker(terminal) as worker:
             until = time.monotonic() + self._linger
+            # Only now, after a requeue: while it works, it leaves no shard but one that has failed without a trace.
+            all_plans = (manifest, *sweep_plans.later(manifest))
+            begun = [(plan, index) for plan in all_plans if (index := claims.begun(plan)) is not None]
             while True:
-                work = _next(manifest, owner, self._index)
+                work = begun.pop() if begun else _next(manifest, claims, self._index)
                 if work is None:
-                    if time.monotonic() > until or claims.is_closed(manifest.folder.parent):
+                    if time.monotonic() > until or sweep_plans.is_closed(manifest.folder.parent):
                         break
                     time.sleep(QUICK)
                     continue
-                if (place := (work[0].path, work[1])) in tried:  # it has failed without a trace, as on a full disk
-                    break
-                tried.add(place)
                 try:
                     worker.work(*work, patience=LEASE_SECONDS)
                 except SweepError as error:
@@ -176,10 +180,10 @@ class ShardTask:
         return DelayedSubmission(self)
 
 
-def _next(manifest: Manifest, owner: str, first: int) -> tuple[Manifest, int] | None:
+def _next(manifest: Manifest, claims: Claims, first: int) -> tuple[Manifest, int] | None:
     """Return a shard to work off: of the plan itself, else of a later one."""
-    for plan in (manifest, *claims.later(manifest)):
-        if (index := claims.take(plan, owner, first)) is not None:
+    for plan in (manifest, *sweep_plans.later(manifest)):
+        if not plan.is_replaced and (index := claims.take(plan, first)) is not None:
             return plan, index
     return None
 
@@ -234,7 +238,7 @@ def _reasons(manifest: Manifest) -> dict[int, str]:
         state = read_state(manifest.state(index))
         if state is not None and state.ended:
             continue
-        owner = claims.owner_of(manifest, index) or (ids[index] if index < len(ids) else None)
+        owner = owner_of(manifest, index) or ids.get(index)
         if owner is not None:
             reasons[index] = f"Slurm's task {owner} ended: {_state_of(owner)}"
     return reasons
@@ -261,11 +265,13 @@ def _ask(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _submitted(manifest: Manifest) -> list[str]:
+def _submitted(manifest: Manifest) -> dict[int, str]:
+    """Return the tasks that were submitted for a plan's shards."""
     try:
-        return (manifest.folder / "submitted").read_text().split()
+        lines = (manifest.folder / "submitted").read_text().splitlines()
     except FileNotFoundError:
-        return []
+        return {}
+    return {int(index): task for index, task in map(str.split, lines)}
 
 
 def _told(tasks: Mapping[str, str]) -> str:

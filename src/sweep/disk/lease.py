@@ -129,6 +129,17 @@ class Lease:
         self.lost.clear()
         threading.Thread(target=self._renew, args=(*own, self._released), name="lease", daemon=True).start()
 
+    def expect_free(self) -> None:
+        """Look whether the lease could be taken, without taking it.
+
+        Raises:
+            SweepHeld: somebody has it who is alive, or may be.
+        """
+        with self._clock() as now, contextlib.suppress(FileNotFoundError):  # the number was taken back
+            last = max(self._numbers(), default=0)
+            if last and not _is_free(self._path(last), now()):
+                raise SweepHeld(f"{self._path(last)} is being written just now.")
+
     def release(self) -> None:
         """Give the lease back, if it is still this one's.  What cannot be given back ends with the process."""
         self._released.set()

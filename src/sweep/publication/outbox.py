@@ -82,9 +82,9 @@ class Outbox:
             self._hurry.set()
 
     def close(self) -> None:
-        """Wait until all that was taken is published, or given up."""
+        """Wait until all that was taken is published, or given up; it takes no more."""
         self.hurry()
-        self._worker.drain()
+        self._worker.close()
 
     def abandon(self, seconds: float) -> None:
         """Leave what waits for the next run."""

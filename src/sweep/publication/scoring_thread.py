@@ -95,6 +95,10 @@ class ScoringThread:
         """Wait until all that was taken is scored and archived."""
         self._worker.drain()
 
+    def close(self) -> None:
+        """Wait as `drain` does, and take no more."""
+        self._worker.close()
+
     def abandon(self, seconds: float) -> None:
         """Leave what waits for the next run, which finds its answers in the journal."""
         self._worker.abandon(seconds)

@@ -10,6 +10,10 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+class _End:
+    """The last item."""
+
+
 class Worker(Generic[T]):
     """Does `do(item)` for each item put, in order, on a thread of its own that does not outlive the process.
 
@@ -19,7 +23,7 @@ class Worker(Generic[T]):
     def __init__(self, name: str, do: Callable[[T], None], limit: int = 0) -> None:
         """Start; at most `limit` items wait, then `put` does; 0: any number."""
         self._do = do
-        self._items: queue.Queue[T] = queue.Queue(limit)
+        self._items: queue.Queue[T | _End] = queue.Queue(limit)
         self._error: BaseException | None = None
         self._abandoned, self._idle = threading.Event(), threading.Event()
         self._idle.set()
@@ -42,6 +46,11 @@ class Worker(Generic[T]):
                 self._items.all_tasks_done.wait(0.5)
         self._raise()
 
+    def close(self) -> None:
+        """Wait until all items are done, and end the thread; it takes no more."""
+        self.drain()
+        self._items.put(_End())
+
     def abandon(self, seconds: float) -> None:
         """Leave what waits undone, and wait so long for what is being done."""
         self._abandoned.set()
@@ -55,6 +64,8 @@ class Worker(Generic[T]):
     def _work(self) -> None:
         while True:
             item = self._items.get()
+            if isinstance(item, _End):
+                return
             try:
                 if self._error is None and not self._abandoned.is_set():
                     self._idle.clear()

@@ -6,34 +6,49 @@ A claim lasts for good.  Whoever made it comes back to it, after a requeue; what
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from sweep.shards.manifest import MANIFEST, Manifest, read
+from sweep.shards.manifest import Manifest
 from sweep.shards.state import read_state
 
-CLOSED = "closed"  # in the folder of plans: no more will come
 
+class Claims:
+    """One process's claims.
 
-def take(manifest: Manifest, owner: str, first: int = 0) -> int | None:
-    """Return a shard for a process: the one that it has begun, else a free one, looking from `first` on.
-
-    None: all are taken.
+    Args:
+        owner: its name, which is the same after a requeue.
     """
-    for index in range(manifest.shards):
-        state = read_state(manifest.state(index))
-        if owner_of(manifest, index) == owner and not (state is not None and state.ended):
-            return index
-    for i in range(manifest.shards):
-        index = (first + i) % manifest.shards
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+        self._taken: dict[Path, set[int]] = {}  # by anybody, so that no file is looked at over and over again
+
+    def begun(self, manifest: Manifest) -> int | None:
+        """Return a shard that was claimed before, and not ended; None: there is none."""
+        for index in range(manifest.shards):
+            state = read_state(manifest.state(index))
+            if not (state is not None and state.ended) and owner_of(manifest, index) == self._owner:
+                return index
+        return None
+
+    def take(self, manifest: Manifest, first: int = 0) -> int | None:
+        """Claim a free shard, looking from `first` on, and return it; None: all are taken."""
+        taken = self._taken.setdefault(manifest.folder, set())
+        for index in ((first + i) % manifest.shards for i in range(manifest.shards)):
+            if index not in taken:
+                taken.add(index)
+                if self._claim(manifest, index):
+                    return index
+        return None
+
+    def _claim(self, manifest: Manifest, index: int) -> bool:
         try:
             fd = os.open(_path(manifest, index), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
-            continue
+            return False
         with open(fd, "w", encoding="utf-8") as file:
-            file.write(owner)
-        return index
-    return None
+            file.write(self._owner)
+        return True
 
 
 def owner_of(manifest: Manifest, index: int) -> str | None:
@@ -42,28 +57,6 @@ def owner_of(manifest: Manifest, index: int) -> str | None:
         return _path(manifest, index).read_text("utf-8")
     except FileNotFoundError:
         return None
-
-
-def later(manifest: Manifest) -> Iterator[Manifest]:
-    """Yield the plans of the same sweep that were made after one."""
-    for path in sorted(manifest.folder.parent.glob(f"*/{MANIFEST}")):
-        if path.parent.name > manifest.folder.name:
-            yield read(path)
-
-
-def close(plans: Path) -> None:
-    """Say that no more plans will come."""
-    (plans / CLOSED).touch()
-
-
-def reopen(plans: Path) -> None:
-    """Say that plans may come again."""
-    (plans / CLOSED).unlink(missing_ok=True)
-
-
-def is_closed(plans: Path) -> bool:
-    """Whether no more plans will come."""
-    return (plans / CLOSED).exists()
 
 
 def _path(manifest: Manifest, index: int) -> Path:

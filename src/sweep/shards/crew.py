@@ -7,11 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from sweep.shards import plans as sweep_plans
 from sweep.shards.manifest import Manifest
 from sweep.shards.state import read_state
 
 # What is known of an engine before it has been seen: a shard should be worth its start.
 START_SECONDS, TOKENS_PER_SECOND = 60.0, 2000.0
+PATIENCE = 5.0  # seconds, in which a process that is to end with the one that planned will have ended
+LEASE_SECONDS = 180.0  # in which what has held a shard on another machine is known as dead, if it is
 ATTEMPTS = 3  # at a shard, whose process may die
 WORTH = 10  # starts that a shard should take, if there is as much to do
 
@@ -22,10 +25,13 @@ class Crew(ABC):
     Attributes:
         waits: whether `work` waits for the end.
         plans_anyway: whether a plan is wanted even if nothing is left to do, as its reader expects one.
+        patience: seconds to wait, before work begins, for processes of an earlier run that are known to be ending, or
+            that may be dead without anybody on this machine knowing.
     """
 
     waits = True
     plans_anyway = False
+    patience = PATIENCE
 
     def __init__(self, shards: int | None = None) -> None:
         self._shards = shards
@@ -40,18 +46,10 @@ class Crew(ABC):
 
     def place(self, plans: Path) -> Path:
         """Return the folder for a new plan; `plans` has those of the sweep."""
-        plans.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(path.name) for path in plans.iterdir() if path.name.isdecimal()), default=-1)
-        while True:
-            try:
-                (folder := plans / f"{number:04d}").mkdir()
-            except FileExistsError:
-                number += 1
-            else:
-                return folder
+        return sweep_plans.new(plans)
 
     def attach(self, plans: Path) -> None:  # noqa: B027 - most have nothing that outlives them
-        """Wait for what an earlier process of the sweep has left at work, if that is possible.
+        """Wait for what an earlier process of the sweep has left at work, if this crew can know of it.
 
         Raises:
             SweepHeld: something is at work, and this crew does not wait.
@@ -65,7 +63,7 @@ class Crew(ABC):
             watch: called now and then meanwhile.
         """
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:  # noqa: B027 - as of `attach`
         """End what was started, if it is to end with this process."""
 
 
@@ -86,7 +84,9 @@ class PlanOnly(Crew):
 
     def place(self, plans: Path) -> Path:
         """Return the folder that was asked for, else a new one."""
-        return Path(self._folder).expanduser().resolve() if self._folder else super().place(plans)
+        if not self._folder:
+            return super().place(plans)
+        return sweep_plans.add(plans, Path(self._folder).expanduser().resolve())
 
     def work(self, manifest: Manifest, watch: Callable[[], None]) -> Mapping[int, str]:
         """Say where the plan is."""

@@ -15,11 +15,11 @@ from sweep.outcome import Progress
 from sweep.plan import EngineGroup, PlannedPoint
 from sweep.publication.publisher import Publisher
 from sweep.shards import manifest as manifests
+from sweep.shards import plans
 from sweep.shards.crew import Crew
 from sweep.shards.manifest import Manifest
-from sweep.shards.state import State, read_state
 from sweep.terminal import Advance, Terminal
-from sweep.workload import ANSWER
+from sweep.workload import ANSWER, FLOOR
 
 log = logging.getLogger(__name__)
 
@@ -27,23 +27,23 @@ PERIOD = 2.0  # seconds between looks at what the shards have done
 
 
 class Head:
-    """One sweep's shards, as its own process sees them.
-
-    Attributes:
-        engine_starts: how many engines the shards have started.
-    """
+    """One sweep's shards, as its own process sees them."""
 
     def __init__(
         self, crew: Crew, folder: Path, sweep_id: str, command: str, archive: Archive, terminal: Terminal
     ) -> None:
         self._crew, self._folder, self._sweep_id, self._command = crew, folder, sweep_id, command
         self._archive, self._terminal = archive, terminal
-        self.engine_starts = 0
 
     @property
     def waits(self) -> bool:
         """Whether what is handed out is waited for."""
         return self._crew.waits
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for what may be left of an earlier run."""
+        return self._crew.patience
 
     def wants(self, groups: Sequence[EngineGroup]) -> bool:
         """Whether groups are to be handed out."""
@@ -69,6 +69,7 @@ class Head:
         points, shards = [planned for group in groups for planned in group.points], self._cut(groups)
         manifest = manifests.write(
             self._crew.place(self._folder),
+            groups,
             shards,
             sweep_id=self._sweep_id,
             command=self._command,
@@ -82,7 +83,6 @@ class Head:
             if not self.waits:
                 return
             takings.look()
-        self.engine_starts += sum(state.engine_starts for state in _states(manifest))
         given = {id(planned): f"shard {i}: {why}" for i, why in reasons.items() for planned in shards[i]}
         self._finish(groups, takings, given, publisher, generator, memory)
 
@@ -107,22 +107,21 @@ class Head:
         """Score what was answered and left for a control that came too late; fail what was not answered."""
         for group in groups:
             left = [planned for planned in group.points if id(planned) in takings.left]
-            done = {
-                planned.point.control_key: replace(planned, archived=archived)
-                for planned in group.points
-                if planned.point.is_control
-                and (archived := self._archive.get(planned.identity.result_key)) is not None
-                and archived.done
-            }
-            answered = [p for p in left if p.point.control_key in done and _is_answered(p, memory)]
+            controls = {p.point.control_key: p for p in map(self._known, group.points) if p.point.is_control}
+            usable = {key for key, control in controls.items() if control.done or _is_answered(control, memory)}
+            answered = [p for p in left if p.point.control_key in usable and _is_answered(p, memory)]
             known = {id(planned) for planned in answered}
             for planned in left:
                 if id(planned) not in known:
                     reason = reasons.get(id(planned), "its shard ended without it")
                     publisher.scoring.fail(Progress(planned, started=time.time()), reason)
             if answered:
-                controls = [done[key] for key in dict.fromkeys(p.point.control_key for p in answered)]
-                generator.work_off(replace(group, points=[*controls, *answered]), publisher.scoring, lambda: None)
+                own = [controls[key] for key in dict.fromkeys(p.point.control_key for p in answered)]
+                generator.work_off(replace(group, points=[*own, *answered]), publisher.scoring, lambda: None)
+
+    def _known(self, planned: PlannedPoint) -> PlannedPoint:
+        archived = self._archive.get(planned.identity.result_key)
+        return planned if archived is None else replace(planned, archived=archived)
 
 
 class _Takings:
@@ -173,7 +172,7 @@ class _Watch:
         if time.monotonic() - self._then < PERIOD:
             return
         self._then = time.monotonic()
-        states = _states(self._manifest)
+        states = plans.states(self._manifest)
         done, tokens = sum(state.done for state in states), sum(state.tokens for state in states)
         for i in range(done - self._done):
             self._advance(tokens - self._tokens if i == 0 else 0)
@@ -181,14 +180,10 @@ class _Watch:
         self._takings.look()
 
 
-def _states(manifest: Manifest) -> list[State]:
-    found = (read_state(manifest.state(index)) for index in range(manifest.shards))
-    return [state for state in found if state is not None]
-
-
 def _is_answered(planned: PlannedPoint, memory: Memory) -> bool:
     """Whether all that is asked for a point is in the journal; teacher forcing asks more once the control is there."""
-    if planned.point.is_control or planned.point.config.scoring.teacher_forced:
+    if planned.point.config.scoring.teacher_forced:
         return False
     known = memory.recall(planned)
-    return all((ANSWER, encoded.prompt.id) in known for encoded in planned.prompts)
+    kinds = (ANSWER, FLOOR)[: planned.runs]
+    return all((kind, encoded.prompt.id) in known for kind in kinds for encoded in planned.prompts)

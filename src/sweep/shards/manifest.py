@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from sweep.config import SweepConfig
 from sweep.disk import atomic
 from sweep.errors import ConfigError
 from sweep.parsing import Parser
-from sweep.plan import PlannedPoint
-from sweep.point import Point
+from sweep.plan import EngineGroup, PlannedPoint
+from sweep.point import EngineSpec, Point
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -33,13 +33,32 @@ class Piece:
     Attributes:
         index: its place in the sweep.
         fingerprint: what it was when it was planned.
-        own: whether the shard has it done; else it is another one's control, which the shard's points need.
+        home: the shard that has it done, as points of this one need it, which is a control; None: this one has.
     """
 
     point: Point
     index: int
     fingerprint: str
-    own: bool
+    home: int | None
+
+    @property
+    def own(self) -> bool:
+        """Whether the shard has it done."""
+        return self.home is None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What a shard's file says.
+
+    Attributes:
+        pieces: its points, controls first where they are not its own.
+        max_model_len: tokens of prompt and answer that its engine must have room for, as all shards' of its kind, so
+            that an engine can stay open from one to the next.
+    """
+
+    pieces: list[Piece]
+    max_model_len: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +112,41 @@ class Manifest:
         """Return the file that says how far a shard is."""
         return self.folder / f"shard-{index:05d}.state.json"
 
+    def lease(self, index: int) -> Path:
+        """Return the folder of the lease that whoever works a shard off holds."""
+        return self.folder / f"shard-{index:05d}.lease"
+
+    @property
+    def replaced(self) -> Path:
+        """The file that is there once a later run of the sweep has taken the plan's place."""
+        return self.folder / "replaced"
+
+    @property
+    def counted(self) -> Path:
+        """The file that is there once the sweep's own run has been told what the plan has cost."""
+        return self.folder / "counted"
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether a later run of the sweep has taken its place: its shards are not to be begun any more."""
+        return self.replaced.exists()
+
 
 def write(
-    folder: Path, shards: Sequence[Sequence[PlannedPoint]], *, sweep_id: str, command: str, parent: str | None
+    folder: Path,
+    groups: Sequence[EngineGroup],
+    shards: Sequence[Sequence[PlannedPoint]],
+    *,
+    sweep_id: str,
+    command: str,
+    parent: str | None,
 ) -> Manifest:
     """Write a plan and return what its shards share; the manifest is there once all is.
 
     A shard's points need their controls: those that are in none, or in another shard, come along as not its own.
+
+    Args:
+        groups: that the shards were cut of.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -113,16 +160,21 @@ def write(
         shards=len(shards),
         written=time.time(),
     )
-    controls = {p.point.control_key: p for shard in shards for p in shard if p.point.is_control}
+    controls = {p.point.control_key: (p, i) for i, shard in enumerate(shards) for p in shard if p.point.is_control}
+    room: Mapping[EngineSpec, int] = {group.spec: group.max_model_len for group in groups}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         manifest.path.unlink(missing_ok=True)
+        manifest.replaced.unlink(missing_ok=True)
+        manifest.counted.unlink(missing_ok=True)
         for index, shard in enumerate(shards):
             manifest.state(index).unlink(missing_ok=True)
             needed = dict.fromkeys(p.point.control_key for p in shard)
             here = {p.point.control_key for p in shard if p.point.is_control}
             others = [controls[key] for key in needed if key not in here and key in controls]
-            _write_private(manifest.shard(index), _table([*((p, False) for p in others), *((p, True) for p in shard)]))
+            table = _table([*others, *((p, None) for p in shard)])
+            table["max_model_len"] = room[shard[0].point.engine_spec]
+            _write_private(manifest.shard(index), table)
         plain = {name: value for name, value in asdict(manifest).items() if name != "folder"}
         _write_private(manifest.path, {"version": VERSION, **plain})
     except OSError as error:
@@ -143,8 +195,8 @@ def read(path: Path) -> Manifest:
     return Manifest(folder=path.resolve().parent, **plain)
 
 
-def read_shard(manifest: Manifest, index: int) -> list[Piece]:
-    """Return a shard's points, controls first where they are not its own.
+def read_shard(manifest: Manifest, index: int) -> Shard:
+    """Return a shard.
 
     Raises:
         ConfigError: there is no such shard, or its file cannot be read.
@@ -157,12 +209,12 @@ def read_shard(manifest: Manifest, index: int) -> list[Piece]:
         config = parser.parse({key: table[row["config"][i]] for i, (key, table) in enumerate(sections.items())})
         axes = tuple((key, value) for key, value in row["axes"])
         point = Point(config, axes, row["control"])
-        pieces.append(Piece(point, row["index"], row["fingerprint"], row["own"]))
-    return pieces
+        pieces.append(Piece(point, row["index"], row["fingerprint"], row["home"]))
+    return Shard(pieces, plain["max_model_len"])
 
 
-def _table(points: Sequence[tuple[PlannedPoint, bool]]) -> dict[str, Any]:
-    """Return points as rows of numbers into tables of sections, which many points share."""
+def _table(points: Sequence[tuple[PlannedPoint, int | None]]) -> dict[str, Any]:
+    """Return points, each with its `Piece.home`, as rows of numbers into tables of sections, which many share."""
     keys = [field.name for field in fields(SweepConfig)]
     tables: dict[str, list[Any]] = {key: [] for key in keys}
     known: dict[tuple[str, int], int] = {}
@@ -181,9 +233,9 @@ def _table(points: Sequence[tuple[PlannedPoint, bool]]) -> dict[str, Any]:
             "control": planned.point.is_control,
             "index": planned.index,
             "fingerprint": planned.identity.fingerprint,
-            "own": own,
+            "home": home,
         }
-        for planned, own in points
+        for planned, home in points
     ]
     return {"sections": tables, "points": rows}
 

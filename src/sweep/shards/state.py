@@ -7,7 +7,8 @@ import logging
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sweep.disk import atomic
@@ -26,7 +27,8 @@ class State:
         state: one of the above.
         requests: how many there are to be answered, and `done`: have been.
         tokens: generated.
-        engine_starts: engines started for it; none if the process had one open.
+        engine_starts: engines started for it, by earlier processes too; none if the process had one open.
+        costs: what it took, as of `SharedCosts.sums`, once it has been left.
         reason: why it failed.
         host, pid: of the process.
     """
@@ -36,6 +38,7 @@ class State:
     done: int = 0
     tokens: int = 0
     engine_starts: int = 0
+    costs: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
     host: str = ""
     pid: int = 0
@@ -50,7 +53,10 @@ class StateFile:
     """A shard's state on its way to disk, at most once in a while."""
 
     def __init__(self, path: Path) -> None:
-        self.state = State(host=socket.gethostname(), pid=os.getpid())
+        before = read_state(path) or State()
+        self.state = State(
+            engine_starts=before.engine_starts, costs=before.costs, host=socket.gethostname(), pid=os.getpid()
+        )
         self._path, self._written = path, 0.0
 
     def advance(self, tokens: int) -> None:
@@ -58,6 +64,10 @@ class StateFile:
         self.state.done += 1
         self.state.tokens += tokens
         self.write()
+
+    def add_costs(self, costs: Mapping[str, float]) -> None:
+        """Add what the process took for the shard."""
+        self.state.costs = {name: self.state.costs.get(name, 0.0) + value for name, value in costs.items()}
 
     def write(self, *, now: bool = False) -> None:
         """Write the state, if that was not done just now; `now`: none the less."""

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 
 from sweep import signals
@@ -24,8 +25,8 @@ from sweep.plan import Task, make_plan
 from sweep.publication.outbox import Outbox
 from sweep.publication.scoring_thread import ScoringThread
 from sweep.redaction import redact
-from sweep.shards.manifest import Manifest, Piece, read_shard
-from sweep.shards.state import DONE, FAILED, WAITING, WORKING, StateFile
+from sweep.shards.manifest import Manifest, Piece, Shard, read_shard
+from sweep.shards.state import DONE, FAILED, WAITING, WORKING, StateFile, read_state
 from sweep.terminal import Terminal
 from sweep.tracking import Tracker
 
@@ -36,21 +37,12 @@ POLL_SECONDS = 0.5
 
 
 class ShardWorker:
-    """Works off shards of one sweep.
-
-    Attributes:
-        engine_starts: how many engines were started.
-    """
+    """Works off shards of one sweep."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         self._costs = SharedCosts()
         self._generator: Generator | None = None
-
-    @property
-    def engine_starts(self) -> int:
-        """How many engines were started."""
-        return self._generator.engine_starts if self._generator else 0
 
     def work(self, manifest: Manifest, index: int, patience: float = 0.0) -> None:
         """Work off a shard: generate, score, archive and, if the plan says so, publish what is not done.
@@ -62,13 +54,15 @@ class ShardWorker:
 
         Raises:
             ConfigError: the shard cannot be read, or what it was planned for has changed.
-            SweepHeld: another process is at work on it.
+            SweepHeld: another process is at work on it, or has planned the sweep anew.
             PointsFailed: some of its points failed.
             EngineError, TooManyFailures: as of `Generator.work_off`.
         """
         with ExitStack() as held:
             held.callback(_lease(manifest, index, patience).release)
-            file, before = StateFile(manifest.state(index)), self.engine_starts
+            if manifest.is_replaced:
+                raise SweepHeld(f"{manifest.path}: a later run of the sweep has taken the place of this plan.")
+            file, before = StateFile(manifest.state(index)), self._costs.sums()
             file.write(now=True)
             try:
                 _Shard(self, manifest, index, read_shard(manifest, index), file).work()
@@ -79,7 +73,7 @@ class ShardWorker:
                 file.state.reason = redact(str(error)) or type(error).__name__
                 raise
             finally:
-                file.state.engine_starts += self.engine_starts - before
+                file.add_costs({name: value - before[name] for name, value in self._costs.sums().items()})
                 file.write(now=True)
 
     def generator(self, piece: Piece, sweep_id: str) -> tuple[Generator, Memory, Archive]:
@@ -107,7 +101,7 @@ class ShardWorker:
 
 
 def _lease(manifest: Manifest, index: int, patience: float) -> Lease:
-    lease = Lease(manifest.folder / f"shard-{index:05d}.lease", lambda reason: log.error("%s", reason))
+    lease = Lease(manifest.lease(index), lambda reason: log.error("%s", reason))
     until = time.monotonic() + patience
     while True:
         try:
@@ -123,17 +117,16 @@ def _lease(manifest: Manifest, index: int, patience: float) -> Lease:
 class _Shard:
     """One shard's points on their way."""
 
-    def __init__(
-        self, worker: ShardWorker, manifest: Manifest, index: int, pieces: Sequence[Piece], file: StateFile
-    ) -> None:
+    def __init__(self, worker: ShardWorker, manifest: Manifest, index: int, shard: Shard, file: StateFile) -> None:
         self._manifest, self._index, self._file = manifest, index, file
-        self._generator, self._memory, self._archive = worker.generator(pieces[0], manifest.sweep_id)
-        self._base = pieces[0].point.config
-        self._pieces = pieces
+        self._pieces, self._max_model_len = shard.pieces, shard.max_model_len
+        self._base = self._pieces[0].point.config
+        self._generator, self._memory, self._archive = worker.generator(self._pieces[0], manifest.sweep_id)
+        self._starts = self._generator.engine_starts
         self._tasks = self._identified()
-        self._own = [task for task, piece in zip(self._tasks, pieces, strict=True) if piece.own]
+        self._own = [task for task, piece in zip(self._tasks, self._pieces, strict=True) if piece.own]
         self._controls = [task for task in self._tasks if task.point.is_control]
-        self._before = {task.identity.result_key: task.archived for task in self._tasks}
+        self._homes = {p.point.control_key: p.home for p in self._pieces if p.home is not None}
         self._costs = worker.costs
         self._outbox: Outbox | None = None
         self._failed: dict[str, None] = {}
@@ -154,8 +147,9 @@ class _Shard:
             try:
                 left = self._generate(todo, elsewhere)
             finally:
+                self._count_starts()
                 if not isinstance(sys.exc_info()[1], (KeyboardInterrupt, SystemExit)):
-                    self._scoring.drain()
+                    self._scoring.close()
                     if self._outbox is not None:
                         self._outbox.close()
         if self._failed:
@@ -170,15 +164,29 @@ class _Shard:
         if not waiting or not self._await(elsewhere):
             return waiting
         self._identified()
-        self._run(waiting, ())
+        self._run(waiting, (), again=True)
         return []
 
-    def _run(self, todo: Sequence[Task], elsewhere: Collection[str]) -> None:
+    def _run(self, todo: Sequence[Task], elsewhere: Collection[str], again: bool = False) -> None:
+        """Have points answered; `again`: what was answered already, and counted, is only scored."""
         controls = {task.point.control_key for task in todo}
         groups = make_plan([*(c for c in self._done() if c.point.control_key in controls), *todo])
-        self._file.state.requests += sum(group.requests for group in groups)
+        if not again:
+            self._file.state.requests += sum(group.requests for group in groups)
         for group in groups:
-            self._generator.work_off(group, self._scoring, lambda: None, elsewhere=elsewhere, watch=self._file.advance)
+            self._generator.work_off(
+                replace(group, max_model_len=max(self._max_model_len, group.max_model_len)),
+                self._scoring,
+                self._count_starts,
+                elsewhere=elsewhere,
+                watch=(lambda tokens: None) if again else self._file.advance,
+            )
+
+    def _count_starts(self) -> None:
+        starts = self._generator.engine_starts
+        self._file.state.engine_starts += starts - self._starts
+        self._starts = starts
+        self._file.write(now=True)
 
     def _await(self, elsewhere: set[str]) -> bool:
         """Wait for controls of other shards; return whether all are there."""
@@ -187,18 +195,18 @@ class _Shard:
         until = time.monotonic() + CONTROL_SECONDS
         while elsewhere - {task.point.control_key for task in self._done()}:
             signals.check()
-            if time.monotonic() > until or self._has_failed(elsewhere):
+            if time.monotonic() > until or self._will_not_come(elsewhere):
                 log.warning("The control was not finished; the points are left for the command that planned.")
                 return False
             time.sleep(POLL_SECONDS)
         self._file.state.state = WORKING
         return True
 
-    def _has_failed(self, elsewhere: Collection[str]) -> bool:
-        """Whether a control of another shard has failed since this one began."""
-        now = [_archived(task, self._archive) for task in self._controls if task.point.control_key in elsewhere]
-        failed = [t for t in now if t.archived is not None and t.archived.record.error is not None]
-        return any(t.archived != self._before[t.identity.result_key] for t in failed)
+    def _will_not_come(self, elsewhere: Collection[str]) -> bool:
+        """Whether another shard has ended without its control."""
+        states = {key: read_state(self._manifest.state(self._homes[key])) for key in elsewhere}
+        ended = {key for key, state in states.items() if state is not None and state.ended}
+        return bool(ended - {task.point.control_key for task in self._done()})
 
     def _done(self) -> list[Task]:
         """Return the controls that are finished by now."""
