@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from contextlib import closing
 from typing import cast
 
 from sweep import signals
@@ -69,7 +70,18 @@ class Generator:
             EngineError: the engine failed for good; what was complete is scored, what had begun has failed.
             TooManyFailures: more points failed than `sweep.on_error` and `sweep.max_failures` allow.
         """
-        workload = Workload(group, scoring.controls, self._memory.recall)
+        with closing(Workload(group, scoring.controls, self._memory.recall)) as workload:
+            self._work_off(workload, group, scoring, opened, elsewhere, watch)
+
+    def _work_off(
+        self,
+        workload: Workload,
+        group: EngineGroup,
+        scoring: ScoringThread,
+        opened: Callable[[], object],
+        elsewhere: Collection[str],
+        watch: Advance | None,
+    ) -> None:
         engine = self._open_engine(group) if workload.has_request() else None
         opened()
         journal = self._journal.writer(self._memory.header(group.spec.engine.name))

@@ -12,11 +12,14 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol, cast
 
 import torch
 
+from sweep.builders import Builders, Built, ahead
 from sweep.engines.base import Completion, Generation, Request, Sampling
 from sweep.errors import TransformError
 from sweep.identity import Identity
@@ -63,6 +66,21 @@ class Key:
     sample: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What there is to do for a point's prompt.
+
+    Attributes:
+        before: its answer, if it is known.
+        building: its request, if one is needed.
+    """
+
+    number: int
+    prompt: int
+    before: Recalled | None
+    building: Future[Built] | None
+
+
 class Workload(Iterator[Request]):
     """The requests of a group of points, built as the engine asks for them, and the answers to them.
 
@@ -87,6 +105,7 @@ class Workload(Iterator[Request]):
         self._answered_all: set[int] = set()
         self._recalls = 0
         self._without_control: list[int] = []
+        self._builders = Builders()
         self._points = self._begin_points()
 
     def __next__(self) -> Request:
@@ -100,6 +119,10 @@ class Workload(Iterator[Request]):
             progress.costs.prompt_tokens += len(request.token_ids)
             return request
         raise StopIteration
+
+    def close(self) -> None:
+        """End what builds requests."""
+        self._builders.close()
 
     def has_request(self) -> bool:
         """Whether there is a next request for now; what is known of earlier points is taken in on the way to it."""
@@ -225,41 +248,44 @@ class Workload(Iterator[Request]):
             progress.awaited += 1
 
     def _begin_points(self) -> Iterator[Request]:
-        for i, (planned, is_floor) in enumerate(self._runs):
-            progress = self.active[i] = Progress(planned, started=time.time(), is_floor=is_floor)
-            known = self._recalled[i] = self._recall(planned)
-            prompts = list(enumerate(planned.prompts))
-            for j, encoded in reversed(prompts) if is_floor else prompts:
-                if (before := known.get((FLOOR if is_floor else ANSWER, encoded.prompt.id))) is not None:
-                    progress.answers[j] = before.completions
+        for number, steps in groupby(ahead(self._steps()), lambda step: step.number):
+            planned, is_floor = self._runs[number]
+            progress = self.active[number] = Progress(planned, started=time.time(), is_floor=is_floor)
+            for step in steps:
+                if number not in self.active:  # it was rejected meanwhile
+                    continue
+                if (before := step.before) is not None:
+                    progress.answers[step.prompt] = before.completions
                     progress.costs.reused += not before.is_own
                     self._recalls += not planned.done
-                request = None
+                request = None if step.building is None else self._built(step.prompt, step.building, number, progress)
+                if before is None and request is not None:
+                    yield request
+            if progress.answered and number in self.active:
+                self._answered(number)
+
+    def _steps(self) -> Iterator[_Step]:
+        """Yield what there is to do for each prompt of each point; requests are being built."""
+        for number, (planned, is_floor) in enumerate(self._runs):
+            known = self._recalled[number] = self._recall(planned)
+            prompts = list(enumerate(planned.prompts))
+            for j, encoded in reversed(prompts) if is_floor else prompts:
+                before = known.get((FLOOR if is_floor else ANSWER, encoded.prompt.id))
+                building = None
                 # What is known need not be asked again, but what the transform did is not in the journal.
                 if before is None or not (planned.done or is_floor):
-                    request = self._build(i, j, progress)
-                    if request is None:
-                        break
-                if before is None:
-                    assert request is not None
-                    yield request
-                    if i not in self.active:  # it was rejected meanwhile
-                        break
-            else:
-                if progress.answered and i in self.active:
-                    self._answered(i)
+                    config, most = planned.point.config, self._group.max_prompt_len
+                    building = self._builders.build(Key(number, j), config, encoded, planned.corpus, most)
+                yield _Step(number, j, before, building)
 
-    def _build(self, number: int, prompt: int, progress: Progress) -> Request | None:
+    def _built(self, prompt: int, building: Future[Built], number: int, progress: Progress) -> Request | None:
         """Return the request of a point's prompt; None: it cannot be made, and the point has failed."""
-        planned, began = progress.planned, time.perf_counter()
-        encoded = planned.prompts[prompt]
         try:
-            key = Key(number, prompt)
-            built = build(key, planned.point.config, encoded, planned.corpus, self._group.max_prompt_len)
+            built, seconds = building.result()
         except TransformError as error:
-            self.reject(Key(number, prompt), str(error), traceback.format_exc())
+            self.reject(Key(number, prompt), str(error), "".join(traceback.format_exception(error)))
             return None
-        progress.costs.build_seconds += time.perf_counter() - began
+        progress.costs.build_seconds += seconds
         progress.costs.transform_seconds += built.transform_seconds
         progress.perturbations[prompt], progress.neighbours[prompt] = built.perturbation, built.neighbours
         return built.request

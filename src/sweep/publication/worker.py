@@ -47,9 +47,11 @@ class Worker(Generic[T]):
         self._raise()
 
     def close(self) -> None:
-        """Wait until all items are done, and end the thread; it takes no more."""
+        """Wait until all items are done, and end the thread; it takes no more.  Closing twice is allowed."""
         self.drain()
-        self._items.put(_End())
+        if self._thread.is_alive():
+            self._items.put(_End())
+            self._thread.join()
 
     def abandon(self, seconds: float) -> None:
         """Leave what waits undone, and wait so long for what is being done."""
@@ -65,6 +67,7 @@ class Worker(Generic[T]):
         while True:
             item = self._items.get()
             if isinstance(item, _End):
+                self._items.task_done()
                 return
             try:
                 if self._error is None and not self._abandoned.is_set():

@@ -121,10 +121,10 @@ def perturbation(compared: Comparison) -> Scores:
 def _norm(matrix: NDArray[np.float32]) -> float:
     flat = matrix.ravel()
     with np.errstate(over="ignore"):
-        squares = float(flat @ flat)
+        squares = float(np.einsum("i,i->", flat, flat))  # not by BLAS, whose threads would get into each other's way
     if not math.isfinite(squares):  # finite entries whose squares are not, in fp32
         wide = flat.astype(np.float64)
-        squares = float(wide @ wide)
+        squares = float(np.einsum("i,i->", wide, wide))
     return math.sqrt(squares)
 
 
