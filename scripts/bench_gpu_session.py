@@ -281,7 +281,7 @@ class Session:
 
     def _publish(self) -> None:
         assert self.runner.publisher is not None
-        self.runner.publisher.start().close()
+        self.runner.publisher.start()._worker.drain()
 
     def _timed_plan(self, *arguments: Any) -> Any:
         began = time.perf_counter()
