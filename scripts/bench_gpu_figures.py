@@ -1,0 +1,310 @@
+"""The stages of `bench_gpu.py`, each run in a process of its own, and the figures that are measured on an open engine.
+
+Everything goes through this project's own engine, generator and runner.  What is compared alternates within one run, on
+one open engine; ratios are of neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import io
+import os
+import pstats
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench_gpu_model import SHAPES, make_model, write_prompts
+from bench_gpu_session import (
+    Inputs,
+    Report,
+    Session,
+    Values,
+    alike,
+    jobs_of,
+    model_folder,
+    plain_config,
+    ratios,
+    spread,
+    timed,
+)
+from sweep.engines.base import Request, Sampling
+from sweep.inputs.checkpoint import find
+from sweep.point import make_points
+
+LEAN = "scoring.nearest_rows=0"  # without the nearest tokens of changed rows, which are sought in the whole table
+SPENT = ("engine", "plan", "build", "score", "publish")
+
+
+def stage_model(options: argparse.Namespace, report: Report) -> None:
+    """Make the checkpoint."""
+    began = time.time()
+    report.note("parameters", make_model(SHAPES[options.shape], model_folder(options)))
+    report.note("seconds", round(time.time() - began, 1))
+
+
+def stage_start(options: argparse.Namespace, report: Report) -> None:
+    """Measure what it takes to open an engine and have a first token, from the process's first line."""
+    [(_, config)] = jobs_of(plain_config(options, write_prompts(Path(options.work), 32, 1), 1), [1.0])
+    report.note("our imports and configuration seconds", round(time.time() - options.began, 2))
+    engine = replace(config.engine, enforce_eager=options.eager)  # type: ignore[call-arg]
+    began = time.time()
+    opened: Any = engine.open(find(config.model).files, options.max_model_len, Path(options.cache))
+    report.note("open seconds, vLLM's import among them", round(time.time() - began, 2))
+    timed(opened, [Request("first", tuple(range(3, 35)), None, Sampling(max_tokens=1))])
+    report.note("engine", f"{opened.version}, {opened.llm.model_config.dtype}")
+    report.note("process to first token seconds", round(time.time() - options.began, 2))
+    report.note("GPU memory GiB", opened.memory_gib())
+    began = time.time()
+    opened.close()
+    report.note("close seconds", round(time.time() - began, 2))
+
+
+def stage_plain(options: argparse.Namespace, report: Report) -> None:
+    """Measure vLLM as it is: token ids, no prompt embeddings, no look at the logits; on an engine of its own."""
+    os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = os.environ["VLLM_RAISE_ON_LOGIT_NANS"] = "0"
+    import torch
+    import vllm
+
+    inputs = Inputs(options, options.prompt_tokens, options.prompts * options.points)
+    prompts = [{"prompt_token_ids": list(request.token_ids)} for request in inputs.by_ids(options.tokens)]
+    sampling = vllm.SamplingParams(temperature=0, max_tokens=options.tokens, ignore_eos=True)
+    on_cpu: Values = {} if torch.cuda.is_available() else {"kv_cache_memory_bytes": 2**29}
+    began = time.time()
+    llm = vllm.LLM(
+        str(model_folder(options)),
+        max_model_len=options.max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        enforce_eager=options.eager or bool(on_cpu),
+        enable_prefix_caching=False,
+        **on_cpu,
+    )
+    report.note("start seconds", round(time.time() - began, 2))
+    seconds: list[float] = []
+    for _ in range(options.repeats + 1):
+        began = time.time()
+        llm.generate(prompts, sampling, use_tqdm=False)
+        seconds.append(time.time() - began)
+        report.note(f"seconds for {len(prompts)} requests, the first left out", spread(seconds[1:] or seconds))
+    llm.llm_engine.engine_core.shutdown()
+
+
+def stage_figures(options: argparse.Namespace, report: Report) -> None:
+    """Open one engine and measure on it."""
+    session = Session(options, report)
+    wanted = ["parity"] if options.parity_only else options.only or list(MEASURES)
+    for place, name in enumerate(wanted):
+        measure, weight = MEASURES[name]
+        report.run(name, partial(measure, session), weight / sum(MEASURES[other][1] for other in wanted[place:]))
+    report.note("GPU memory GiB at the end", session.engine.memory_gib())
+    session.close()
+
+
+def parity(session: Session) -> Values:
+    """Compare greedy answers to token ids, to their embeddings, and to both again in other company."""
+    options, engine, tokens = session.options, session.engine, session.options.parity_tokens
+    inputs = session.inputs(options.prompt_tokens, options.prompts)
+    ids, rows = inputs.by_ids(tokens), list(inputs.requests(tokens=tokens))
+    one_ids, one_rows = ({r.key: timed(engine, [r])[1][r.key] for r in kind[: options.singles]} for kind in (ids, rows))
+    by_ids, again_ids = (timed(engine, ids)[1] for _ in range(2))
+    by_rows, again, reverse = (timed(engine, requests)[1] for requests in (rows, rows, rows[::-1]))
+    others = [replace(other, key=("other", other.key)) for other in inputs.requests([1.5], tokens)]
+    mixed = timed(engine, [request for pair in zip(rows, others, strict=True) for request in pair])[1]
+    seconds = [timed(engine, rows)[0] for _ in range(3)]
+    return {
+        "one by one: ids, embeddings": alike(one_ids, one_rows),
+        "embeddings: one by one, in the batch": alike(one_rows, by_rows),
+        "batch: ids, embeddings": alike(by_ids, by_rows),
+        "batch: ids, ids again": alike(by_ids, again_ids),
+        "batch: embeddings, embeddings again": alike(by_rows, again),
+        "batch: embeddings, in reverse": alike(by_rows, reverse),
+        "noise floor: control alone, among another point": alike(by_rows, {row.key: mixed[row.key] for row in rows}),
+        "distinct answers": f"{len(set(by_rows.values()))} of {len(rows)}, {tokens} tokens each",
+        "tokens per second": spread([len(rows) * tokens / s for s in seconds]),
+    }
+
+
+def floor_of_a_sweep(session: Session) -> Values:
+    """Return what the project itself says of its control's second run, among the points of a sweep."""
+    options = session.options
+    inputs = session.inputs(options.prompt_tokens, options.prompts, "scoring.noise_floor=true", "sampling.seed=1")
+    points = make_points(jobs_of(inputs.plain, session.factors(3)))
+    session.runner.run(points)
+    known = session.runner.results.values()
+    [control] = [r for r in known if r.point.is_control and r.point.control_key == points[0].control_key]
+    return {name: round(own.mean, 4) for name, own in control.summaries.items() if name.startswith("divergence/")}
+
+
+def figure1(session: Session) -> Values:
+    """Compare sweeps with a bare `LLM.generate` of as many requests with the same prompts, their embeddings ready."""
+    from vllm import SamplingParams
+
+    options = session.options
+    every = session.inputs(options.prompt_tokens, options.prompts)
+    lean = session.inputs(options.prompt_tokens, options.prompts, LEAN)
+    for inputs in (every, lean):
+        session.control(inputs)
+    ready = [
+        {
+            "prompt_embeds": request.embeds,
+            "prompt_token_ids": list(request.token_ids),
+            "prompt_is_token_ids": [False] * len(request.token_ids),
+        }
+        for request in every.requests(session.factors(options.points))
+    ]
+    sampling = SamplingParams(temperature=0, max_tokens=options.tokens, ignore_eos=True)
+
+    def bare() -> Values:
+        began = time.perf_counter()
+        session.llm.generate(list(ready), sampling, use_tqdm=False)
+        return {"seconds": time.perf_counter() - began}
+
+    kinds = {
+        "bare": bare,
+        "sweep": partial(session.sweep, every, options.points),
+        "sweep without nearest tokens": partial(session.sweep, lean, options.points),
+    }
+    bare()
+    found = session.report.interleave(kinds, options.repeats)
+    against = [run["seconds"] for run in found.pop("bare")]
+    result: Values = {"requests": len(ready), "bare seconds": spread(against)}
+    for name, runs in found.items():
+        parts = {f"{key} / bare": ratios(_column(runs, key), against) for key in ("engine", "scored", "published")}
+        result[name] = parts | _spent(runs)
+    return result
+
+
+def figure2(session: Session) -> Values:
+    """Compare K distinct points with one, at the same number of requests."""
+    options = session.options
+    kinds: dict[str, Callable[[], Values]] = {}
+    for k in options.distinct:
+        inputs = session.inputs(options.prompt_tokens, max(1, options.requests // k), LEAN)
+        session.control(inputs)
+        kinds[f"K={k}"] = partial(session.sweep, inputs, k)
+    found = session.report.interleave(kinds, options.repeats)
+    first = next(iter(found.values()))
+    result: Values = {"requests": options.requests}
+    for name, runs in found.items():
+        parts = {
+            f"throughput, {key}": ratios(_speeds(runs, key), _speeds(first, key))
+            for key in ("engine", "scored", "published")
+        }
+        tokens = round(statistics.median(_speeds(runs, "engine")) * options.tokens)
+        result[name] = parts | {"tokens per second": tokens} | _spent(runs)
+    return result
+
+
+def figure3(session: Session) -> Values:
+    """Compare embeddings with token ids as prompts: built before, and built as they are drawn."""
+    options, engine, report = session.options, session.engine, session.report
+    result: Values = {}
+    for place, (length, number) in enumerate(zip(options.lengths, options.counts, strict=True)):
+        end = report.deadline
+        report.deadline = time.time() + (end - time.time()) / (len(options.lengths) - place)
+        inputs = session.inputs(length, number)
+        ids, began = inputs.by_ids(options.tokens), time.perf_counter()
+        ready = list(inputs.requests(tokens=options.tokens))
+        build = time.perf_counter() - began
+
+        def seconds(requests: Callable[[], Any]) -> Values:
+            return {"seconds": timed(engine, requests())[0]}
+
+        kinds = {
+            "ids": partial(seconds, partial(list, ids)),
+            "ready": partial(seconds, partial(list, ready)),
+            "built": partial(seconds, partial(inputs.requests, tokens=options.tokens)),
+        }
+        kinds["ready"]()
+        found = {n: _column(runs, "seconds") for n, runs in report.interleave(kinds, options.repeats).items()}
+        report.deadline = end
+        result[f"{length} tokens"] = {
+            "requests": number,
+            "throughput, engine alone": ratios(found["ids"], found["ready"]),
+            "throughput, with building": ratios(found["ids"], found["built"]),
+            "ids seconds": spread(found["ids"]),
+            "building alone seconds": round(build, 3),
+        }
+        report.note("figure 3", result)
+    return result
+
+
+def figure5(session: Session) -> Values:
+    """Run a sweep of LatentWire's shape, and a sample of its requests one at a time."""
+    options = session.options
+    points, prompts, tokens = options.latent
+    every = session.inputs(options.latent_tokens, prompts, answer=tokens)
+    lean = session.inputs(options.latent_tokens, prompts, LEAN, answer=tokens)
+    session.control(every)
+    session.control(lean)
+    sample = list(every.requests(session.factors(1)))[: options.singles]
+
+    def one_by_one() -> Values:
+        seconds = sum(timed(session.engine, [request])[0] for request in sample)
+        return {"published": seconds / len(sample) * points * prompts}
+
+    kinds = {
+        "sweep": partial(session.sweep, every, points),
+        "sweep without nearest tokens": partial(session.sweep, lean, points),
+        "one by one, scaled up": one_by_one,
+    }
+    found = session.report.interleave(kinds, options.repeats)
+    result: Values = {"prompt tokens": options.latent_tokens, "points beside the control": points}
+    for name, runs in found.items():
+        result[name] = {"seconds": spread(_column(runs, "published"))} | _spent(runs)
+    singly = _column(found["one by one, scaled up"], "published")
+    for name in list(kinds)[:2]:
+        result[f"one by one / {name}"] = ratios(singly, _column(found[name], "published"))
+    return result
+
+
+def profile(session: Session) -> list[str]:
+    """Return where the main thread of a sweep spends its time."""
+    options = session.options
+    inputs = session.inputs(options.prompt_tokens, options.prompts)
+    session.control(inputs)
+    points = make_points(jobs_of(inputs.plain, session.factors(options.points)))
+    profiler = cProfile.Profile()
+    profiler.enable()
+    session.runner.run(points)
+    profiler.disable()
+    text = io.StringIO()
+    pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(28)
+    return [line.strip() for line in text.getvalue().splitlines() if line.strip()][1:]
+
+
+def _column(runs: Sequence[Values], key: str) -> list[float]:
+    return [run[key] for run in runs]
+
+
+def _speeds(runs: Sequence[Values], key: str) -> list[float]:
+    return [run["requests"] / run[key] for run in runs]
+
+
+def _spent(runs: Sequence[Values]) -> Values:
+    """Return where the seconds of sweeps went; those of scoring and publishing are spent on threads of their own."""
+    return {f"{key} seconds": spread(_column(runs, key)) for key in SPENT if key in runs[0]}
+
+
+MEASURES: dict[str, tuple[Callable[[Session], Any], float]] = {  # with weights by which they share the time
+    "parity": (parity, 1.0),
+    "figure 1": (figure1, 3.0),
+    "figure 2": (figure2, 3.0),
+    "figure 3": (figure3, 2.0),
+    "figure 5": (figure5, 3.0),
+    "noise floor as a sweep reports it": (floor_of_a_sweep, 0.5),
+    "profile": (profile, 0.7),
+}
+
+STAGES: dict[str, Callable[[argparse.Namespace, Report], None]] = {
+    "model": stage_model,
+    "start": stage_start,
+    "plain": stage_plain,
+    "figures": stage_figures,
+}

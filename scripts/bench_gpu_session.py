@@ -1,0 +1,290 @@
+"""What `bench_gpu.py` measures on: prompts of exact lengths, an open engine in a runner, and a report that grows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from bench_gpu_model import write_prompts
+from sweep import generator, parsing, runner
+from sweep.config import SweepConfig
+from sweep.costs import SharedCosts
+from sweep.engines.base import Engine, Generation, Request, Sampling
+from sweep.errors import ConfigError, EngineError
+from sweep.inputs import prompts as prompt_files
+from sweep.inputs.checkpoint import find
+from sweep.inputs.corpus import Corpus
+from sweep.inputs.embedding import open_table
+from sweep.inputs.encoding import encode
+from sweep.paths import conf_dir
+from sweep.point import make_points
+from sweep.request import build
+from sweep.terminal import Terminal
+
+Values = dict[str, Any]
+Answers = dict[Any, tuple[int, ...]]
+Jobs = list[tuple[list[str], SweepConfig]]
+STEP = 0.004  # between the factors of points that are to be distinct, in bf16 too
+
+
+@dataclass
+class Report:
+    """What was found so far, written to a file with each addition, and until when to go on (seconds since 1970)."""
+
+    file: Path
+    deadline: float
+    found: Values = field(default_factory=dict)
+
+    def note(self, key: str, value: Any) -> None:
+        """Add a finding and show it."""
+        self.found[key] = value
+        self.file.write_text(json.dumps(self.found, indent=1))
+        print(f"## {key}: {json.dumps(value)[:600]}", flush=True)
+
+    def run(self, key: str, measure: Callable[[], Any], share: float = 1.0) -> None:
+        """Note what a measurement returns, or of what it failed; it is given a share of the time that is left."""
+        began, end = time.time(), self.deadline
+        if began > end:
+            return self.note(key, {"skipped": "no time left"})
+        self.deadline = began + share * (end - began)
+        try:
+            value = measure()
+        except Exception as error:  # the others are wanted none the less
+            traceback.print_exc()
+            value = {"failed": f"{type(error).__name__}: {error}"[:600]}
+        self.deadline = end
+        self.note(key, value)
+        self.note(f"{key} took", round(time.time() - began, 1))
+
+    def interleave(self, kinds: Mapping[str, Callable[[], Values]], repeats: int) -> dict[str, list[Values]]:
+        """Measure each kind once in every repeat, in an order that turns round, as long as there is time."""
+        found: dict[str, list[Values]] = {name: [] for name in kinds}
+        longest = 0.0
+        for repeat in range(repeats):
+            began = time.time()
+            if repeat and began + longest > self.deadline:
+                break
+            for name in list(kinds)[:: -1 if repeat % 2 else 1]:
+                found[name].append(kinds[name]())
+            longest = max(longest, time.time() - began)
+        return found
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """Return median, least and largest."""
+    return [round(f(values), 4) for f in (statistics.median, min, max)]
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Return median, least and largest of neighbours' ratios."""
+    return spread([x / y for x, y in zip(above, below, strict=True)])
+
+
+def model_folder(options: argparse.Namespace) -> Path:
+    """Return where the checkpoint lies."""
+    return Path(options.work) / f"model-{options.shape}"
+
+
+def plain_config(options: argparse.Namespace, prompts: Path, tokens: int, *more: str) -> Values:
+    """Return a composed configuration of a scaled point, as plain values."""
+    overrides = [
+        "transform=scale",
+        f"model.id={model_folder(options)}",
+        "model.dtype=auto",  # the demo model's configuration says float32
+        f"prompts.path={prompts}",
+        f"sampling.max_tokens={tokens}",
+        "sampling.ignore_eos=true",
+        f"engine.max_model_len={options.max_model_len}",
+        f"engine.max_num_seqs={options.max_num_seqs}",
+        f"engine.gpu_memory_utilization={options.gpu_memory_utilization}",
+        f"engine.enforce_eager={'true' if options.eager else 'null'}",
+        f"engine.batch_invariant={str(options.batch_invariant).lower()}",
+        f"engine.in_process={options.in_process}",
+        "scoring.noise_floor=false",  # sweeps answer the same requests as what they are compared with
+        f"sweep.dir={Path(options.work) / f'sweeps-{options.shape}'}",
+        *more,
+    ]
+    parsing.register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = parsing.without_hydra(compose("config", overrides=overrides))
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    return plain
+
+
+def jobs_of(plain: Values, factors: Sequence[float]) -> Jobs:
+    """Return what a launcher is handed for these factors, without Hydra's 0.1 s for each."""
+    parser, jobs = parsing.Parser(), []
+    for factor in factors:
+        own = plain | {"transform": plain["transform"] | {"factor": factor}}
+        jobs.append(([f"transform.factor={factor!r}"], parser.parse(own)))
+    return jobs
+
+
+class Inputs:
+    """Prompts of one length, encoded for the model, and what is asked about them."""
+
+    def __init__(self, options: argparse.Namespace, tokens: int, number: int, *more: str, answer: int = 0) -> None:
+        folder = Path(options.work) / "prompts"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.plain = plain_config(options, write_prompts(folder, tokens, number), answer or options.tokens, *more)
+        [(_, self.config)] = jobs_of(self.plain, [1.0])
+        checkpoint = find(self.config.model)
+        encoded = encode(prompt_files.load(self.config.prompts), checkpoint)
+        lengths = {len(each.token_ids) for each in encoded}
+        assert lengths == {tokens}, f"prompts of {lengths} tokens, not {tokens}"
+        self.corpus = Corpus(encoded, open_table(checkpoint), checkpoint)
+
+    def requests(self, factors: Sequence[float] = (1.0,), tokens: int | None = None) -> Iterator[Request]:
+        """Yield the requests of all prompts at some factors, built as they are drawn, as a sweep does."""
+        for i, (_, config) in enumerate(jobs_of(self.plain, factors)):
+            for j, encoded in enumerate(self.corpus.prompts):
+                request = build((i, j), config, encoded, self.corpus).request
+                yield request if tokens is None else replace(request, sampling=greedy(tokens))
+
+    def by_ids(self, tokens: int) -> list[Request]:
+        """Return the prompts' requests as token ids."""
+        prompts = enumerate(self.corpus.prompts)
+        return [Request((0, j), encoded.token_ids, None, greedy(tokens)) for j, encoded in prompts]
+
+
+def greedy(tokens: int) -> Sampling:
+    """Return the sampling of so many tokens."""
+    return Sampling(max_tokens=tokens, ignore_eos=True)
+
+
+def timed(engine: Engine, requests: Iterator[Request] | Sequence[Request]) -> tuple[float, Answers]:
+    """Return seconds, and each answer's tokens by key."""
+    answers: Answers = {}
+    began = time.perf_counter()
+    for answer in engine.generate(requests):
+        if not isinstance(answer, Generation):
+            raise RuntimeError(f"{answer.key}: {answer.reason}")
+        answers[answer.key] = answer.completions[0].token_ids
+    return time.perf_counter() - began, answers
+
+
+def alike(left: Answers, right: Answers) -> Values:
+    """Return how many answers are equal, and how long their common beginnings are."""
+    prefixes = []
+    for key, tokens in left.items():
+        pairs = enumerate(zip(tokens, right[key], strict=True))
+        prefixes.append(next((i for i, (a, b) in pairs if a != b), len(tokens)))
+    equal = sum(tokens == right[key] for key, tokens in left.items())
+    return {"equal": f"{equal} of {len(left)}", "common beginning": spread(prefixes)}
+
+
+class Session:
+    """A runner with an open engine, on which any number of sweeps are measured."""
+
+    def __init__(self, options: argparse.Namespace, report: Report) -> None:
+        self.options, self.report = options, report
+        self._steps, self._runners = count(1), count(1)
+        self._planning = 0.0
+        self._make_plan = runner.make_plan
+        runner.make_plan = self._timed_plan
+        try:
+            self._open()
+        except EngineError as error:
+            if options.eager:
+                raise
+            report.note("compilation", f"FAILED, going on without it: {error}"[:600])
+            options.eager = True
+            self._open()
+
+    def _open(self) -> None:
+        """Run points of a few prompts, which opens engine and store, and has compiled what is compiled late."""
+        began = time.time()
+        warm_up = self.inputs(self.options.prompt_tokens, 8)
+        name = f"gpu-{os.getpid()}.{next(self._runners)}"  # a number says: begun anew, so that it knows but its own
+        self.runner = runner.Runner(warm_up.config, name, "bench_gpu", Terminal())
+        try:
+            self.runner.run(make_points(jobs_of(warm_up.plain, self.factors(2))))
+        except ConfigError as error:
+            if "identity gate" not in str(error):
+                raise
+            self.report.note("identity gate", f"FAILED, and switched off for the rest: {error}")
+            generator.identity_gate = lambda *_: None
+            self.runner.run(make_points(jobs_of(warm_up.plain, self.factors(2))))
+        self.report.note("engine", f"{self.engine.version}, {self.llm.model_config.dtype}")
+        self.report.note("engine start seconds", round(self.costs.engine_start_seconds, 2))
+        self.report.note("to the first points' scores seconds", round(time.time() - began, 2))
+        self.report.note("GPU memory GiB", self.engine.memory_gib())
+
+    @property
+    def engine(self) -> Any:
+        """The engine, as the runner has it: supervised."""
+        return self.runner.engine
+
+    @property
+    def llm(self) -> Any:
+        """The `vllm.LLM` in it."""
+        return self.engine._engine.llm
+
+    @property
+    def costs(self) -> SharedCosts:
+        """The runner's own account."""
+        return self.runner._costs
+
+    def close(self) -> None:
+        """End the engine; a report of all these sweeps together is not what is measured."""
+        self.runner._generator.close()
+
+    def inputs(self, tokens: int, number: int, *more: str, answer: int = 0) -> Inputs:
+        """Return prompts for the open engine."""
+        return Inputs(self.options, tokens, number, *more, answer=answer)
+
+    def factors(self, number: int) -> list[float]:
+        """Return factors that no sweep has had before."""
+        return [round(1 + STEP * next(self._steps), 6) for _ in range(number)]
+
+    def control(self, inputs: Inputs) -> None:
+        """Have the control answered and published, so that sweeps after it answer no more than their own requests."""
+        self.runner.run(make_points([(["transform=identity"], jobs_of(inputs.plain, [1.0])[0][1])]))
+        self._publish()
+
+    def sweep(self, inputs: Inputs, points: int) -> Values:
+        """Run distinct points; return the seconds until all answers, scores and runs were there, and what took them."""
+        jobs = jobs_of(inputs.plain, self.factors(points))
+        before, self._planning = self._account(), 0.0
+        began = time.perf_counter()
+        self.runner.run(make_points(jobs))
+        scored = time.perf_counter() - began
+        self._publish()
+        published = time.perf_counter() - began
+        if failed := [result.error for result in self.runner.results.values() if result.error is not None]:
+            raise RuntimeError(f"{len(failed)} points failed: {failed[0]}")
+        spent = {name: round(value - before[name], 3) for name, value in self._account().items()}
+        requests = points * len(inputs.corpus.prompts)
+        own = {"scored": scored, "published": published, "requests": requests, "plan": round(self._planning, 3)}
+        return own | spent
+
+    def _account(self) -> Values:
+        costs = self.costs
+        return {
+            "engine": costs.generate_seconds,
+            "score": costs.score_seconds,
+            "publish": costs.publish_seconds,
+            "build": costs.points.build_seconds,
+        }
+
+    def _publish(self) -> None:
+        assert self.runner.publisher is not None
+        self.runner.publisher.start()._worker.drain()
+
+    def _timed_plan(self, *arguments: Any) -> Any:
+        began = time.perf_counter()
+        plan = self._make_plan(*arguments)
+        self._planning += time.perf_counter() - began
+        return plan
