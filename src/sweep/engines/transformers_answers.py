@@ -93,7 +93,7 @@ class Sample:
         else:
             weights = weights / max(self.sampling.temperature, LEAST_TEMPERATURE)
             weights = restricted(weights, self.sampling.top_k, self.sampling.top_p)
-            # The largest p / q, q ~ Exp(1), is a token's with probability p.  The CPU's noise is the same on all devices.
+            # The largest p / q, q ~ Exp(1), is a token's with probability p.  The CPU's noise is so on all devices.
             noise = torch.empty(len(weights)).exponential_(generator=self._generator)
             token = int((weights.softmax(0) / noise.to(weights.device)).argmax())
         if self.sampling.logprobs:

@@ -1,0 +1,17 @@
+"""Conformance batteries: what every transform and every engine must hold to, whoever wrote it."""
+
+from sweep.testing.engines import ENGINE_CHECKS, EngineBench, EngineCheck, Started, check_engine
+from sweep.testing.transforms import CHECKS, Check, check_transform, demo_corpus, fresh_corpus
+
+__all__ = [
+    "CHECKS",
+    "ENGINE_CHECKS",
+    "Check",
+    "EngineBench",
+    "EngineCheck",
+    "Started",
+    "check_engine",
+    "check_transform",
+    "demo_corpus",
+    "fresh_corpus",
+]
