@@ -32,6 +32,9 @@ T = TypeVar("T")
 
 CACHES = ("past_key_values", "cache_params")  # how forward passes call what they keep; the latter those of Mamba
 
+# What is multiplied by in vLLM's forward pass, but in that of Transformers only where it is given token ids.
+MULTIPLIERS: dict[str, Callable[[Any], float]] = {"falcon_h1": lambda config: config.embedding_multiplier}
+
 NOT_FINITE = "the model computed non-finite logits"
 
 
@@ -87,6 +90,8 @@ class TransformersEngine(Engine):
         if self._cache_name is None or "inputs_embeds" not in self._takes:
             raise EngineError(f"Transformers did not start: {type(model).__name__} takes no embeddings or has no cache")
         self._vocabulary, self._hidden_size = model.get_input_embeddings().weight.shape
+        family = MULTIPLIERS.get(model.config.model_type)
+        self._multiplier = family(model.config) if family else 1.0
         self._stop_ids = _stop_ids(model.generation_config.eos_token_id, self._tokenizer.eos_token_id)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Generation | Failure]:
@@ -157,7 +162,8 @@ class TransformersEngine(Engine):
         for i, request in enumerate(requests):
             begin = longest - len(request.token_ids)
             mask[i, begin:] = 1
-            prompts[i, begin:] = torch.tensor(request.token_ids) if request.embeds is None else request.embeds
+            embeds = request.embeds
+            prompts[i, begin:] = torch.tensor(request.token_ids) if embeds is None else embeds * self._multiplier
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         scored = max(request.scored for request in requests)
         given = {"inputs_embeds" if by_rows else "input_ids": prompts}
