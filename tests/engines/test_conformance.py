@@ -1,4 +1,4 @@
-"""Every registered engine holds to the contract: vLLM in this process and in one of its own, Transformers in any size."""
+"""Every registered engine holds to the contract, vLLM in this process and in one of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,16 +15,14 @@ from conftest import MAX_MODEL_LEN
 from sweep.engines import ENGINES, EngineConfig, TransformersConfig, VLLMConfig
 from sweep.engines.base import Completion, Engine, Failure, Generation, Request
 from sweep.inputs.checkpoint import Checkpoint
-from sweep.testing import ENGINE_CHECKS, EngineBench, EngineCheck, Started
+from sweep.testing import ENGINE_CHECKS, EngineBench, EngineCheck, Started, check_death, check_engine
 from sweep.testing import engines as battery
-from sweep.testing.engines import check_death
 
 SHARED = "vllm"  # the engine of all tests, which stays open
 CONFIGS: dict[str, tuple[EngineConfig, int]] = {  # with the window of each
     SHARED: (VLLMConfig(), 16),
     "vllm-process": (VLLMConfig(max_num_seqs=8, window=16, kv_cache_gib=0.1, in_process=False), 16),
     "transformers": (TransformersConfig(max_batch_size=8), 8),
-    "transformers-one": (TransformersConfig(max_batch_size=1), 1),
 }
 
 
@@ -65,6 +64,12 @@ def test_closed_and_killed_engines_leave_nothing(bench: EngineBench, started: St
     assert bool(started.processes) == (name == "vllm-process")
     started.close()
     check_death(bench)
+
+
+def test_the_battery_in_one_call(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """On an engine that answers one request at a time."""
+    config = TransformersConfig(max_batch_size=1)
+    check_engine(EngineBench(lambda: config.open(checkpoint.files, 128, tmp_path), checkpoint, 128, window=1))
 
 
 def test_every_engine_is_tried() -> None:
