@@ -46,7 +46,8 @@ LINEAR = {
     "linear_value_head_dim": 16,
     "shared_expert_intermediate_size": 32,
 }
-LFM2 = {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96, "conv_dim": 64}
+MAMBA2 = {"num_heads": 8, "head_dim": 16, "state_size": 16, "expand": 2, "n_groups": 1, "intermediate_size": None}
+LFM2 = {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96, "conv_dim": 64, "block_dim": 64}
 GEMMA3N = {
     "layer_types": ["sliding_attention", "full_attention"],
     "hidden_size_per_layer_input": 8,
@@ -98,7 +99,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bamba": ("state space and attention", MAMBA | {"attn_layer_indices": [1]}),
     "lfm2": ("convolutions and attention", LFM2),
     "qwen3_next": ("linear attention, mixture of experts", MOE | LINEAR),
-    "mamba2": ("state space alone", {"num_heads": 8, "head_dim": 16, "state_size": 16, "expand": 2, "n_groups": 1}),
+    "mamba2": ("state space alone", MAMBA2),
     "opt, projected": ("embeddings of another width", {"word_embed_proj_dim": 32, "ffn_dim": 96}),
     "gemma3n_text": ("per-layer embeddings", GEMMA3N),
 }  # fmt: skip
