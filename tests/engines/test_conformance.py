@@ -59,13 +59,6 @@ def test_registered_engines_conform(check: EngineCheck, bench: EngineBench, star
     check(bench, started.engine)
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != SHARED], indirect=True, scope="module")
-def test_closed_and_killed_engines_leave_nothing(bench: EngineBench, started: Started, name: str) -> None:
-    assert bool(started.processes) == (name == "vllm-process")
-    started.close()
-    check_death(bench)
-
-
 def test_the_battery_in_one_call(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """On an engine that answers one request at a time."""
     config = TransformersConfig(max_batch_size=1)
@@ -179,3 +172,11 @@ def test_the_battery_finds_what_is_broken(
 ) -> None:
     with pytest.raises((AssertionError, KeyError)):
         check(bench, Broken(started.engine, broken))
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != SHARED], indirect=True, scope="module")
+def test_closed_and_killed_engines_leave_nothing(bench: EngineBench, started: Started, name: str) -> None:
+    """The last test of the module, for it closes what the others are tried on."""
+    assert bool(started.processes) == (name == "vllm-process")
+    started.close()
+    check_death(bench)
