@@ -15,14 +15,18 @@ PARTS = {"transforms": catalogue.markdown}
 
 
 def updated(text: str) -> str:
-    """Return the README with its generated parts made anew, each between `<!-- name -->` and `<!-- /name -->`."""
+    """Return the README with its generated parts made anew."""
     for name, make in PARTS.items():
-        whole = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        match = whole.search(text)
-        if match is None:
-            raise SystemExit(f"README.md has no part <!-- {name} -->")
-        text = text[: match.end(1)] + make() + text[match.start(2) :]
+        text = with_part(text, name, make())
     return text
+
+
+def with_part(text: str, name: str, part: str) -> str:
+    """Return the README with this between `<!-- name -->` and `<!-- /name -->`."""
+    match = re.search(f"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", text, re.DOTALL)
+    if match is None:
+        raise SystemExit(f"README.md has no part <!-- {name} -->")
+    return text[: match.end(1)] + part + text[match.start(2) :]
 
 
 if __name__ == "__main__":

@@ -74,8 +74,15 @@ def make_model(
     folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, shard_size: str = "1GB", seed: int = 0
 ) -> Path:
     """Write a checkpoint with random weights, whose greedy answers vary with the prompt, and return its folder."""
+    return write_model(folder, tiny_config(family), dtype, shard_size, seed)
+
+
+def write_model(
+    folder: Path, config: PretrainedConfig, dtype: torch.dtype = torch.float32, shard_size: str = "1GB", seed: int = 0
+) -> Path:
+    """Write a checkpoint of this configuration, and return its folder; see `make_model`."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(family)).to(dtype)
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "position" not in name and "wpe" not in name:

@@ -4,8 +4,9 @@
 """
 
 from sweep.engines.base import EngineConfig
+from sweep.engines.transformers import TransformersConfig
 from sweep.engines.vllm import VLLMConfig
 
-__all__ = ["ENGINES", "EngineConfig", "VLLMConfig"]
+__all__ = ["ENGINES", "EngineConfig", "TransformersConfig", "VLLMConfig"]
 
-ENGINES: dict[str, type[EngineConfig]] = {VLLMConfig.name: VLLMConfig}
+ENGINES: dict[str, type[EngineConfig]] = {config.name: config for config in (VLLMConfig, TransformersConfig)}

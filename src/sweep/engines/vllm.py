@@ -25,6 +25,7 @@ from uuid import uuid4
 from sweep.checks import require
 from sweep.engines import vllm_death, vllm_start
 from sweep.engines.base import Completion, Engine, EngineConfig, Failure, Generation, ModelFiles, Request
+from sweep.engines.faults import fault, summary
 from sweep.errors import EngineDied
 
 if TYPE_CHECKING:
@@ -132,8 +133,8 @@ class VLLMEngine(Engine):
         try:
             while True:
                 while len(in_flight) < self._window and (request := next(waiting, None)) is not None:
-                    if fault := self._fault(request) or self._submit(request, in_flight):
-                        yield Failure(request.key, fault)
+                    if wrong := fault(request, self._hidden_size, self._dtype) or self._submit(request, in_flight):
+                        yield Failure(request.key, wrong)
                 if not in_flight:
                     return
                 for output in self._step(in_flight):
@@ -168,16 +169,6 @@ class VLLMEngine(Engine):
         self._remains.clear()
         gc.collect()
 
-    def _fault(self, request: Request) -> str | None:
-        """Say what is wrong with embeddings that vLLM would accept and be broken by."""
-        embeds = request.embeds
-        if embeds is None:
-            return None
-        expected = (len(request.token_ids), self._hidden_size)
-        if tuple(embeds.shape) != expected or embeds.dtype != self._dtype:
-            return f"its embeddings are {tuple(embeds.shape)} {embeds.dtype}, not {expected} {self._dtype}"
-        return None if embeds.isfinite().all() else f"its embeddings are not finite in {self._dtype}"
-
     def _submit(self, request: Request, in_flight: dict[str, Request]) -> str | None:
         """Hand a request to vLLM and note the id under which its output comes back; say why, if vLLM refuses it."""
         prompt: dict[str, Any] = {"prompt_token_ids": list(request.token_ids)}
@@ -191,7 +182,7 @@ class VLLMEngine(Engine):
             if self._remains.is_death(error):
                 raise self._died(error, in_flight) from error
             self._abort(list(self._engine.output_processor.request_states)[known:])
-            return f"vLLM refused it: {vllm_death.summary(error)}"
+            return f"vLLM refused it: {summary(error)}"
         in_flight[str(internal).rsplit("-", 1)[0]] = request
         return None
 

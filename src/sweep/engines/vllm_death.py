@@ -11,9 +11,10 @@ from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from sweep.errors import EngineDied, EngineError, EngineOutOfMemory
+from sweep.engines.faults import OUT_OF_MEMORY, describe, first_line, kind
+from sweep.errors import EngineDied, EngineError
 
 if TYPE_CHECKING:
     from psutil import Process  # type: ignore[import-untyped]  # comes with vLLM
@@ -22,15 +23,10 @@ GRACE = 1.0  # seconds that a core is given to end by itself: it has nothing to 
 END_TIMEOUT = 5.0  # seconds from the core's end to that of its workers, which the kernel kills
 EXIT_CODE_TIMEOUT = 0.5  # seconds; it can be read but once, which another thread of vLLM's may be about to do
 
-OUT_OF_MEMORY = re.compile(
-    r"OutOfMemory|out of memory|MemoryError|bad_alloc|(can't|cannot) allocate memory|Free memory on device", re.I
-)
 NAN_LOGITS = "NaNs detected in logits"
 # The number under which vLLM was asked, of an id like `0_17-9f86d081`; before it stands the sample's, behind it chance.
 INTERNAL_ID = re.compile(r"'(?:\d+_)?(\d+)-\w+'")
 WORKER = re.compile(r"Worker|spawn_main")  # in the command lines of the core's children, some of which may end
-
-E = TypeVar("E", bound=EngineError)
 
 
 class Remains:
@@ -72,8 +68,8 @@ class Remains:
             named = dict.fromkeys(INTERNAL_ID.findall(text))
             culprits = tuple(in_flight[number] for number in named if number in in_flight)
             return EngineDied(f"The model computed non-finite logits (vLLM: {NAN_LOGITS})", culprits)
-        how = _first_line(text) or self._ended or self._signal() or "sweep.log says more"
-        return _kind(text, EngineDied)(f"vLLM's core process died: {how}" if gone else f"vLLM failed: {how}")
+        how = first_line(text) or self._ended or self._signal() or "sweep.log says more"
+        return kind(text, EngineDied)(f"vLLM's core process died: {how}" if gone else f"vLLM failed: {how}")
 
     def clear(self) -> None:
         """Wait until all processes are gone, which hold memory that the next engine needs; kill those that stay."""
@@ -111,18 +107,10 @@ class Remains:
 
 def start_error(error: Exception, last_words: Path) -> EngineError:
     """Return what to say of an engine that did not start."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "vllm":
+        return EngineError("vLLM is not installed. engine=transformers does without it")
     text = _read(last_words) or describe(error)
-    return _kind(text, EngineError)(f"vLLM did not start: {_first_line(text)}")
-
-
-def describe(error: Exception) -> str:
-    """Return the error's type and message."""
-    return f"{type(error).__name__}: {error}"
-
-
-def summary(error: Exception) -> str:
-    """Return the error's type and the first line of its message."""
-    return _first_line(describe(error))
+    return kind(text, EngineError)(f"vLLM did not start: {first_line(text)}")
 
 
 def _sentinels(workers: list[Process]) -> dict[int, str]:
@@ -139,14 +127,5 @@ def _is_dead_error(error: Exception) -> bool:
     return type(error).__name__ == "EngineDeadError"
 
 
-def _kind(text: str, otherwise: type[E]) -> type[E] | type[EngineOutOfMemory]:
-    return EngineOutOfMemory if OUT_OF_MEMORY.search(text) else otherwise
-
-
 def _read(file: Path) -> str:
     return file.read_text(encoding="utf-8") if file.exists() else ""
-
-
-def _first_line(text: str) -> str:
-    """Return the first line that says something."""
-    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), "")

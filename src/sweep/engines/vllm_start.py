@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.engines import lifeline
 from sweep.engines.base import ModelFiles
+from sweep.engines.threads import threads_for
 
 if TYPE_CHECKING:
     from sweep.engines.vllm import VLLMConfig
 
-SMALL_MODEL_BYTES = 256 << 20
 CPU_KV_CACHE_GIB = 0.5
 
 
@@ -32,7 +32,7 @@ def start(config: VLLMConfig, model: ModelFiles, max_model_len: int, cache_dir: 
     on_gpu = torch.cuda.is_available()
     in_process = config.in_process if config.in_process is not None else not on_gpu
     _set_environment(in_process, on_gpu, config.batch_invariant, cache_dir)
-    threads = None if on_gpu else config.threads or _threads_for(model.folder)
+    threads = None if on_gpu else config.threads or threads_for(model.folder)
     if in_process and threads is not None:
         torch.set_num_threads(threads)
     import vllm
@@ -95,12 +95,6 @@ def _set_environment(in_process: bool, on_gpu: bool, batch_invariant: bool, cach
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
     if batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
-
-
-def _threads_for(folder: Path) -> int:
-    """Return one thread for a model of a few matrix rows, which two would only slow down by waiting for each other."""
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return 1 if size < SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))
 
 
 @contextmanager
