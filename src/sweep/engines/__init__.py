@@ -4,8 +4,9 @@
 """
 
 from sweep.engines.base import EngineConfig
+from sweep.engines.server import ServerConfig
 from sweep.engines.vllm import VLLMConfig
 
-__all__ = ["ENGINES", "EngineConfig", "VLLMConfig"]
+__all__ = ["ENGINES", "EngineConfig", "ServerConfig", "VLLMConfig"]
 
-ENGINES: dict[str, type[EngineConfig]] = {VLLMConfig.name: VLLMConfig}
+ENGINES: dict[str, type[EngineConfig]] = {VLLMConfig.name: VLLMConfig, ServerConfig.name: ServerConfig}

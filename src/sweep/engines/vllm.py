@@ -25,6 +25,7 @@ from uuid import uuid4
 from sweep.checks import require
 from sweep.engines import vllm_death, vllm_start
 from sweep.engines.base import Completion, Engine, EngineConfig, Failure, Generation, ModelFiles, Request
+from sweep.engines.embeds import fault
 from sweep.errors import EngineDied
 
 if TYPE_CHECKING:
@@ -132,8 +133,8 @@ class VLLMEngine(Engine):
         try:
             while True:
                 while len(in_flight) < self._window and (request := next(waiting, None)) is not None:
-                    if fault := self._fault(request) or self._submit(request, in_flight):
-                        yield Failure(request.key, fault)
+                    if why := fault(request, self._hidden_size, self._dtype) or self._submit(request, in_flight):
+                        yield Failure(request.key, why)
                 if not in_flight:
                     return
                 for output in self._step(in_flight):
@@ -167,16 +168,6 @@ class VLLMEngine(Engine):
         del engine
         self._remains.clear()
         gc.collect()
-
-    def _fault(self, request: Request) -> str | None:
-        """Say what is wrong with embeddings that vLLM would accept and be broken by."""
-        embeds = request.embeds
-        if embeds is None:
-            return None
-        expected = (len(request.token_ids), self._hidden_size)
-        if tuple(embeds.shape) != expected or embeds.dtype != self._dtype:
-            return f"its embeddings are {tuple(embeds.shape)} {embeds.dtype}, not {expected} {self._dtype}"
-        return None if embeds.isfinite().all() else f"its embeddings are not finite in {self._dtype}"
 
     def _submit(self, request: Request, in_flight: dict[str, Request]) -> str | None:
         """Hand a request to vLLM and note the id under which its output comes back; say why, if vLLM refuses it."""
