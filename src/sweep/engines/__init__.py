@@ -9,4 +9,4 @@ from sweep.engines.vllm import VLLMConfig
 
 __all__ = ["ENGINES", "EngineConfig", "ServerConfig", "VLLMConfig"]
 
-ENGINES: dict[str, type[EngineConfig]] = {VLLMConfig.name: VLLMConfig, ServerConfig.name: ServerConfig}
+ENGINES: dict[str, type[EngineConfig]] = {config.name: config for config in (VLLMConfig, ServerConfig)}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sweep.checks import require
 from sweep.engines.base import Engine, EngineConfig, Failure, Generation, ModelFiles, Request, Sampling
-from sweep.engines.embeds import fault
+from sweep.engines.faults import fault
 from sweep.errors import ConfigError
 from sweep.redaction import redact
 
@@ -115,8 +115,8 @@ class ServerEngine(Engine):
         try:
             while True:
                 while flight.size < self._window and (request := next(waiting, None)) is not None:
-                    if why := fault(request, self._met.hidden_size, self._dtype) or self._too_long(request):
-                        yield Failure(request.key, why)
+                    if wrong := fault(request, self._met.hidden_size, self._dtype) or self._refusal(request):
+                        yield Failure(request.key, wrong)
                     else:
                         flight.send(request, self._max_model_len - len(request.token_ids))
                 if not flight.size:
@@ -131,11 +131,14 @@ class ServerEngine(Engine):
             talk, self._talk = self._talk, None
             talk.close()
 
-    def _too_long(self, request: Request) -> str | None:
+    def _refusal(self, request: Request) -> str | None:
+        """Say what cannot be asked of the server, or would be answered wrongly."""
         length = len(request.token_ids)
-        if length < self._max_model_len:
-            return None
-        return f"its {length} tokens leave no room for an answer; engine.max_model_len is {self._max_model_len}"
+        if length >= self._max_model_len:
+            return f"its {length} tokens leave no room for an answer; engine.max_model_len is {self._max_model_len}"
+        if request.embeds is not None and request.sampling.repetition_penalty != 1:
+            return "a repetition penalty would not see the tokens of its prompt"
+        return None
 
 
 def api_key() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from sweep.redaction import MASK, redact
 PIECE = 3 << 18  # bytes of a tensor sent at a time; of three, base64 makes four
 IDLE_SECONDS = 2.0  # that a connection is kept, shorter than servers keep it: else some are found closed when used
 LONGEST_REASON = 300
+
+
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
 
 
 class Lost(Exception):

@@ -25,7 +25,7 @@ from uuid import uuid4
 from sweep.checks import require
 from sweep.engines import vllm_death, vllm_start
 from sweep.engines.base import Completion, Engine, EngineConfig, Failure, Generation, ModelFiles, Request
-from sweep.engines.embeds import fault
+from sweep.engines.faults import fault
 from sweep.errors import EngineDied
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ class VLLMEngine(Engine):
         try:
             while True:
                 while len(in_flight) < self._window and (request := next(waiting, None)) is not None:
-                    if why := fault(request, self._hidden_size, self._dtype) or self._submit(request, in_flight):
-                        yield Failure(request.key, why)
+                    if wrong := fault(request, self._hidden_size, self._dtype) or self._submit(request, in_flight):
+                        yield Failure(request.key, wrong)
                 if not in_flight:
                     return
                 for output in self._step(in_flight):

@@ -1,4 +1,4 @@
-"""What is checked of embeddings before any engine sees them, for none of them checks all of it."""
+"""What is wrong with a request before an engine is asked."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ if TYPE_CHECKING:
 
 
 def fault(request: Request, hidden_size: int, dtype: torch.dtype) -> str | None:
-    """Say what is wrong with a request's embeddings; None: nothing, or it has none.
+    """Say what is wrong with a request's embeddings or with what is to be scored of it; None: nothing.
 
-    One NaN or infinity would poison cache blocks that later requests read, and rows of width 1 would be broadcast.
+    Engines take embeddings of wrong width, dtype or with NaN in them, and answer anything or break.
     """
-    embeds = request.embeds
+    length, embeds = len(request.token_ids), request.embeds
+    if request.scored and not request.scored < length:
+        return f"{request.scored} of its {length} tokens are to be scored, and the first has nothing before it"
     if embeds is None:
         return None
-    expected = (len(request.token_ids), hidden_size)
+    expected = (length, hidden_size)
     if tuple(embeds.shape) != expected or embeds.dtype != dtype:
         return f"its embeddings are {tuple(embeds.shape)} {embeds.dtype}, not {expected} {dtype}"
     return None if embeds.isfinite().all() else f"its embeddings are not finite in {dtype}"
