@@ -182,7 +182,8 @@ class VLLMServer:
         own = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}
         own |= {"VLLM_HOST_IP": "127.0.0.1", "VLLM_CACHE_ROOT": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
         own |= {} if key is None else {"VLLM_API_KEY": key}
-        self._environment = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"} | own
+        # Not what an engine in this process has set for itself.
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")} | own
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

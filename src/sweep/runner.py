@@ -122,6 +122,10 @@ class Runner:
             for line in describe(groups, len(tasks), self._head.count(groups) if self._head else None):
                 self._terminal.result(line)
             return
+        handed_out = self._head is not None and self._head.wants(groups)
+        if self.publisher is None and not handed_out:
+            for group in groups:
+                group.spec.engine.reach()
         publisher = self.publisher or self._open_publisher()
         publisher.take_archived(tasks)
         if self._head is not None and self._head.wants(groups):

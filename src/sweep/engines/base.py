@@ -135,6 +135,13 @@ class EngineConfig(ABC):
             ConfigError: it cannot draw tokens like that.
         """
 
+    def reach(self) -> None:  # noqa: B027 - most engines are where they are opened
+        """Make sure, before anything is written, that an engine is there that somebody else runs.
+
+        Raises:
+            ConfigError: it is not.
+        """
+
     def tags(self) -> dict[str, str]:
         """Return what is to be known of where points are answered, as tags."""
         return {}

@@ -84,6 +84,17 @@ class ServerConfig(EngineConfig):
         rule = "must be 1 with engine=server, whose penalties do not see the prompt's tokens"
         require(sampling.repetition_penalty == 1, "sampling.repetition_penalty", rule, sampling.repetition_penalty)
 
+    def reach(self) -> None:
+        """See whether the server is there; see `EngineConfig.reach`."""
+        from sweep.engines.server_meeting import greet
+        from sweep.engines.server_talk import Talk
+
+        talk = Talk(self, api_key())
+        try:
+            talk.run(greet(talk.http, self))
+        finally:
+            talk.close()
+
     def tags(self) -> dict[str, str]:
         """Return the server's address; the hardware is its own, and not known."""
         return {"sweep.server": self.base_url, "sweep.hardware": "the server's"}

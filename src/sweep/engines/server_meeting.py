@@ -48,7 +48,7 @@ async def meet(http: Http, config: ServerConfig, model: ModelFiles, max_model_le
         ConfigError: it is not there, wants another key, serves another model or none that this sweep fits into, or
             takes no embeddings.
     """
-    reply = await _first(http, config)
+    reply = await greet(http, config)
     card = _card(reply.content, config)
     room = card.get("max_model_len")
     if isinstance(room, int) and room < max_model_len:
@@ -64,7 +64,12 @@ async def meet(http: Http, config: ServerConfig, model: ModelFiles, max_model_le
     return Met(card["id"], hidden_size, version)
 
 
-async def _first(http: Http, config: ServerConfig) -> Reply:
+async def greet(http: Http, config: ServerConfig) -> Reply:
+    """Return which models the server has.
+
+    Raises:
+        ConfigError: it is not there, is no vLLM server, or wants another key.
+    """
     where = f"engine.url: {config.base_url}"
     for left in reversed(range(TRIES)):
         try:
