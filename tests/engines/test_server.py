@@ -301,8 +301,7 @@ def test_another_model_of_the_same_size_fails_the_identity_gate(
 
 
 def test_a_server_that_takes_no_embeddings_is_said(tiny: Path, tmp_path: Path, connect: Callable[..., Engine]) -> None:
-    options = ("--served-model-name", "one", "two", "--logprobs-mode", "processed_logprobs")
-    with vllm_server(tiny, tmp_path, *options) as server:
+    with vllm_server(tiny, tmp_path, "--served-model-name", "one", "two") as server:
         says = "takes no embeddings: it must be started with --enable-prompt-embeds"
         assert says in refusal(connect, server.url)
         assert says in refusal(connect, server.url, served_model="two")
@@ -416,18 +415,22 @@ def test_a_server_that_is_killed_and_started_again_is_gone_on_with(
     pd.testing.assert_frame_equal(table, expected, check_exact=True)
 
 
-def test_logits_that_are_no_numbers_fail_their_request_and_a_server_that_stays_away_is_a_death(
+def test_log_probabilities_of_another_kind_and_logits_that_are_no_numbers_are_refused_and_a_server_that_stays_away_died(
     connect: Callable[..., Engine], tmp_path: Path
 ) -> None:
     """A mean over rows of this size overflows in GPT-2's layer norm, though every entry that is sent is finite."""
     gpt2 = find(ModelConfig(id=str(make_model(tmp_path / "gpt2", "gpt2"))))
     table = open_table(gpt2)
-    with vllm_server(gpt2.folder, tmp_path, "--enable-prompt-embeds") as server:
+    options = ("--enable-prompt-embeds", "--logprobs-mode", "processed_logprobs")
+    with vllm_server(gpt2.folder, tmp_path, *options) as server:
         engine = connect(server.url, patience=3.0, model=gpt2)
-        for logprobs in (0, 3):
-            first, *_ = requests(table, replace(GREEDY, logprobs=logprobs), factor=2e38)
-            [failure] = engine.generate([first])
-            assert isinstance(failure, Failure) and "non-finite logits" in failure.reason, failure
+        plain, *_ = requests(table)
+        for asked in (replace(plain, sampling=replace(GREEDY, logprobs=3)), replace(plain, scored=2)):
+            [failure] = engine.generate([asked])
+            assert isinstance(failure, Failure) and "--logprobs-mode raw_logprobs" in failure.reason, failure
+        large, *_ = requests(table, factor=2e38)
+        [failure] = engine.generate([large])
+        assert isinstance(failure, Failure) and "non-finite logits" in failure.reason, failure
         long = replace(GREEDY, max_tokens=200)
         stream = engine.generate(Request(i, PROMPTS[0], None, long if i else GREEDY) for i in range(9))
         assert next(stream).key == 0
