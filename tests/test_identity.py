@@ -113,6 +113,11 @@ def test_what_decides_it_counts(configure: Configure, tmp_path: Path) -> None:
     assert len(found | {base}) == len(changes) + 1
 
 
+def test_which_server_answers_does_not_count_but_that_one_does(configure: Configure) -> None:
+    here, there = (fingerprint(configure(engine={"name": "server", "url": f"http://{host}:8000"})) for host in "ab")
+    assert here == there != fingerprint(configure())
+
+
 def test_a_setting_of_the_engine_counts_where_it_is_swept(configure: Configure) -> None:
     config = configure(engine={"name": "vllm", "max_num_seqs": 3})
     assert fingerprint(config, **{"engine.max_num_seqs": 3.0}) != fingerprint(config)

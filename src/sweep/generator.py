@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing
+from pathlib import Path
 from typing import cast
 
 from sweep import signals
@@ -12,7 +13,7 @@ from sweep.config import SweepSettings
 from sweep.costs import SharedCosts
 from sweep.disk.journal import Journal
 from sweep.disk.writer import Writer
-from sweep.engines.base import Failure
+from sweep.engines.base import Engine, EngineConfig, Failure
 from sweep.engines.gate import GATE_TOKENS, GatePrompt, identity_gate
 from sweep.engines.supervisor import Supervisor
 from sweep.errors import EngineError
@@ -157,11 +158,30 @@ class Generator:
         cache = self._settings.root / ".cache"
         name = f"{group.spec.engine.name}, {group.spec.model.id}"
         with self._terminal.waiting(f"Engine ({name})"), self._costs.timing("engine_start_seconds"):
-            engine = Supervisor(
-                group.spec.engine, lambda config: config.open(group.checkpoint.files, group.max_model_len, cache)
-            )
+            engine = Supervisor(group.spec.engine, _Opening(group, cache))
             self._engine = (group.spec, group.max_model_len, engine)
             identity_gate(engine, _gate_prompts(group), _gate_tokens(group))
+        return engine
+
+
+class _Opening:
+    """Starts a group's engine, and has it pass the identity gate again when it takes a dead one's place.
+
+    A server that was away may have come back with another model.
+    """
+
+    def __init__(self, group: EngineGroup, cache: Path) -> None:
+        self._group, self._cache, self._again = group, cache, False
+
+    def __call__(self, config: EngineConfig) -> Engine:
+        engine = config.open(self._group.checkpoint.files, self._group.max_model_len, self._cache)
+        if self._again:
+            try:
+                identity_gate(engine, _gate_prompts(self._group), _gate_tokens(self._group))
+            except BaseException:
+                engine.close()
+                raise
+        self._again = True
         return engine
 
 

@@ -150,6 +150,7 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task]) -> EngineGroup:
     for task in tasks:
         corpus = corpus_of(task.point.config.prompts)
         task.point.config.transform.check(corpus)
+        spec.engine.check(request.sampling_of(task.point.config, ""))
         planned.append(
             PlannedPoint(
                 point=task.point, identity=task.identity, index=task.index, archived=task.archived, corpus=corpus

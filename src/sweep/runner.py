@@ -126,11 +126,15 @@ class Runner:
             for line in describe(groups, len(tasks), self._head.count(groups) if self._head else None):
                 self._terminal.result(line)
             return
+        head = self._head if self._head is not None and self._head.wants(groups) else None
+        if self.publisher is None and head is None:
+            for group in groups:
+                group.spec.engine.reach()
         publisher = self.publisher or self._open_publisher()
         publisher.take_archived(tasks)
-        if self._head is not None and self._head.wants(groups):
-            self._head.hand_out(groups, publisher, self._generator, self._memory)
-            if not self._head.waits:
+        if head is not None:
+            head.hand_out(groups, publisher, self._generator, self._memory)
+            if not head.waits:
                 publisher.leave()
         else:
             for group in groups:

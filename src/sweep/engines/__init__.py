@@ -4,9 +4,12 @@
 """
 
 from sweep.engines.base import EngineConfig
+from sweep.engines.server import ServerConfig
 from sweep.engines.transformers import TransformersConfig
 from sweep.engines.vllm import VLLMConfig
 
-__all__ = ["ENGINES", "EngineConfig", "TransformersConfig", "VLLMConfig"]
+__all__ = ["ENGINES", "EngineConfig", "ServerConfig", "TransformersConfig", "VLLMConfig"]
 
-ENGINES: dict[str, type[EngineConfig]] = {config.name: config for config in (VLLMConfig, TransformersConfig)}
+ENGINES: dict[str, type[EngineConfig]] = {
+    config.name: config for config in (VLLMConfig, ServerConfig, TransformersConfig)
+}

@@ -124,8 +124,27 @@ class EngineConfig(ABC):
         To be called in a thread that outlives the engine, whose processes may be tied to it.
 
         Raises:
+            ConfigError: it is not there, or not what the configuration says.
             EngineError: it did not start; EngineOutOfMemory: for lack of memory.
         """
+
+    def check(self, sampling: Sampling) -> None:  # noqa: B027 - most engines can do all of it
+        """Refuse, before anything starts, what this engine cannot do.
+
+        Raises:
+            ConfigError: it cannot draw tokens like that.
+        """
+
+    def reach(self) -> None:  # noqa: B027 - most engines are where they are opened
+        """Make sure, before anything is written, that an engine is there that somebody else runs.
+
+        Raises:
+            ConfigError: it is not.
+        """
+
+    def tags(self) -> dict[str, str]:
+        """Return what is to be known of where points are answered, as tags."""
+        return {}
 
     def fresh(self) -> EngineConfig:
         """Return the configuration for a start after a death, in a process that has seen nothing of it."""

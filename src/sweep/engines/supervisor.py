@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from sweep.engines.base import Engine, EngineConfig, Failure, Generation, Request, Sampling
 from sweep.engines.triage import Finding, Triage
-from sweep.errors import EngineDied, EngineError, EngineOutOfMemory
+from sweep.errors import ConfigError, EngineDied, EngineError, EngineOutOfMemory
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Supervisor(Engine):
                 each death.
 
         Raises:
-            EngineError: it did not start.
+            ConfigError, EngineError: it did not start.
         """
         self.config = self._given = config
         self.starts = self.deaths = 0
@@ -107,14 +107,23 @@ class Supervisor(Engine):
             try:
                 self._engine = self._open(self.config)
                 self.starts += 1
-            except EngineError as error:
-                self._in_a_row += 1
-                halved = isinstance(error, EngineOutOfMemory) and self._halve()
-                if self._in_a_row > FAILURES_IN_A_ROW or not (self.starts or halved):
+            except ConfigError as error:
+                if not self.starts:
                     raise
-                log.warning("%s. Another try%s.", error, HALF if halved else "")
-                time.sleep(RETRY_PAUSE)
+                # What it was right to start is gone, or has become something else.
+                self._start_failed(EngineError(str(error)))
+            except EngineError as error:
+                self._start_failed(error)
         return self._engine
+
+    def _start_failed(self, error: EngineError) -> None:
+        """Wait for another try, unless it would be in vain."""
+        self._in_a_row += 1
+        halved = isinstance(error, EngineOutOfMemory) and self._halve()
+        if self._in_a_row > FAILURES_IN_A_ROW or not (self.starts or halved):
+            raise error
+        log.warning("%s. Another try%s.", str(error).removesuffix("."), HALF if halved else "")
+        time.sleep(RETRY_PAUSE)
 
     def _prove(self, engine: Engine) -> None:
         """Before it may be given up, ask what has been answered before: many killers may stand in a row.

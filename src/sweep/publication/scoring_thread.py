@@ -127,7 +127,8 @@ class ScoringThread:
         self._tell(result, archived)
 
     def _conclude(self, progress: Progress, against: Against) -> Outcome:
-        tags = versions.tags(progress.planned.point.config.engine.name)
+        engine = progress.planned.point.config.engine
+        tags = {**versions.tags(engine.name), **engine.tags()}
         try:
             return conclude(progress, against, tags)
         except Exception as error:  # a scorer of the user's, or a mistake of ours: it is this point's alone
