@@ -21,6 +21,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ from sweep.paths import conf_dir
 from sweep.plan import PlannedPoint
 from sweep.point import UNTRANSFORMED, Point
 from sweep.report import comparison
-from sweep.request import BuiltRequest, build
+from sweep.request import BuiltRequest, Measured, build
 from sweep.scoring.scorers import QUALITY, select
 
 LOOPS, EMPTY = 0.1, 0.01  # of the answers that are not the control's
@@ -158,6 +159,13 @@ class Writer:
         return Completion(text, token_ids, "length" if len(token_ids) > self._tokens else "stop")
 
 
+def measured(built: BuiltRequest) -> Future[Measured]:
+    """Return what is measured of a request."""
+    future: Future[Measured] = Future()
+    future.set_result(built.measure())
+    return future
+
+
 def finished(index: int, point: Point, corpus: Corpus, built: Sequence[BuiltRequest], answers: Answers) -> Progress:
     """Return a point whose last answer has just come."""
     identity = Identity((), f"{index:064x}", f"{index:064x}")
@@ -165,8 +173,7 @@ def finished(index: int, point: Point, corpus: Corpus, built: Sequence[BuiltRequ
         PlannedPoint(point=point, identity=identity, index=index, corpus=corpus),
         started=time.time(),
         answers=dict(enumerate(answers)),
-        perturbations={i: dict(own.perturbation) for i, own in enumerate(built)},
-        neighbours={i: own.neighbours for i, own in enumerate(built)},
+        measuring=dict(enumerate(map(measured, built))),
     )
 
 

@@ -104,7 +104,7 @@ def request_seconds() -> dict[str, float]:
     def point(stage: Stage) -> None:
         own = replace(base, transform=Pipeline((stage,)))
         built = [build(None, own, encoded, corpus) for encoded in corpus.prompts]
-        nearest_token_flips([b.neighbours for b in built], corpus.table)
+        nearest_token_flips([b.measure().neighbours for b in built], corpus.table)
 
     found: dict[str, float] = {}
     for name, stage in [("identity", build_pipeline({"name": "identity"}).stages[0]), *stages()]:

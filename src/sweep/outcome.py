@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,9 @@ from sweep.parsing import parse
 from sweep.plan import PlannedPoint
 from sweep.point import Point
 from sweep.redaction import redact
+from sweep.request import Measured
 from sweep.scoring import Scores, by_measure, mean_scores, score, summarise_scores
-from sweep.scoring.perturbation import Neighbours, nearest_token_flips
+from sweep.scoring.perturbation import nearest_token_flips
 from sweep.scoring.scorers import select
 from sweep.scoring.statistics import Floats, Summary
 from sweep.tracking.records import PointRecord
@@ -77,6 +79,7 @@ class Progress:
     """A point in the making: what has come back so far.
 
     Attributes:
+        measuring: each prompt's perturbation, measured meanwhile.
         shared: what the batch cost that the point shared.
         is_floor: whether it is a control's second run, whose answers are only compared with the first's.
         forced: the mean log-probability per token of an answer, by prompt, whose answer it is and which sample.
@@ -87,8 +90,7 @@ class Progress:
     started: float
     ended: float = 0.0
     answers: dict[int, tuple[Completion, ...]] = field(default_factory=dict)
-    perturbations: dict[int, Scores] = field(default_factory=dict)
-    neighbours: dict[int, Neighbours] = field(default_factory=dict)
+    measuring: dict[int, Future[Measured]] = field(default_factory=dict)
     is_floor: bool = False
     forced: Forced = field(default_factory=dict)
     awaited: int = 0
@@ -202,11 +204,13 @@ def _of_prompts(progress: Progress, against: Against) -> list[Scores]:
 def _perturbations(progress: Progress) -> list[Scores]:
     planned = progress.planned
     count = range(len(planned.prompts))
-    measured = [progress.perturbations[i] for i in count]
-    if not planned.point.config.scoring.nearest_rows:
-        return measured
-    flips = nearest_token_flips([progress.neighbours[i] for i in count], planned.corpus.table)
-    return [own | {"perturbation/nearest_token_flips": flip} for own, flip in zip(measured, flips, strict=True)]
+    measured = [progress.measuring[i].result() for i in count]
+    scores = [dict(own.perturbation) for own in measured]
+    if planned.point.config.scoring.nearest_rows:
+        flips = nearest_token_flips([own.neighbours for own in measured], planned.corpus.table)
+        for own, flip in zip(scores, flips, strict=True):
+            own["perturbation/nearest_token_flips"] = flip
+    return scores
 
 
 def as_yaml(point: Point) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,19 +22,44 @@ from sweep.transforms.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltRequest:
-    """A request and the perturbation that its embeddings carry.
+class Measured:
+    """The perturbation that a request's embeddings carry.
 
     Attributes:
-        transform_seconds: how long the transforms took.
         perturbation: what can be measured at once.
         neighbours: rows whose nearest tokens are looked up when the point is scored, all prompts' in one go.
     """
 
-    request: Request
-    transform_seconds: float
     perturbation: Scores
     neighbours: Neighbours
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltRequest:
+    """A request, and what its perturbation is measured of, for which the engine need not wait.
+
+    Attributes:
+        transform_seconds: how long the transforms took.
+        rows: the untransformed rows, [n, hidden_size] in fp32.
+        token_ids: theirs.
+        origins: of the request's rows; as of `Rows.origins`.
+        most: how many of its rows have their nearest tokens looked up.
+    """
+
+    request: Request
+    transform_seconds: float
+    rows: torch.Tensor
+    token_ids: tuple[int, ...]
+    origins: Sequence[tuple[int, ...]] | None
+    doses: list[Dose | None]
+    most: int
+
+    def measure(self) -> Measured:
+        """Measure the perturbation."""
+        assert self.request.embeds is not None
+        compared = Comparison.of(self.request.embeds, self.rows, self.origins)
+        neighbours = Neighbours.sample(compared, self.token_ids, self.most)
+        return Measured(perturbation(compared) | _doses(self.doses), neighbours)
 
 
 def build(
@@ -63,10 +88,8 @@ def build(
         raise TransformError(f"{config.transform.name} made NaN or infinity (in {str(table.dtype)[6:]})")
     token_ids = _spoken(transformed, encoded.token_ids)
     request = Request(key, token_ids, sent.contiguous(), sampling_of(config, prompt_id))
-    compared = Comparison.of(sent, rows, transformed.origins)
     most = -(-config.scoring.nearest_rows // len(corpus.prompts))
-    neighbours = Neighbours.sample(compared, encoded.token_ids, most)
-    return BuiltRequest(request, seconds, perturbation(compared) | _doses(doses), neighbours)
+    return BuiltRequest(request, seconds, rows, encoded.token_ids, transformed.origins, doses, most)
 
 
 def _spoken(rows: Rows, token_ids: tuple[int, ...]) -> tuple[int, ...]:

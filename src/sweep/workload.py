@@ -281,13 +281,13 @@ class Workload(Iterator[Request]):
     def _built(self, prompt: int, building: Future[Built], number: int, progress: Progress) -> Request | None:
         """Return the request of a point's prompt; None: it cannot be made, and the point has failed."""
         try:
-            built, seconds = building.result()
+            built = building.result()
         except TransformError as error:
             self.reject(Key(number, prompt), str(error), "".join(traceback.format_exception(error)))
             return None
-        progress.costs.build_seconds += seconds
+        progress.costs.build_seconds += built.seconds
         progress.costs.transform_seconds += built.transform_seconds
-        progress.perturbations[prompt], progress.neighbours[prompt] = built.perturbation, built.neighbours
+        progress.measuring[prompt] = built.measuring
         return built.request
 
 

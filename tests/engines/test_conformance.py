@@ -12,17 +12,20 @@ from pathlib import Path
 import pytest
 
 from conftest import MAX_MODEL_LEN
-from sweep.engines import ENGINES, EngineConfig, TransformersConfig, VLLMConfig
+from servers import VLLMServer, vllm_server
+from sweep.engines import ENGINES, EngineConfig, ServerConfig, TransformersConfig, VLLMConfig
 from sweep.engines.base import Completion, Engine, Failure, Generation, Request
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.testing import ENGINE_CHECKS, EngineBench, EngineCheck, Started, check_death, check_engine
 from sweep.testing import engines as battery
 
 SHARED = "vllm"  # the engine of all tests, which stays open
+SERVER = "server"
 CONFIGS: dict[str, tuple[EngineConfig, int]] = {  # with the window of each
     SHARED: (VLLMConfig(), 16),
     "vllm-process": (VLLMConfig(max_num_seqs=8, window=16, kv_cache_gib=0.1, in_process=False), 16),
     "transformers": (TransformersConfig(max_batch_size=8), 8),
+    SERVER: (ServerConfig(max_in_flight=16), 16),  # whose address is found later
 }
 
 
@@ -41,9 +44,16 @@ def bench(
         if name == SHARED:
             engine: Engine = request.getfixturevalue("engine")
             return engine
-        return config.open(checkpoint.files, MAX_MODEL_LEN, cache)
+        own = replace(config, url=request.getfixturevalue("server").url) if name == SERVER else config
+        return own.open(checkpoint.files, MAX_MODEL_LEN, cache)
 
-    return EngineBench(start, checkpoint, MAX_MODEL_LEN, window)
+    return EngineBench(start, checkpoint, MAX_MODEL_LEN, window, penalties=name != SERVER)
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
+    with vllm_server(tiny, tmp_path_factory.mktemp("server"), "--enable-prompt-embeds") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -31,12 +31,14 @@ class EngineBench:
         checkpoint: of a small model in fp32, whose vocabulary has 64 tokens or more.
         max_model_len: with which it is started, 64 or more.
         window: how many requests it may have drawn that it has not answered.
+        penalties: whether it has repetition penalties; one that has not refuses such sweeps by `EngineConfig.check`.
     """
 
     open: Callable[[], Engine]
     checkpoint: Checkpoint
     max_model_len: int
     window: int
+    penalties: bool = True
 
     def start(self) -> Started:
         """Open the engine."""

@@ -186,6 +186,8 @@ def tokens_are_drawn_with_their_probabilities(bench: EngineBench, engine: Engine
 
 def penalties_read_prompts_and_answers(bench: EngineBench, engine: Engine) -> None:
     """A repetition penalty counts what the prompt's token ids are, whatever its embeddings."""
+    if not bench.penalties:
+        return
     asked = bench.requests(replace(GREEDY, repetition_penalty=1.8), factor=2.0)
     got = _tokens(_answers(engine, asked))
     assert got == {request.key: (bench.greedy(request),) for request in asked}
@@ -238,7 +240,8 @@ def the_context_ends_answers(bench: EngineBench, engine: Engine) -> None:
 
 def log_probabilities_are_those_of_the_model(bench: EngineBench, engine: Engine) -> None:
     """Of the likeliest tokens and of the one drawn, before temperature and penalties."""
-    for sampling in (GREEDY, replace(RANDOM, temperature=0.7, repetition_penalty=1.5, top_k=20)):
+    penalty = 1.5 if bench.penalties else 1.0
+    for sampling in (GREEDY, replace(RANDOM, temperature=0.7, repetition_penalty=penalty, top_k=20)):
         asked = bench.requests(replace(sampling, max_tokens=4, logprobs=5), factor=2.0)
         got = _answers(engine, asked)
         for request in asked:
