@@ -39,13 +39,14 @@ def bench(
     name: str, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> EngineBench:
     (config, window), cache = CONFIGS[name], tmp_path_factory.mktemp("cache")
+    if name == SERVER:
+        config = replace(config, url=request.getfixturevalue("server").url)
 
     def start() -> Engine:
         if name == SHARED:
             engine: Engine = request.getfixturevalue("engine")
             return engine
-        own = replace(config, url=request.getfixturevalue("server").url) if name == SERVER else config
-        return own.open(checkpoint.files, MAX_MODEL_LEN, cache)
+        return config.open(checkpoint.files, MAX_MODEL_LEN, cache)
 
     return EngineBench(start, checkpoint, MAX_MODEL_LEN, window, penalties=name != SERVER)
 
