@@ -1,4 +1,4 @@
-"""What is the Transformers engine's own; what it must do as all engines is in `test_conformance`."""
+"""What is the Transformers engine's own; what it must do as all engines is in `test_engine_conformance`."""
 
 from __future__ import annotations
 

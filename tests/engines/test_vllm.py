@@ -1,4 +1,4 @@
-"""What is vLLM's own among engines; what it must do as all of them is in `test_conformance`."""
+"""What is vLLM's own among engines; what it must do as all of them is in `test_engine_conformance`."""
 
 from __future__ import annotations
 
