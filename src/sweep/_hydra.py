@@ -21,6 +21,7 @@ from sweep.building import COMPOSE, one_line
 from sweep.checks import did_you_mean, require
 from sweep.errors import ConfigError
 from sweep.paths import conf_dir
+from sweep.transforms import TRANSFORMS
 
 _load_configuration = ConfigLoaderImpl.load_configuration
 
@@ -112,8 +113,9 @@ def check_values(arguments: Sequence[str]) -> None:
         group = conf_dir() / override.key_or_group
         given = value.list if isinstance(value, ChoiceSweep) else [value]
         no_name = any(each is None or isinstance(each, (int, float, dict)) for each in given)
-        if group.is_dir() and not override.is_delete() and no_name:
-            options = sorted(path.stem for path in group.glob("*.yaml"))
+        own = override.key_or_group == "transform"  # whose options are the registered classes, and no files
+        if (own or group.is_dir()) and not override.is_delete() and no_name:
+            options = sorted(TRANSFORMS) if own else sorted(path.stem for path in group.glob("*.yaml"))
             raise ConfigError(f"{argument}: there is no such option. {did_you_mean('', options)}")
 
 
