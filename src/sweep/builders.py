@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -61,7 +62,11 @@ class Builders:
         before, limited = torch.get_num_threads(), threading.Barrier(count + 1)
         for _ in range(count):
             self._pool.submit(_limit, limited)
-        limited.wait()
+        try:
+            limited.wait()
+        except BaseException:  # an interrupt; else they would wait for ever, and the process for them
+            limited.abort()
+            raise
         torch.set_num_threads(before)
 
     def build(
@@ -95,4 +100,5 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
 
 def _limit(limited: threading.Barrier) -> None:
     torch.set_num_threads(1)
-    limited.wait()
+    with suppress(threading.BrokenBarrierError):
+        limited.wait()

@@ -160,7 +160,11 @@ class Generator:
         with self._terminal.waiting(f"Engine ({name})"), self._costs.timing("engine_start_seconds"):
             engine = Supervisor(group.spec.engine, _Opening(group, cache))
             self._engine = (group.spec, group.max_model_len, engine)
-            identity_gate(engine, _gate_prompts(group), _gate_tokens(group))
+            try:
+                identity_gate(engine, _gate_prompts(group), _gate_tokens(group))
+            except Exception:  # lest the next shard find it open
+                self.close()
+                raise
         return engine
 
 

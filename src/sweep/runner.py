@@ -117,7 +117,9 @@ class Runner:
         if self.publisher is None and not self._settings.dry_run:
             self._take_place()
         fresh = self._distinct(points)
-        wanted = with_controls(fresh, self.publisher.scoring.controls if self.publisher else ())
+        # Shards find their controls in the plan, also those that this process happens to know.
+        known = self.publisher.scoring.controls if self.publisher and self._head is None else ()
+        wanted = with_controls(fresh, known)
         tasks = self._memory.tasks(wanted, contents)
         todo = _with_their_controls(tasks)
         self._memory.check_versions(todo)

@@ -168,6 +168,7 @@ class Workload(Iterator[Request]):
         if (progress := self.active.pop(key.point, None)) is not None:
             if key.point in self._without_control:
                 self._without_control.remove(key.point)
+            self._recalled.pop(key.point, None)
             prompt_id = progress.planned.prompts[key.prompt].prompt.id
             self.failed.append((progress, f"prompt {prompt_id!r}: {reason}", trace))
 
@@ -180,6 +181,7 @@ class Workload(Iterator[Request]):
         for number in numbers:
             if not self.active[number].awaited and number not in self._without_control:
                 self.finished.append(self.active.pop(number))
+                self._recalled.pop(number, None)
 
     def _ask_about(self, number: int, progress: Progress) -> list[int]:
         """Queue the questions that a point's answers lead to; return the points that may have none left to wait for."""

@@ -198,7 +198,10 @@ def _is_open(plans: Path) -> bool:
     latest = max(plans.glob(f"*/{MANIFEST}"), default=None)
     if latest is None:
         return False
-    manifest = read(latest)
+    try:
+        manifest = read(latest)
+    except ConfigError:  # of another version, or half written by a process that died
+        return False
     states = (read_state(manifest.state(index)) for index in range(manifest.shards))
     return any(state is None or not state.ended for state in states)
 

@@ -150,7 +150,7 @@ class Neighbours:
         changed = np.flatnonzero(compared.differs.any(axis=1))
         alone = 1 - len(compared.own) / compared.counted
         if not most or not len(changed):
-            return cls(compared.own[:0], [], 0.0, alone)
+            return cls(compared.own[:0].copy(), [], 0.0, alone)  # no view, which would keep the rows
         step = -(-len(changed) // most)
         taken = changed[step // 2 :: step]
         ids = [token_ids[compared.tokens[i]] for i in taken]

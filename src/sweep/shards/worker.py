@@ -204,6 +204,8 @@ class _Shard:
 
     def _will_not_come(self, elsewhere: Collection[str]) -> bool:
         """Whether another shard has ended without its control."""
+        if not self._homes.keys() >= set(elsewhere):  # nobody has it
+            return True
         states = {key: read_state(self._manifest.state(self._homes[key])) for key in elsewhere}
         ended = {key for key, state in states.items() if state is not None and state.ended}
         return bool(ended - {task.point.control_key for task in self._done()})
