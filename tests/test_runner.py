@@ -142,9 +142,9 @@ def test_points_of_a_sweep_share_one_stream_and_repeated_ones_run_once(
     monkeypatch.setattr(on_shared_engine, "generate", counted)
     with runner:
         runner.run(scaled(configure, 1.5, 2.0, 1.5))
-        assert streams == [3, 3, 12]  # the gate twice, then control, again, and two points, of three prompts each
+        assert streams == [1] * 6 + [12]  # the gate twice, then control, again, and two points, of three prompts each
         runner.run(scaled(configure, 2.0, 3.0))
-        assert streams[3:] == [3]  # neither the control nor 2.0 again
+        assert streams[7:] == [3]  # neither the control nor 2.0 again
     assert len(runner.results) == 4
 
 
