@@ -28,7 +28,6 @@ ROOT = Path(__file__).parents[1]
 SCHEDULE = ROOT / "scripts" / "schedule"
 MANIFESTS = sorted((SCHEDULE / "kubernetes").rglob("*.yaml"))
 SHELL = [SCHEDULE / "nightly", SCHEDULE / "nightly.sbatch", SCHEDULE / "kubernetes" / "shards" / "run"]
-LAUNCHERS = {name.stem for name in (ROOT / "src" / "hydra_plugins" / "sweep_launchers").glob("*.py")}
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces of its own")
 
@@ -270,9 +269,6 @@ def test_the_launchers_have_the_keys_that_are_given_to_them() -> None:
     from hydra.core.config_store import ConfigStore
 
     known = ConfigStore.instance().repo["hydra"]["launcher"]
-    missing = [name for name in chosen.values() if f"{name}.yaml" not in known]
-    if missing:
-        pytest.skip(f"no such launcher in this checkout: {', '.join(missing)}")
     for where, arguments in given.items():
         keys = {argument.partition("=")[0].removeprefix("hydra.launcher.") for argument in arguments[1:]}
         assert keys <= set(known[f"{chosen[where]}.yaml"].node), where

@@ -88,10 +88,10 @@ class Generator:
         journal = self._journal.writer(self._memory.header(group.spec.engine.name))
         try:
             if watch is not None:
-                self._answer(engine, workload, journal, scoring, watch)
+                self._answer(engine, workload, journal, scoring, elsewhere, watch)
             else:
                 with self._terminal.progress(group.requests) as advance:
-                    self._answer(engine, workload, journal, scoring, advance)
+                    self._answer(engine, workload, journal, scoring, elsewhere, advance)
         except EngineError as error:
             self.close()
             for progress in workload.active.values():
@@ -104,7 +104,7 @@ class Generator:
         for progress in workload.active.values():  # whose control has failed, or is not there yet
             if progress.planned.point.control_key not in elsewhere:
                 scoring.fail(progress, "its control was not finished")
-        scoring.end_waiting("its control was not finished", elsewhere=elsewhere)
+        scoring.end_waiting("its control was not finished")
 
     def close(self) -> None:
         """End the engine, if there is one."""
@@ -114,9 +114,15 @@ class Generator:
             engine.close()
 
     def _answer(
-        self, engine: Supervisor | None, workload: Workload, journal: Writer, scoring: ScoringThread, advance: Advance
+        self,
+        engine: Supervisor | None,
+        workload: Workload,
+        journal: Writer,
+        scoring: ScoringThread,
+        elsewhere: Collection[str],
+        advance: Advance,
     ) -> None:
-        self._take(workload, scoring, advance)
+        self._take(workload, scoring, elsewhere, advance)
         if engine is None:
             return
         then = time.monotonic()
@@ -135,15 +141,17 @@ class Generator:
             then = now
             if is_asked:
                 advance(tokens)
-            self._take(workload, scoring, advance)
+            self._take(workload, scoring, elsewhere, advance)
         self._costs.gpu_memory_gib = engine.memory_gib()
 
-    def _take(self, workload: Workload, scoring: ScoringThread, advance: Advance) -> None:
+    def _take(self, workload: Workload, scoring: ScoringThread, elsewhere: Collection[str], advance: Advance) -> None:
         """Hand over what the workload has come to an end with."""
         for _ in range(workload.take_recalled()):
             advance(0)
         while workload.finished:
-            scoring.complete(workload.finished.popleft())
+            progress = workload.finished.popleft()
+            waits = progress.planned.point.control_key in elsewhere
+            (scoring.leave if waits else scoring.complete)(progress)
         while workload.failed:
             scoring.fail(*workload.failed.popleft())
         self._settings.bear(scoring.failed)

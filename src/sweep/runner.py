@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -156,6 +156,8 @@ class Runner:
                 undo.callback(self._head.close)
             if error is None or isinstance(error, Exception):
                 undo.callback(self._generator.close)
+                if self._head is not None and error is not None:
+                    self._head.close()  # shards that are at work say what they took as they leave
                 self._count_shards()
             # Else the engine ends with this process: shutting it down properly takes longer than there is time.
             self._costs.engine_starts = self.engine_starts
@@ -181,7 +183,8 @@ class Runner:
             for state in states:
                 self._shards_starts += state.engine_starts
                 self._costs.add(state.costs)
-            manifest.counted.touch()
+            with suppress(OSError):  # somebody else's folder; they are counted again, then
+                manifest.counted.touch()
 
     def _distinct(self, points: Sequence[Point]) -> list[Point]:
         """Return the points that have not been run, without those that are the same as others but for their names."""

@@ -77,7 +77,7 @@ class RayCrew(Crew):
         for actor in self._actors:
             busy[actor.is_ready.remote()] = None, actor
         free: list[Any] = []
-        began, told = time.monotonic(), False
+        began, told, unready = time.monotonic(), False, 0
         while waiting or any(index is not None for index, _ in busy.values()):
             while waiting and free:
                 actor, shard = free.pop(), waiting.pop(0)
@@ -93,17 +93,21 @@ class RayCrew(Crew):
                     if index is not None and answer is not None:
                         reasons[index] = answer
                     free.append(actor)
+                    unready = 0
                 except ray.exceptions.RayError as error:
                     self._actors.remove(actor)
                     reason = f"its actor has died: {str(error).splitlines()[0]}"
-                    if index is None:  # it cannot even start: another one could not, either
-                        raise EngineError(f"hydra/launcher=ray: {reason}") from error
-                    reasons[index] = reason
-                    log.warning("Shard %d: %s", index, reason)
+                    if index is None:
+                        unready += 1
+                        if unready == ATTEMPTS:  # in a row: none can even start
+                            raise EngineError(f"hydra/launcher=ray: {reason}") from error
+                    else:
+                        reasons[index] = reason
+                        log.warning("Shard %d: %s", index, reason)
+                        if attempts[index] < ATTEMPTS:
+                            waiting.insert(0, index)
                     self._actors.append(actor := self._actor())
                     busy[actor.is_ready.remote()] = None, actor
-                    if attempts[index] < ATTEMPTS:
-                        waiting.insert(0, index)
             if not told and time.monotonic() - began > ROOM_SECONDS:
                 if wanting := sum(index is None for index, _ in busy.values()):
                     self._say(f"Ray: {wanting} of {len(self._actors)} actors wait for room in the cluster")

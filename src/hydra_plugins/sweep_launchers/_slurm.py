@@ -23,7 +23,7 @@ from sweep.redaction import redact
 from sweep.shards import plans as sweep_plans
 from sweep.shards.claims import Claims, owner_of
 from sweep.shards.crew import LEASE_SECONDS, Crew, left_undone
-from sweep.shards.manifest import MANIFEST, Manifest, read
+from sweep.shards.manifest import Manifest, read
 from sweep.shards.state import read_state
 
 log = logging.getLogger(__name__)
@@ -93,8 +93,9 @@ class SlurmCrew(Crew):
         while self.waits:
             signals.check()
             watch()
-            states = [read_state(manifest.state(index)) for index in range(manifest.shards)]
-            if all(state is not None and state.ended for state in states):
+            if empty:
+                os.listdir(manifest.folder)  # a network file system's client looks anew what files there are
+            if _has_ended(manifest):
                 break
             tasks = _queue(_name(plans))
             empty = 0 if tasks else empty + 1
@@ -194,16 +195,13 @@ def _own_id() -> str:
 
 
 def _is_open(plans: Path) -> bool:
-    """Whether the latest plan has shards that nobody has ended; tasks may be in the queue that find nothing to do."""
-    latest = max(plans.glob(f"*/{MANIFEST}"), default=None)
-    if latest is None:
-        return False
-    try:
-        manifest = read(latest)
-    except ConfigError:  # of another version, or half written by a process that died
-        return False
-    states = (read_state(manifest.state(index)) for index in range(manifest.shards))
-    return any(state is None or not state.ended for state in states)
+    """Whether a plan has shards that nobody has ended; tasks may be in the queue that find nothing to do."""
+    return any(not plan.is_replaced and not _has_ended(plan) for plan in sweep_plans.all_of(plans))
+
+
+def _has_ended(manifest: Manifest) -> bool:
+    states = sweep_plans.states(manifest)
+    return len(states) == manifest.shards and all(state.ended for state in states)
 
 
 def _name(plans: Path) -> str:

@@ -149,8 +149,9 @@ class _Process:
             return self._process.wait()
 
     def _read(self) -> None:
-        for line in self._answers:
-            self._told.put((self, json.loads(line)))
+        with suppress(ValueError):  # the half of an answer that a process which dies has written
+            for line in self._answers:
+                self._told.put((self, json.loads(line)))
         self.ended.set()
         self._told.put((self, None))
 

@@ -120,10 +120,7 @@ class Lease:
             while (own := self._try()) is None:
                 time.sleep(0.02)
         except OSError as error:
-            raise LeaseError(
-                f"The folder {self._folder} cannot be used: {error.strerror or error}.\n"
-                "Without it two runs of a sweep could not notice each other."
-            ) from error
+            raise unusable(self._folder, error) from error
         self._own = own
         self._released = threading.Event()
         self.lost.clear()
@@ -134,11 +131,15 @@ class Lease:
 
         Raises:
             SweepHeld: somebody has it who is alive, or may be.
+            LeaseError: the folder cannot be used.
         """
-        with self._clock() as now, contextlib.suppress(FileNotFoundError):  # the number was taken back
-            last = max(self._numbers(), default=0)
-            if last and not _is_free(self._path(last), now()):
-                raise SweepHeld(f"{self._path(last)} is being written just now.")
+        try:
+            with self._clock() as now, contextlib.suppress(FileNotFoundError):  # the number was taken back
+                last = max(self._numbers(), default=0)
+                if last and not _is_free(self._path(last), now()):
+                    raise SweepHeld(f"{self._path(last)} is being written just now.")
+        except OSError as error:
+            raise unusable(self._folder, error) from error
 
     def release(self) -> None:
         """Give the lease back, if it is still this one's.  What cannot be given back ends with the process."""
@@ -227,6 +228,14 @@ class Lease:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:08d}.json"
+
+
+def unusable(folder: Path, error: OSError) -> LeaseError:
+    """Return what is to be said where it cannot be made sure that nobody else is at work."""
+    return LeaseError(
+        f"The folder {folder} cannot be used: {error.strerror or error}.\n"
+        "Without it two runs of a sweep could not notice each other."
+    )
 
 
 def _is_free(path: Path, now: float) -> bool:

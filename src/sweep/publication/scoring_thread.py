@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from sweep import versions
 from sweep.costs import SharedCosts
@@ -45,6 +45,7 @@ class ScoringThread:
     def complete(self, progress: Progress) -> None:
         """Take a point whose prompts have all been answered."""
         point = progress.planned.point
+        self._costs.points.add(progress.costs)
         progress.shared = self._costs.now()
         if progress.is_floor:
             self._floors[point.control_key] = progress.in_order()
@@ -58,8 +59,16 @@ class ScoringThread:
         if point.control_key in self.controls and point.control_key in self._floors:
             self._release(point.control_key)
 
+    def leave(self, progress: Progress) -> None:
+        """Take a point that is to be scored by another process or later, from the journal: only what it has cost."""
+        self._costs.points.add(progress.costs)
+
     def fail(self, progress: Progress, reason: str, trace: str | None = None) -> None:
         """Take a point that could not be finished."""
+        self._costs.points.add(progress.costs)
+        self._fail(progress, reason, trace)
+
+    def _fail(self, progress: Progress, reason: str, trace: str | None = None) -> None:
         point = progress.planned.point
         if progress.planned.done:  # it was finished before, and is here for others
             return
@@ -71,25 +80,21 @@ class ScoringThread:
         progress.error, progress.traceback = reason, trace
         self._submit(progress)
 
-    def end_waiting(self, reason: str, *, for_floors: bool = True, elsewhere: Collection[str] = ()) -> None:
+    def end_waiting(self, reason: str, *, for_floors: bool = True) -> None:
         """Fail what waits for a control that will never come.
 
         Args:
             reason: why.
             for_floors: whether noise floors will not come either, so that what waits for one is scored without.
-            elsewhere: controls that will come in another process; what waits for them is left to whoever has them.
         """
         for control_key in list(self._held):
-            if control_key in elsewhere and control_key not in self.controls:
-                del self._held[control_key]
-                continue
             if control_key in self.controls:
                 if not for_floors:  # the next run finds the answers in the journal, and asks for the floor
                     continue
                 self._floors.setdefault(control_key, None)
                 self._release(control_key)
             for progress in self._held.pop(control_key, []):
-                self.fail(progress, reason)
+                self._fail(progress, reason)
 
     def drain(self) -> None:
         """Wait until all that was taken is scored and archived."""
@@ -119,7 +124,6 @@ class ScoringThread:
         with self._costs.timing("score_seconds"):
             outcome = self._conclude(progress, against)
             archived = self._archive.add(progress.planned.identity.result_key, outcome.record, outcome.rows)
-        self._costs.points.add(progress.costs)
         result = outcome.result
         if result.error is not None:
             self.failed += 1

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sweep import signals
-from sweep.disk.lease import Lease
+from sweep.disk.lease import Lease, unusable
 from sweep.errors import ConfigError, SweepHeld
 from sweep.shards.manifest import MANIFEST, Manifest, read
 from sweep.shards.state import State, read_state
@@ -49,19 +50,12 @@ def add(plans: Path, folder: Path) -> Path:
 
 def all_of(plans: Path) -> Iterator[Manifest]:
     """Yield the plans that can be read, the oldest first, those in other places last."""
-    folders = [path.parent for path in sorted(plans.glob(f"*/{MANIFEST}"))]
-    for folder in [*folders, *map(Path, _elsewhere(plans))]:
-        try:
-            yield read(folder)
-        except ConfigError:  # removed by its owner, or half written by a process that died
-            continue
+    yield from _readable([*_numbered(plans), *map(Path, _elsewhere(plans))])
 
 
 def later(manifest: Manifest) -> Iterator[Manifest]:
     """Yield the plans of the same sweep that were made after one."""
-    for path in sorted(manifest.folder.parent.glob(f"*/{MANIFEST}")):
-        if path.parent.name > manifest.folder.name:
-            yield read(path)
+    yield from _readable([f for f in _numbered(manifest.folder.parent) if f.name > manifest.folder.name])
 
 
 def take_place(plans: Path, patience: float) -> None:
@@ -88,8 +82,11 @@ def take_place(plans: Path, patience: float) -> None:
                 told = True
             signals.check()
             time.sleep(POLL_SECONDS)
-    for manifest in open_ones:
-        manifest.replaced.touch()
+    try:
+        for manifest in open_ones:
+            manifest.replaced.touch()
+    except OSError as error:
+        raise unusable(manifest.folder, error) from error
     try:
         _expect_idle(open_ones)  # whoever has begun since has not seen it
     except SweepHeld:
@@ -124,6 +121,16 @@ def reopen(plans: Path) -> None:
 def is_closed(plans: Path) -> bool:
     """Whether no more plans will come."""
     return (plans / CLOSED).exists()
+
+
+def _numbered(plans: Path) -> list[Path]:
+    return sorted(path.parent for path in plans.glob(f"*/{MANIFEST}"))
+
+
+def _readable(folders: Sequence[Path]) -> Iterator[Manifest]:
+    for folder in folders:
+        with suppress(ConfigError):  # removed by its owner, of another version, or left by a process that died
+            yield read(folder)
 
 
 def _elsewhere(plans: Path) -> list[str]:
