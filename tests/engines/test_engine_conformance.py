@@ -16,8 +16,16 @@ from servers import VLLMServer, vllm_server
 from sweep.engines import ENGINES, EngineConfig, ServerConfig, TransformersConfig, VLLMConfig
 from sweep.engines.base import Completion, Engine, Failure, Generation, Request
 from sweep.inputs.checkpoint import Checkpoint
-from sweep.testing import ENGINE_CHECKS, EngineBench, EngineCheck, Started, check_death, check_engine
-from sweep.testing import engines as battery
+from sweep.testing import (
+    ENGINE_CHECKS,
+    EngineBench,
+    EngineCheck,
+    Started,
+    check_death,
+    check_engine,
+    engine_answers,
+    engine_streams,
+)
 
 SHARED = "vllm"  # the engine of all tests, which stays open
 SERVER = "server"
@@ -152,29 +160,29 @@ def more_probable(engine: Engine, requests: Iterable[Request]) -> Answers:
 @pytest.mark.parametrize(
     ("check", "broken"),
     [
-        (battery.answers_are_those_of_the_model, asked(lambda r: replace(r, embeds=None))),
-        (battery.embeddings_answer_as_token_ids_do, asked(lambda r: r if r.embeds is None else replace(r, embeds=r.embeds * 3))),
-        (battery.the_identity_gate_can_be_passed_and_failed, asked(lambda r: replace(r, embeds=None))),
-        (battery.order_and_company_do_not_matter, sampled(seed=None)),
-        (battery.answers_come_as_they_finish, in_order),
-        (battery.requests_are_drawn_as_they_are_needed, all_drawn_first),
-        (battery.requests_are_drawn_as_they_are_needed, at_the_end),
-        (battery.answers_may_lead_to_requests, at_the_end),
-        (battery.samples_count_their_seeds_up, sampled(seed=3)),
-        (battery.tokens_are_drawn_with_their_probabilities, sampled(temperature=0.4)),
-        (battery.tokens_are_drawn_with_their_probabilities, sampled(top_k=0)),
-        (battery.tokens_are_drawn_with_their_probabilities, sampled(top_p=1.0)),
-        (battery.penalties_read_prompts_and_answers, sampled(repetition_penalty=1.0)),
-        (battery.penalties_read_prompts_and_answers, asked(lambda r: replace(r, token_ids=(0,) * len(r.token_ids)))),
-        (battery.stop_strings_end_answers, sampled(stop=())),
-        (battery.the_end_of_text_ends_answers, sampled(ignore_eos=True)),
-        (battery.the_end_of_text_ends_answers, said(lambda c: replace(c, token_ids=c.token_ids[:-1]))),
-        (battery.the_context_ends_answers, said(lambda c: replace(c, finish_reason="stop"))),
-        (battery.log_probabilities_are_those_of_the_model, said(lambda c: replace(c, logprobs=c.logprobs[::-1]))),
-        (battery.log_probabilities_are_those_of_the_model, sampled(logprobs=4)),
-        (battery.forced_answers_have_their_likelihood, more_probable),
-        (battery.bad_requests_fail_alone, merciful),
-        (battery.what_drawing_raises_passes_through, swallowed),
+        (engine_answers.answers_are_those_of_the_model, asked(lambda r: replace(r, embeds=None))),
+        (engine_answers.embeddings_answer_as_token_ids_do, asked(lambda r: r if r.embeds is None else replace(r, embeds=r.embeds * 3))),
+        (engine_answers.the_identity_gate_can_be_passed_and_failed, asked(lambda r: replace(r, embeds=None))),
+        (engine_streams.order_and_company_do_not_matter, sampled(seed=None)),
+        (engine_streams.answers_come_as_they_finish, in_order),
+        (engine_streams.requests_are_drawn_as_they_are_needed, all_drawn_first),
+        (engine_streams.requests_are_drawn_as_they_are_needed, at_the_end),
+        (engine_streams.answers_may_lead_to_requests, at_the_end),
+        (engine_answers.samples_count_their_seeds_up, sampled(seed=3)),
+        (engine_answers.tokens_are_drawn_with_their_probabilities, sampled(temperature=0.4)),
+        (engine_answers.tokens_are_drawn_with_their_probabilities, sampled(top_k=0)),
+        (engine_answers.tokens_are_drawn_with_their_probabilities, sampled(top_p=1.0)),
+        (engine_answers.penalties_read_prompts_and_answers, sampled(repetition_penalty=1.0)),
+        (engine_answers.penalties_read_prompts_and_answers, asked(lambda r: replace(r, token_ids=(0,) * len(r.token_ids)))),
+        (engine_answers.stop_strings_end_answers, sampled(stop=())),
+        (engine_answers.the_end_of_text_ends_answers, sampled(ignore_eos=True)),
+        (engine_answers.the_end_of_text_ends_answers, said(lambda c: replace(c, token_ids=c.token_ids[:-1]))),
+        (engine_answers.the_context_ends_answers, said(lambda c: replace(c, finish_reason="stop"))),
+        (engine_answers.log_probabilities_are_those_of_the_model, said(lambda c: replace(c, logprobs=c.logprobs[::-1]))),
+        (engine_answers.log_probabilities_are_those_of_the_model, sampled(logprobs=4)),
+        (engine_answers.forced_answers_have_their_likelihood, more_probable),
+        (engine_streams.bad_requests_fail_alone, merciful),
+        (engine_streams.what_drawing_raises_passes_through, swallowed),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["transformers"], indirect=True, scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sweep.engines.base import Engine, Request, Sampling
+from sweep.engines.base import Completion, Engine, Generation, Request, Sampling
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.embedding import EmbeddingTable, open_table
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PROMPTS = [tuple(range(5, 5 + length)) for length in (3, 17, 40, 8, 25, 11)]
 GREEDY = Sampling(max_tokens=8, ignore_eos=True)
+RANDOM = Sampling(max_tokens=8, ignore_eos=True, temperature=1.0, seed=11)
 END_TIMEOUT = 10.0  # seconds in which a killed engine is to be noticed, and a closed one to be gone
 
 
@@ -106,6 +107,23 @@ class Started:
         self.engine.close()
         _, alive = psutil.wait_procs(self.processes, timeout=END_TIMEOUT)
         assert not alive, f"closed, the engine leaves processes: {[process.cmdline() for process in alive]}"
+
+
+def generations_of(engine: Engine, requests: Iterable[Request]) -> Iterator[Generation]:
+    """Yield the answers, all of which are to be generations."""
+    for answer in engine.generate(requests):
+        assert isinstance(answer, Generation), f"{answer.key!r} fails: {answer.reason}"
+        yield answer
+
+
+def answers_of(engine: Engine, requests: Iterable[Request]) -> dict[object, tuple[Completion, ...]]:
+    """Return the answers by their keys."""
+    return {generation.key: generation.completions for generation in generations_of(engine, requests)}
+
+
+def tokens_of(answers: dict[object, tuple[Completion, ...]]) -> dict[object, tuple[tuple[int, ...], ...]]:
+    """Return what answers have of tokens, by their keys."""
+    return {key: tuple(completion.token_ids for completion in own) for key, own in answers.items()}
 
 
 def _children() -> list[Process]:
