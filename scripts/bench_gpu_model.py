@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-SPECIAL = ["<pad>", "<bos>", "<eos>", "<user>", "<assistant>"]
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<assistant>' if m.role == 'assistant' else '<user>' }}"
-    "{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import tiny_models
+
 TEMPLATE_TOKENS = 4  # of a single message's chat: the three marks around it, and the one behind
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHARD_BYTES = 4 << 30
@@ -126,20 +125,7 @@ def _weights(shape: Shape, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
 
 def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
     """Return a tokenizer that reads single bytes; the other tokens are made-up words, so that any answer is text."""
-    known = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    known += [f"Ġ{_word(number)}" for number in range(size - len(known))]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(known)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        additional_special_tokens=["<user>", "<assistant>"],
-    )
-    wrapped.chat_template = TEMPLATE
-    return wrapped
+    return tiny_models.make_tokenizer(unread=[f"Ġ{_word(number)}" for number in range(size - tiny_models.BYTES)])
 
 
 def write_prompts(folder: Path, tokens: int, count: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from transformers import (
 
 VOCABULARY = 272
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<user>", "<assistant>"]
+BYTES = len(SPECIAL) + 256  # tokens of the tokenizer
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<user>' if m.role != 'assistant' else '<assistant>' }}"
     "{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -92,10 +94,10 @@ def write_model(
     return folder
 
 
-def make_tokenizer(chat_template: bool = True) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of single bytes and a few special tokens."""
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+def make_tokenizer(chat_template: bool = True, unread: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of single bytes and a few special tokens, and of some that are only ever written."""
+    known = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *unread]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(known)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     wrapped = PreTrainedTokenizerFast(
