@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,11 +13,15 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from sweep import plan
 from sweep.config import SweepConfig
 from sweep.engines.base import Engine, Generation, Request
 from sweep.errors import ConfigError, EngineError
+from sweep.inputs.embedding import open_table
 from sweep.point import Point
 from sweep.runner import Runner
+from sweep.shards.crew import PlanOnly
+from sweep.shards.manifest import read, read_shard
 from sweep.terminal import Terminal
 from sweep.transforms import Context, Transform, register
 from sweep.workload import Key
@@ -146,6 +150,33 @@ def test_points_of_a_sweep_share_one_stream_and_repeated_ones_run_once(
         runner.run(scaled(configure, 2.0, 3.0))
         assert streams[7:] == [3]  # neither the control nor 2.0 again
     assert len(runner.results) == 4
+
+
+def test_an_engine_that_is_refused_is_not_there_for_the_next_points(
+    runner: Runner, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "open_table", lambda checkpoint: replace(open_table(checkpoint), multiplier=-1.0))
+    with runner:
+        for factor in (1.5, 2.0):
+            with pytest.raises(ConfigError, match="fails the identity gate"):
+                runner.run(scaled(configure, factor))
+            assert runner.engine is None
+
+
+def test_plans_of_later_batches_have_their_control(configure: Configure, tmp_path: Path) -> None:
+    """Also where this process has come to know its answers, which shards cannot."""
+    said: list[str] = []
+    crew = PlanOnly(1, None, said.append)
+    points = scaled(configure, 1.5, 2.0)
+    with Runner(configure(), "test-sweep", "sweep …", Terminal(), crew) as runner:
+        for point in points:
+            runner.run([point])
+            assert runner.publisher is not None
+            runner.publisher.scoring.controls[point.control_key] = []
+    for line in said:
+        [pieces] = [read_shard(read(Path(line.split(": ")[1])), 0).pieces]
+        assert sorted(piece.point.is_control for piece in pieces) == [False, True]
+    assert len(said) == len(points)
 
 
 def test_samples_are_rows_of_their_own_under_common_random_numbers(runner: Runner, configure: Configure) -> None:
