@@ -109,6 +109,8 @@ def test_workers_of_this_machine(tiny: Path, tmp_path: Path, whole: dict[str, An
     [parent] = [run for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}") if run.data.tags["sweep.role"] == "sweep"]
     assert parent.data.metrics["cost/engine_starts"] == 2
     assert parent.data.metrics["cost/requests"] == 26 * 3  # 24 points, and the control twice
+    own = [run for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}") if run.data.tags["sweep.role"] != "sweep"]
+    assert {run.data.metrics["cost/requests"] for run in own} == {3}
     assert parent.data.metrics["cost/generate_seconds"] > 0
 
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from sweep import versions
-from sweep.costs import SharedCosts
+from sweep.costs import Costs, SharedCosts
 from sweep.disk.archive import Archive, Archived
 from sweep.outcome import Against, Answers, Forced, Outcome, PointResult, Progress, conclude
 from sweep.publication.worker import Worker
@@ -40,12 +40,15 @@ class ScoringThread:
         self._forced: dict[str, Forced] = {}
         self._floors: dict[str, Answers | None] = {}
         self._held: dict[str, list[Progress]] = {}
+        self._left: dict[str, Costs] = {}  # by `Identity.result_key`
         self._worker: Worker[tuple[Progress, Against]] = Worker("scoring", self._score, UNSCORED)
 
     def complete(self, progress: Progress) -> None:
         """Take a point whose prompts have all been answered."""
         point = progress.planned.point
         self._costs.points.add(progress.costs)
+        if not progress.is_floor and (before := self._left.pop(progress.planned.identity.result_key, None)):
+            progress.costs.add(before)
         progress.shared = self._costs.now()
         if progress.is_floor:
             self._floors[point.control_key] = progress.in_order()
@@ -62,6 +65,7 @@ class ScoringThread:
     def leave(self, progress: Progress) -> None:
         """Take a point that is to be scored by another process or later, from the journal: only what it has cost."""
         self._costs.points.add(progress.costs)
+        self._left[progress.planned.identity.result_key] = progress.costs
 
     def fail(self, progress: Progress, reason: str, trace: str | None = None) -> None:
         """Take a point that could not be finished."""
