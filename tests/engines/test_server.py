@@ -1,4 +1,7 @@
-"""The server engine against vLLM's own server: what the offline engine answers, whatever happens on the way."""
+"""The server engine against vLLM's own server: what the offline engine answers, whatever happens on the way.
+
+What it must do as all engines is in `test_engine_conformance`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ from mlflow.entities import Run
 
 from conftest import MAX_MODEL_LEN
 from servers import Fault, VLLMServer, disturbing, free_port, vllm_server
-from streams import Stream
 from sweep.config import ModelConfig, SweepConfig
 from sweep.engines import ServerConfig
 from sweep.engines.base import Engine, Failure, Generation, Request, Sampling
@@ -157,35 +159,6 @@ def test_a_whole_sweep_is_that_of_the_offline_engine(
     assert len(written) > 5 and not any(KEY.encode() in content for content in written)
 
 
-def test_requests_are_drawn_as_they_are_needed_and_answered_as_they_finish(
-    remote: Engine, table: EmbeddingTable
-) -> None:
-    drawn = 0
-
-    def counted() -> Iterator[Request]:
-        nonlocal drawn
-        for i in range(100):
-            drawn += 1
-            yield Request(i, PROMPTS[0], table.rows(PROMPTS[0]), replace(GREEDY, max_tokens=2 if i else 200))
-
-    order, ahead = [], []
-    for done, answer in enumerate(remote.generate(counted())):
-        order.append(answer.key)
-        ahead.append(drawn - done)
-    assert len(order) == drawn == 100 and max(ahead) == WINDOW
-    assert order.index(0) > 5
-
-
-def test_answers_may_lead_to_requests(remote: Engine, table: EmbeddingTable) -> None:
-    first, second, *_ = requests(table)
-    stream, seen = Stream([first]), []
-    for answer in remote.generate(stream):
-        seen.append(answer.key)
-        if answer.key == 0:
-            stream.waiting.append(second)
-    assert seen == [0, 1]
-
-
 def test_the_server_forgets_an_abandoned_stream(remote: Engine, server: VLLMServer, table: EmbeddingTable) -> None:
     expected = answers(remote, requests(table))
     long = [replace(r, key=(r.key, i)) for i in range(5) for r in requests(table, replace(GREEDY, max_tokens=200))]
@@ -198,16 +171,6 @@ def test_the_server_forgets_an_abandoned_stream(remote: Engine, server: VLLMServ
         assert time.monotonic() < until, "the server is still at work"
         time.sleep(0.02)
     assert answers(remote, requests(table)) == expected
-
-
-def test_what_building_a_request_raises_passes_through(remote: Engine, table: EmbeddingTable) -> None:
-    def broken() -> Iterator[Request]:
-        yield from requests(table)
-        raise LookupError("mine")
-
-    with pytest.raises(LookupError, match="mine"):
-        answers(remote, broken())
-    assert len(answers(remote, requests(table))) == len(PROMPTS)
 
 
 BAD = {
