@@ -23,8 +23,8 @@ from sweep.inputs.checkpoint import find
 from sweep.point import Point
 from sweep.runner import Runner
 from sweep.terminal import Terminal
-from sweep.testing import EngineBench
-from sweep.testing import engines as battery
+from sweep.testing import EngineBench, engine_answers
+from sweep.testing.bench import RANDOM
 from tiny_models import make_model
 
 FAMILIES = ("gemma", "gemma2", "gemma3", "gpt2", "granite", "llama-tied", "mistral", "opt", "qwen2", "qwen3")
@@ -40,15 +40,15 @@ def bench_of(folder: Path, family: str, **settings: int) -> EngineBench:
 def test_families_are_padded_placed_and_scaled_rightly(family: str, tmp_path: Path) -> None:
     bench = bench_of(tmp_path, family, max_batch_size=8)
     engine = bench.open()
-    battery.the_identity_gate_can_be_passed_and_failed(bench, engine)
-    battery.answers_are_those_of_the_model(bench, engine)
-    battery.log_probabilities_are_those_of_the_model(bench, engine)
+    engine_answers.the_identity_gate_can_be_passed_and_failed(bench, engine)
+    engine_answers.answers_are_those_of_the_model(bench, engine)
+    engine_answers.log_probabilities_are_those_of_the_model(bench, engine)
 
 
 def test_logits_that_are_not_finite_fail_their_request(tmp_path: Path) -> None:
     """GPT-2's layer norm overflows on rows of that size, though every entry is finite."""
     bench = bench_of(tmp_path, "gpt2", max_batch_size=8)
-    engine, asked = bench.open(), bench.requests(replace(battery.RANDOM, n=3))
+    engine, asked = bench.open(), bench.requests(replace(RANDOM, n=3))
     expected = {answer.key: answer for answer in engine.generate(asked)}
     assert all(isinstance(answer, Generation) for answer in expected.values())
     bad = [bench.request("bad", request.token_ids, request.sampling, 2e38) for request in asked[:1]]
