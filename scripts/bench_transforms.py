@@ -72,7 +72,7 @@ def wide_corpus(width: int) -> Corpus:
     checkpoint = find(ModelConfig())
     text = "the owl says what it says " * (ROWS // 10)  # of twelve tokens
     prompts = load(PromptsConfig(items=[{"id": i, "prompt": text} for i in "ab"], chat=False))
-    table = EmbeddingTable(torch.randn(TOKENS, width) * 0.02, torch.float32)
+    table = EmbeddingTable(lambda: torch.randn(TOKENS, width) * 0.02, TOKENS, width, "float32")
     return Corpus(encode(prompts, checkpoint), table, checkpoint)
 
 

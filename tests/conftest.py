@@ -76,7 +76,8 @@ def command_line(
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(session, "_current", None)
-        monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
+        here = missing(arguments, ["tracking.in_process=true"])  # where MLflow is imported already
+        monkeypatch.setattr(sys, "argv", ["sweep", *arguments, *here])
         try:
             cli.main()
             code = 0
@@ -122,13 +123,13 @@ def compose(tiny: Path, folder: Path, **changes: Any) -> DictConfig:
         "sampling": {"max_tokens": 8},
         "engine": {"name": "vllm"},
         "scoring": {},
-        "tracking": {},
         "sweep": {"dir": str(folder / "outputs")},
         "seed": 0,
         "verbose": False,
         "plugins": [],
     }
-    return OmegaConf.create(base | changes)
+    tracking = {"in_process": True} | changes.pop("tracking", {})  # where MLflow is imported already
+    return OmegaConf.create(base | {"tracking": tracking} | changes)
 
 
 PROMPTS = [

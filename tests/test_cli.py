@@ -196,3 +196,30 @@ def test_help_and_wrong_configurations_import_no_heavy_library() -> None:
             [sys.executable, "-c", probe.format(argument)], capture_output=True, text=True, timeout=60, check=True
         )
         assert done.stdout.splitlines()[-1] == "HEAVY []", done.stdout
+
+
+LIGHT = """
+import sys
+from sweep.__main__ import main
+try:
+    main()
+finally:
+    print("imported:", *(name for name in ("torch", "vllm", "mlflow") if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["transform=scale", "transform.factor=1.2,1.5", "sweep.dry_run=true"], 0),
+        (["transform=noise", "hydra/launcher=plan", "hydra.launcher.shards=2", "sweep.dry_run=true"], 0),
+        (["transform=scale", "transform.factr=1.2"], 2),
+        (["transform=scale", "transform.factor=big"], 2),
+    ],
+)
+def test_quick_answers_import_nothing_heavy(arguments: list[str], code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LIGHT, *arguments, f"sweep.dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["imported:"]

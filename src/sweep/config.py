@@ -125,12 +125,14 @@ class TrackingConfig:
     Attributes:
         traces: log each generation as a trace too, with its scores, for MLflow's comparison row by row.
         patience: seconds to wait at the end for a tracker that does not answer.
+        in_process: publish from this process, which takes less memory and more of the engine's time.
     """
 
     uri: str | None = None
     experiment: str = "sweep"
     traces: bool = False
     patience: float = 60.0
+    in_process: bool = False
 
     def __post_init__(self) -> None:
         require(0 <= self.patience < math.inf, "tracking.patience", "must be 0 or more seconds", self.patience)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sweep.disk.archive import Archive, Archived
 from sweep.disk.journal import Journal
@@ -14,7 +15,9 @@ from sweep.identity import Contents
 from sweep.plan import PlannedPoint, Task
 from sweep.point import Point
 from sweep.versions import engine_version
-from sweep.workload import Recalled
+
+if TYPE_CHECKING:
+    from sweep.workload import Recalled
 
 log = logging.getLogger(__name__)
 

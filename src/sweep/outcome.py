@@ -19,10 +19,10 @@ from sweep.plan import PlannedPoint
 from sweep.point import Point
 from sweep.redaction import redact
 from sweep.request import Measured
-from sweep.scoring import Scores, by_measure, mean_scores, score, summarise_scores
+from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import nearest_token_flips
 from sweep.scoring.scorers import select
-from sweep.scoring.statistics import Floats, Summary
+from sweep.scoring.values import Floats, Scores, Summary
 from sweep.tracking.records import PointRecord
 
 # In C where it was built with LibYAML: a point's configuration is written for each point.

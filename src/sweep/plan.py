@@ -107,8 +107,11 @@ class EngineGroup:
         return sum(count * sampling.n * sampling.max_tokens for count, sampling in samplings)
 
 
-def make_plan(tasks: Sequence[Task]) -> list[EngineGroup]:
+def make_plan(tasks: Sequence[Task], *, on_paper: bool = False) -> list[EngineGroup]:
     """Read models' files, prompts and embedding tables, and check that every point can be run.
+
+    Args:
+        on_paper: do without what needs embeddings: tables are found and not read, transforms checked and not tried.
 
     Raises:
         ConfigError: what is wrong, with the key, file or point that it is about.
@@ -119,7 +122,7 @@ def make_plan(tasks: Sequence[Task]) -> list[EngineGroup]:
     for task in tasks:
         groups.setdefault(task.point.engine_spec, []).append(task)
     planned = [_plan_group(spec, members) for spec, members in groups.items()]
-    for group in planned:
+    for group in planned if not on_paper else ():
         _try_transforms(group)
     return planned
 

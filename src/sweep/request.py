@@ -6,19 +6,21 @@ import math
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from sweep.config import SweepConfig
 from sweep.engines.base import Request, Sampling
 from sweep.errors import TransformError
 from sweep.inputs.corpus import Corpus
 from sweep.inputs.encoding import EncodedPrompt
-from sweep.scoring import Scores
 from sweep.scoring.perturbation import Comparison, Neighbours, perturbation
+from sweep.scoring.values import Scores
 from sweep.seeds import derive_seed
 from sweep.transforms.pipeline import Dose
 from sweep.transforms.rows import Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class BuiltRequest:
 
     request: Request
     transform_seconds: float
-    rows: torch.Tensor
+    rows: Tensor
     token_ids: tuple[int, ...]
     origins: Sequence[tuple[int, ...]] | None
     doses: list[Dose | None]
@@ -84,7 +86,7 @@ def build(
         raise TransformError(f"made {length} rows of {len(rows)}; engine.max_model_len has room for {max_length}")
     sent = transformed.tensor.to(table.dtype)
     # A finite sum has no NaN or infinity in it; one that is not may be but large.
-    if not math.isfinite(sent.sum(dtype=torch.float32)) and not sent.isfinite().all():
+    if not math.isfinite(sent.float().sum()) and not sent.isfinite().all():
         raise TransformError(f"{config.transform.name} made NaN or infinity (in {str(table.dtype)[6:]})")
     token_ids = _spoken(transformed, encoded.token_ids)
     request = Request(key, token_ids, sent.contiguous(), sampling_of(config, prompt_id))

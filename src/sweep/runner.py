@@ -1,7 +1,7 @@
 """Points in, generations out: one engine for all points that can share it, and one continuous batch of their requests.
 
 The main thread feeds the engine and takes its answers to the journal; a second thread scores and archives each point as
-soon as its last answer is in; a third publishes what is archived.
+soon as its last answer is in; a third has what is archived published, in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sweep.generator import Generator
 from sweep.identity import Contents
 from sweep.memory import Memory
 from sweep.outcome import PointResult
-from sweep.plan import EngineGroup, Task, describe, make_plan
+from sweep.plan import EngineGroup, Task, make_plan
 from sweep.point import Point, with_controls
 from sweep.publication.publisher import Publisher
 from sweep.report.comparison import Comparison
@@ -30,7 +30,8 @@ from sweep.shards import plans
 from sweep.shards.crew import PATIENCE, Crew
 from sweep.shards.head import Head
 from sweep.terminal import Terminal
-from sweep.tracking import Tracker
+from sweep.tracking import AnyTracker, open_tracker
+from sweep.tracking.process import END_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Runner:
         self._plans = self.folder / "shards"
         self._head = Head(crew, self._plans, sweep_id, command, self._archive, terminal) if crew is not None else None
         self._shards_starts = 0
+        self._tracker: AnyTracker | None = None
         self.publisher: Publisher | None = None
         self._contents = Contents()
         self._run_as: dict[str, str] = {}
@@ -90,9 +92,9 @@ class Runner:
         return self.publisher.results if self.publisher else {}
 
     @property
-    def tracker(self) -> Tracker | None:
+    def tracker(self) -> AnyTracker | None:
         """Where results are published, once something was run."""
-        return self.publisher.tracker if self.publisher else None
+        return self._tracker
 
     @property
     def comparison(self) -> Comparison | None:
@@ -114,8 +116,9 @@ class Runner:
             TooManyFailures: more points failed than `sweep.on_error` and `sweep.max_failures` allow.
         """
         contents = self._contents
-        if self.publisher is None and not self._settings.dry_run:
+        if self._tracker is None:
             self._take_place()
+            self._tracker = open_tracker(self._base.tracking, self._settings.root, self._sweep_id)
         fresh = self._distinct(points)
         # Shards find their controls in the plan, also those that this process happens to know.
         known = self.publisher.scoring.controls if self.publisher and self._head is None else ()
@@ -124,10 +127,6 @@ class Runner:
         todo = _with_their_controls(tasks)
         self._memory.check_versions(todo)
         groups = make_plan(todo)
-        if self._settings.dry_run:
-            for line in describe(groups, len(tasks), self._head.count(groups) if self._head else None):
-                self._terminal.result(line)
-            return
         head = self._head if self._head is not None and self._head.wants(groups) else None
         if self.publisher is None and head is None:
             for group in groups:
@@ -151,10 +150,13 @@ class Runner:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        hurried = error is not None and not isinstance(error, Exception)
         with ExitStack() as undo:
+            if self._tracker is not None:
+                undo.callback(self._tracker.end, 0.0 if hurried else END_SECONDS)
             if self._head is not None:
                 undo.callback(self._head.close)
-            if error is None or isinstance(error, Exception):
+            if not hurried:
                 undo.callback(self._generator.close)
                 if self._head is not None and error is not None:
                     self._head.close()  # shards that are at work say what they took as they leave
@@ -199,9 +201,16 @@ class Runner:
 
     def _open_publisher(self) -> Publisher:
         """Reach the tracker, whose absence is to be noticed before an engine starts."""
+        assert self._tracker is not None
         with self._terminal.waiting("MLflow store"):
             self.publisher = Publisher(
-                self._base, self._sweep_id, self._command, self._terminal, self._archive, self._costs
+                self._base,
+                self._sweep_id,
+                self._command,
+                self._terminal,
+                self._archive,
+                self._costs,
+                self._tracker,
             )
         return self.publisher
 

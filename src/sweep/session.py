@@ -36,6 +36,7 @@ from sweep.terminal import Terminal
 
 if TYPE_CHECKING:
     from sweep.outcome import PointResult
+    from sweep.preview import Preview
     from sweep.runner import Runner
     from sweep.shards.crew import Crew
 
@@ -58,6 +59,7 @@ class Session:
         self.axes: tuple[str, ...] = ()
         self.terminal = Terminal()
         self._runner: Runner | None = None
+        self._preview: Preview | None = None
         self._undo = ExitStack()
         self._trusted: set[str] = set()
         self._when_held: list[Callable[[], None]] = []
@@ -87,6 +89,9 @@ class Session:
         } - self._trusted:
             self.terminal.say(f"model.trust_remote_code: {model} may run code of its own.")
             self._trusted.add(model)
+        if points[0].config.sweep.dry_run:
+            self._show(points, crew)
+            return [None for _ in points]
         runner = self._runner or self._open(points[0], crew)
         try:
             runner.run(points)
@@ -144,29 +149,38 @@ class Session:
         from sweep.report.terminal import print_report
         from sweep.runner import Runner
 
+        runner = Runner(point.config, self.id, _command(), self.terminal, self._workers(crew))
+        try:
+            lease = runner.folder / "lease"
+            begun = lease.exists()
+            self._undo.enter_context(Lease(lease, _lost))
+            if not begun:
+                self._undo.push(partial(self._withdraw, lease))
+            for call in self._when_held:
+                call()
+            log = runner.folder / "sweep.log"
+            self._undo.enter_context(self.terminal.divert(log, point.config.verbose))
+        except OSError as error:
+            raise ConfigError(f"sweep.dir: {point.config.sweep.dir!r} cannot be written: {error.strerror}.") from error
+        self._undo.push(lambda *_: print_report(self.terminal, runner, point.config))
+        self._runner = self._undo.enter_context(runner)
+        return runner
+
+    def _show(self, points: Sequence[Point], crew: Callable[[], Crew | None] | None) -> None:
+        from sweep.preview import Preview
+
+        if self._preview is None:
+            self._preview = Preview(points[0].config, self.id, self.terminal, self._workers(crew))
+        self._preview.show(points)
+
+    def _workers(self, crew: Callable[[], Crew | None] | None) -> Crew | None:
         workers = crew() if crew else None
         if self.axes and workers is not None and not workers.waits:
             raise ConfigError(
                 "hydra/launcher: a sweeper that chooses points by what has come of others needs a launcher that waits "
                 "for them: not plan, and not slurm with hydra.launcher.wait=false."
             )
-        runner = Runner(point.config, self.id, _command(), self.terminal, workers)
-        try:
-            if not point.config.sweep.dry_run:
-                lease = runner.folder / "lease"
-                begun = lease.exists()
-                self._undo.enter_context(Lease(lease, _lost))
-                if not begun:
-                    self._undo.push(partial(self._withdraw, lease))
-                for call in self._when_held:
-                    call()
-                log = runner.folder / "sweep.log"
-                self._undo.enter_context(self.terminal.divert(log, point.config.verbose))
-        except OSError as error:
-            raise ConfigError(f"sweep.dir: {point.config.sweep.dir!r} cannot be written: {error.strerror}.") from error
-        self._undo.push(lambda *_: print_report(self.terminal, runner, point.config))
-        self._runner = self._undo.enter_context(runner)
-        return runner
+        return workers
 
     def _clear(
         self, made: Sequence[Path], kind: type[BaseException] | None, error: BaseException | None, tb: object

@@ -16,7 +16,7 @@ from sweep.point import Point
 from sweep.report.closing import describe, found
 from sweep.report.comparison import Comparison, compare
 from sweep.report.results import tables
-from sweep.scoring import summarise_scores
+from sweep.scoring.measures import summarise_scores
 
 Configure = Callable[..., SweepConfig]
 PROMPTS = 100

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from sweep.engines.base import Completion
-from sweep.scoring import divergence, score
+from sweep.scoring import divergence
 from sweep.scoring.divergence import prefix_agreement
 from sweep.scoring.health import (
     LOOP_LONG,
@@ -30,6 +30,7 @@ from sweep.scoring.health import (
     non_printable,
     refusal,
 )
+from sweep.scoring.measures import score
 
 
 def test_distinct() -> None:

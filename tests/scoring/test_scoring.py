@@ -10,10 +10,11 @@ import torch
 
 from sweep.engines.base import Completion
 from sweep.inputs.embedding import EmbeddingTable
-from sweep.scoring import by_measure, divergence, mean_scores, score, summarise_scores, text
+from sweep.scoring import divergence, text
+from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import Comparison, Neighbours, nearest_token_flips, perturbation
 from sweep.scoring.scorers import select
-from sweep.scoring.statistics import Summary
+from sweep.scoring.values import Summary
 
 
 def completion(answer: str, ids: tuple[int, ...], reason: str = "stop") -> Completion:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from sweep.disk.atomic import replace
 from sweep.errors import JournalError
-from sweep.scoring.statistics import Summary
+from sweep.scoring.values import Summary
 from sweep.tracking.records import PointRecord, Table
 
 METADATA, DIGEST = b"sweep", b"sweep.sha256"

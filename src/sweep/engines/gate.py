@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sweep.engines.base import Engine, Failure, Request, Sampling
 from sweep.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GATE_TOKENS = 8
 

@@ -77,21 +77,25 @@ class Checkpoint:
                 return int(own)
         raise ConfigError(f"engine.max_model_len: {self.model.id!r} does not say how long its context is; set it here.")
 
-    @cached_property
+    @property
+    def engine_dtype(self) -> str:
+        """The name of the dtype in which the engine runs the model: the one asked for, else the checkpoint's."""
+        if self.model.dtype != "auto":
+            return self.model.dtype
+        return str(getattr(self.config, "dtype", None) or "float32").removeprefix("torch.")
+
+    @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which the engine runs the model: the one asked for, else the checkpoint's."""
+        """The dtype of that name."""
         import torch
 
-        if self.model.dtype != "auto":
-            dtype: torch.dtype = getattr(torch, self.model.dtype)
-            return dtype
-        own = getattr(self.config, "dtype", None) or torch.float32
-        return getattr(torch, own) if isinstance(own, str) else own
+        dtype: torch.dtype = getattr(torch, self.engine_dtype)
+        return dtype
 
     @property
     def files(self) -> ModelFiles:
         """What an engine needs to know of the model."""
-        return ModelFiles(self.folder, str(self.dtype).removeprefix("torch."), self.model.trust_remote_code)
+        return ModelFiles(self.folder, self.engine_dtype, self.model.trust_remote_code)
 
     def check_supported(self) -> None:
         """Refuse the architectures that vLLM cannot be given embeddings for.

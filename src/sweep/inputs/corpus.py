@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sweep.checks import did_you_mean
 from sweep.errors import TransformError
@@ -15,6 +14,9 @@ from sweep.inputs.encoding import EncodedPrompt
 from sweep.inputs.layout import Layout
 from sweep.transforms._math import principal_components
 from sweep.transforms.span import Span
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Corpus:

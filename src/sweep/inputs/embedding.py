@@ -11,17 +11,20 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from sweep.errors import ConfigError
 from sweep.inputs.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -51,32 +54,40 @@ KEPT_BYTES = 64 * 2**20  # size in fp32 up to which a table is widened once and 
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """An input-embedding table.
+    """An input-embedding table, opened when it is first needed.
 
     Attributes:
-        weight: [at least vocab_size, hidden_size] in the checkpoint's dtype; a view of the mapped file where it can be.
-        dtype: the engine's.
-        multiplier: what the family's embedding layer multiplies rows by; None for most.
+        open: returns [size or more, hidden_size] in the checkpoint's dtype; a view of the mapped file where it can be.
         size: the rows that stand for tokens; what lies beyond is padding.
+        hidden_size: the width of a row.
+        engine_dtype: the name of the engine's dtype, such as `bfloat16`.
+        multiplier: what the family's embedding layer multiplies rows by; None for most.
     """
 
-    weight: Tensor
-    dtype: torch.dtype
+    open: Callable[[], Tensor]
+    size: int
+    hidden_size: int
+    engine_dtype: str
     multiplier: float | None = None
-    size: int = 0
 
-    def __post_init__(self) -> None:
-        if not self.size:
-            object.__setattr__(self, "size", len(self.weight))
+    @cached_property
+    def weight(self) -> Tensor:
+        """What `open` returns.  Raises ConfigError: it cannot be read."""
+        return self.open()
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The engine's dtype."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.engine_dtype)
+        return dtype
 
     def rows(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """Return the rows of some tokens, [len(token_ids), hidden_size] in fp32."""
-        return self._as_engine(self.weight[torch.as_tensor(token_ids)]).float()
+        import torch
 
-    @property
-    def hidden_size(self) -> int:
-        """The width of a row."""
-        return self.weight.shape[1]
+        return self._as_engine(self.weight[torch.as_tensor(token_ids)]).float()
 
     @cached_property
     def std(self) -> float:
@@ -96,6 +107,8 @@ class EmbeddingTable:
     @cached_property
     def components(self) -> Tensor:
         """The principal components of the rows around their mean, [hidden_size] * 2: columns, largest first."""
+        import torch
+
         covariance = torch.zeros(self.hidden_size, self.hidden_size, dtype=torch.float64)
         for _, piece in self._pieces():
             centred = piece - self.mean
@@ -109,6 +122,8 @@ class EmbeddingTable:
         The table is widened and compared piece by piece.  `metric` is `l2`, `cosine` (1 - cosine) or `dot` (minus the
         dot product).
         """
+        import torch
+
         # Differences of l2 distances that rounding hides are told apart afterwards, among a few more candidates.
         wanted = min(k + 4 if metric == "l2" else k, self.size)
         scores = torch.empty(len(rows), 0)
@@ -133,6 +148,8 @@ class EmbeddingTable:
 
     @cached_property
     def _moments(self) -> tuple[Tensor, float]:
+        import torch
+
         total = torch.zeros(self.hidden_size, dtype=torch.float64)
         squares = 0.0
         for _, piece in self._pieces():
@@ -143,6 +160,8 @@ class EmbeddingTable:
 
     @cached_property
     def _half_squares(self) -> Tensor:
+        import torch
+
         return torch.cat([piece.square().sum(1) / 2 for _, piece in self._pieces()])
 
     @cached_property
@@ -158,12 +177,14 @@ class EmbeddingTable:
             yield start, self._as_engine(self.weight[start:stop]).float() if kept is None else kept[start:stop]
 
     def _as_engine(self, rows: Tensor) -> Tensor:
+        import torch
+
         rows = rows.to(self.dtype)
         return rows if self.multiplier is None else rows * torch.tensor(self.multiplier, dtype=self.dtype)
 
 
 def open_table(checkpoint: Checkpoint) -> EmbeddingTable:
-    """Open the table of a checkpoint by the embedder that its model asks for.
+    """Find the table of a checkpoint by the embedder that its model asks for.
 
     Without safetensors in the folder, it is the classical way, which a log line says.
 
@@ -179,18 +200,17 @@ def open_table(checkpoint: Checkpoint) -> EmbeddingTable:
 
 def from_safetensors(checkpoint: Checkpoint) -> EmbeddingTable:
     """Map the table out of the safetensors file that holds it; the model is not loaded, unread pages stay on disk."""
-    shape = f"[{checkpoint.config.vocab_size} or more, {checkpoint.hidden_size}]"
-    try:
+    size, hidden_size = checkpoint.config.vocab_size, checkpoint.hidden_size
+    shape = f"[{size} or more, {hidden_size}]"
+    family = MULTIPLIERS.get(checkpoint.config.model_type)
+    multiplier = family(checkpoint.config) if family else None
+    with _reading(checkpoint):
         for file, name in _candidates(checkpoint.folder):
-            with safe_open(file, framework="pt") as tensors:
+            with safe_open(file, framework="numpy") as tensors:  # which does not import PyTorch
                 rows, *width = tensors.get_slice(name).get_shape()
-                if rows >= checkpoint.config.vocab_size and width == [checkpoint.hidden_size]:
-                    family = MULTIPLIERS.get(checkpoint.config.model_type)
-                    multiplier = family(checkpoint.config) if family else None
-                    size = checkpoint.config.vocab_size
-                    return EmbeddingTable(tensors.get_tensor(name), checkpoint.dtype, multiplier, size)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"model.id: the checkpoint {checkpoint.model.id!r} cannot be read: {error}") from error
+            if rows >= size and width == [hidden_size]:
+                mapped = partial(_mapped, checkpoint, file, name)
+                return EmbeddingTable(mapped, size, hidden_size, checkpoint.engine_dtype, multiplier)
     raise ConfigError(
         f"model.id: {checkpoint.model.id!r} has no embedding table of shape {shape} under a known name; "
         "model.embedder=transformers loads the model to find it."
@@ -199,6 +219,26 @@ def from_safetensors(checkpoint: Checkpoint) -> EmbeddingTable:
 
 def from_transformers(checkpoint: Checkpoint) -> EmbeddingTable:
     """Load the model the classical way and ask its embedding layer for all rows."""
+    size, hidden_size = checkpoint.config.vocab_size, checkpoint.hidden_size
+    return EmbeddingTable(partial(_loaded, checkpoint), size, hidden_size, checkpoint.engine_dtype)
+
+
+def _mapped(checkpoint: Checkpoint, file: Path, name: str) -> Tensor:
+    with _reading(checkpoint), safe_open(file, framework="pt") as tensors:
+        weight: Tensor = tensors.get_tensor(name)
+        return weight
+
+
+@contextmanager
+def _reading(checkpoint: Checkpoint) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"model.id: the checkpoint {checkpoint.model.id!r} cannot be read: {error}") from error
+
+
+def _loaded(checkpoint: Checkpoint) -> Tensor:
+    import torch
     from transformers import AutoModelForCausalLM
 
     try:
@@ -213,8 +253,8 @@ def from_transformers(checkpoint: Checkpoint) -> EmbeddingTable:
         raise ConfigError(f"model.id: {checkpoint.model.id!r} cannot be loaded: {reason}") from error
     with torch.inference_mode():
         layer = model.get_input_embeddings()
-        rows = layer(torch.arange(layer.num_embeddings)).clone()
-        return EmbeddingTable(rows, checkpoint.dtype, size=checkpoint.config.vocab_size)
+        rows: Tensor = layer(torch.arange(layer.num_embeddings)).clone()
+        return rows
 
 
 def _candidates(folder: Path) -> list[tuple[Path, str]]:
@@ -229,7 +269,7 @@ def _candidates(folder: Path) -> list[tuple[Path, str]]:
     else:
         found = []
         for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as tensors:
+            with safe_open(file, framework="numpy") as tensors:
                 found += [(file, name) for name in tensors.keys()]  # noqa: SIM118 - not a dict
     named = [(file, name) for file, name in found if name.endswith(TABLE_NAMES)]
     return sorted(named, key=lambda pair: len(pair[1]))

@@ -13,7 +13,7 @@ from sweep.disk.archive import Archive, Archived
 from sweep.disk.ledger import Ledger
 from sweep.errors import TrackingError
 from sweep.publication.worker import Worker
-from sweep.tracking import Tracker
+from sweep.tracking import AnyTracker
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Outbox:
 
     def __init__(
         self,
-        tracker: Tracker,
+        tracker: AnyTracker,
         archive: Archive,
         ledger: Ledger,
         costs: SharedCosts,

@@ -23,7 +23,7 @@ from sweep.report import FOLDER, REPORT
 from sweep.report.comparison import Comparison, compare
 from sweep.report.live import summary_line
 from sweep.terminal import Terminal
-from sweep.tracking import Closing, Tracker
+from sweep.tracking import AnyTracker, Closing
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,14 @@ class Publisher:
     """
 
     def __init__(
-        self, base: SweepConfig, sweep_id: str, command: str, terminal: Terminal, archive: Archive, costs: SharedCosts
+        self,
+        base: SweepConfig,
+        sweep_id: str,
+        command: str,
+        terminal: Terminal,
+        archive: Archive,
+        costs: SharedCosts,
+        tracker: AnyTracker,
     ) -> None:
         """Reach the tracker.
 
@@ -55,7 +62,7 @@ class Publisher:
         self._base, self._sweep_id, self._command, self._terminal = base, sweep_id, command, terminal
         self._archive, self._costs = archive, costs
         self._folder = base.sweep.root / "sweeps" / sweep_id
-        self.tracker = Tracker(base.tracking, base.sweep.root, sweep_id)
+        self.tracker = tracker
         self._status = self._find()
         self._ledger = Ledger(self._folder, self.tracker.place)
         self._outbox: Outbox | None = None

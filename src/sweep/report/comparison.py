@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from sweep.outcome import PointResult
-from sweep.scoring import YES_OR_NO
+from sweep.scoring.measures import YES_OR_NO
 from sweep.scoring.response import Response, Side, dose_response
 from sweep.scoring.significance import benjamini_hochberg, p_values
-from sweep.scoring.statistics import Floats, Intervals, paired_difference
+from sweep.scoring.statistics import Intervals, paired_difference
+from sweep.scoring.values import Floats
 from sweep.transforms import Identity, Pipeline
 
 COMPARED = ("quality/", "divergence/", "health/")

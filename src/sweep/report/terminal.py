@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sweep.outcome import PointResult
     from sweep.report.comparison import Comparison
     from sweep.runner import Runner
-    from sweep.scoring.statistics import Summary
+    from sweep.scoring.values import Summary
     from sweep.terminal import Terminal
 
 COLUMNS = {

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from sweep.scoring.values import Scores
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from sweep.transforms import Table
-
-Scores = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,8 @@ class Comparison:
 
 
 def _differ(own: NDArray[np.float32], clean: NDArray[np.float32], dtype: torch.dtype) -> NDArray[np.bool_]:
+    import torch
+
     rounded = clean if dtype == torch.float32 else torch.from_numpy(clean).to(dtype).float().numpy()
     return np.not_equal(own, rounded)
 
@@ -163,6 +165,8 @@ def nearest_token_flips(prompts: Sequence[Neighbours], table: Table) -> list[flo
     Unchanged rows are not looked up.  Of the changed ones those taken stand for all.  Rows that were put in or left out
     have flipped.
     """
+    import torch
+
     rows = torch.from_numpy(np.concatenate([p.rows for p in prompts]))
     if not len(rows):
         return [p.alone for p in prompts]

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from sweep.scoring.significance import p_values
-from sweep.scoring.statistics import Floats, bootstrap_bca, paired_difference, resampled_counts
+from sweep.scoring.statistics import bootstrap_bca, paired_difference, resampled_counts
+from sweep.scoring.values import Floats
 
 NONE = (float("nan"), float("nan"))
 PERMUTATIONS = 999

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from sweep.scoring.statistics import BLOCK, Floats, is_yes_or_no
+from sweep.scoring.statistics import BLOCK, is_yes_or_no
+from sweep.scoring.values import Floats
 
 # Up to as many prompts that differ, all their signs are tried.
 EXACT = 12

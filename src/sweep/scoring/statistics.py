@@ -15,21 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import ndtr, ndtri
 
+from sweep.scoring.values import Floats
+
 Limits = tuple[float, float]
-Floats = NDArray[np.float64]
 
 # Points whose resampled means are held at once: 512 × 2,000 numbers are 8 MB.
 BLOCK = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """A mean over prompts and its confidence interval, whose bounds are NaN where one prompt says nothing of spread."""
-
-    mean: float
-    ci_low: float
-    ci_high: float
-    n: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from sweep.plan import EngineGroup, PlannedPoint
+from sweep.shards import manifest as manifests
 from sweep.shards import plans as sweep_plans
 from sweep.shards.manifest import Manifest
 from sweep.shards.state import read_state
@@ -39,6 +41,12 @@ class Crew(ABC):
     def count(self, tokens: int, most: int) -> int:
         """Return how many shards to cut so many tokens into: what was set, else what follows from an engine's start."""
         return max(1, min(self._shards or self.suggest(tokens), most))
+
+    def cut(self, groups: Sequence[EngineGroup]) -> list[list[PlannedPoint]]:
+        """Return the points of groups in shards."""
+        points = [planned for group in groups for planned in group.points]
+        todo = sum(not planned.done for planned in points)
+        return manifests.cut(points, self.count(sum(map(manifests.work, points)), todo))
 
     def suggest(self, tokens: int) -> int:
         """Return how many shards are worth an engine's start each."""

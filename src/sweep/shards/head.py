@@ -58,15 +58,11 @@ class Head:
         if self._folder.is_dir():
             self._crew.attach(self._folder)
 
-    def count(self, groups: Sequence[EngineGroup]) -> int:
-        """Return how many shards groups would be cut into."""
-        return len(self._cut(groups))
-
     def hand_out(
         self, groups: Sequence[EngineGroup], publisher: Publisher, generator: Generator, memory: Memory
     ) -> None:
         """Have groups of points worked off in shards, and take what becomes of them."""
-        points, shards = [planned for group in groups for planned in group.points], self._cut(groups)
+        points, shards = [planned for group in groups for planned in group.points], self._crew.cut(groups)
         manifest = manifests.write(
             self._crew.place(self._folder),
             groups,
@@ -89,11 +85,6 @@ class Head:
     def close(self) -> None:
         """End what was started, if it is to end with this process."""
         self._crew.close()
-
-    def _cut(self, groups: Sequence[EngineGroup]) -> list[list[PlannedPoint]]:
-        points = [planned for group in groups for planned in group.points]
-        todo = sum(not planned.done for planned in points)
-        return manifests.cut(points, self._crew.count(sum(map(manifests.work, points)), todo))
 
     def _finish(
         self,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from sweep import signals
+from sweep.config import SweepConfig
 from sweep.costs import SharedCosts
 from sweep.disk.archive import Archive, Archived
 from sweep.disk.journal import Journal
@@ -28,7 +29,7 @@ from sweep.redaction import redact
 from sweep.shards.manifest import Manifest, Piece, Shard, read_shard
 from sweep.shards.state import DONE, FAILED, WAITING, WORKING, StateFile, read_state
 from sweep.terminal import Terminal
-from sweep.tracking import Tracker
+from sweep.tracking import AnyTracker, open_tracker
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class ShardWorker:
         self._terminal = terminal
         self._costs = SharedCosts()
         self._generator: Generator | None = None
+        self._trackers: dict[str, AnyTracker] = {}
 
     def work(self, manifest: Manifest, index: int, patience: float = 0.0) -> None:
         """Work off a shard: generate, score, archive and, if the plan says so, publish what is not done.
@@ -86,6 +88,12 @@ class ShardWorker:
             self._generator = Generator(settings, journal, memory, self._costs, self._terminal)
         return self._generator, memory, archive
 
+    def tracker(self, config: SweepConfig, sweep_id: str) -> AnyTracker:
+        """Return a sweep's tracker, which stays as it is from shard to shard."""
+        if sweep_id not in self._trackers:
+            self._trackers[sweep_id] = open_tracker(config.tracking, config.sweep.root, sweep_id)
+        return self._trackers[sweep_id]
+
     @property
     def costs(self) -> SharedCosts:
         """What all shards took together."""
@@ -96,8 +104,11 @@ class ShardWorker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         # Else the engine ends with this process: shutting it down properly takes longer than there is time.
-        if self._generator is not None and (error is None or isinstance(error, Exception)):
-            self._generator.close()
+        if error is None or isinstance(error, Exception):
+            if self._generator is not None:
+                self._generator.close()
+            for tracker in self._trackers.values():
+                tracker.end()
 
 
 def _lease(manifest: Manifest, index: int, patience: float) -> Lease:
@@ -127,7 +138,7 @@ class _Shard:
         self._own = [task for task, piece in zip(self._tasks, self._pieces, strict=True) if piece.own]
         self._controls = [task for task in self._tasks if task.point.is_control]
         self._homes = {p.point.control_key: p.home for p in self._pieces if p.home is not None}
-        self._costs = worker.costs
+        self._costs, self._tracker = worker.costs, worker.tracker
         self._outbox: Outbox | None = None
         self._failed: dict[str, None] = {}
 
@@ -228,7 +239,7 @@ class _Shard:
         return tasks
 
     def _publish(self, parent: str) -> Outbox:
-        tracker = Tracker(self._base.tracking, self._base.sweep.root, self._manifest.sweep_id)
+        tracker = self._tracker(self._base, self._manifest.sweep_id)
         folder = self._base.sweep.root / "sweeps" / self._manifest.sweep_id
         writer = f"{self._manifest.folder.name}-{self._index}"
         ledger = Ledger(folder, tracker.place, writer)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.scoring.statistics import Summary
+from sweep.scoring.values import Summary
 
 Value = str | float
 

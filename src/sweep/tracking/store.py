@@ -51,7 +51,7 @@ class Store:
         """
         self._config, self._root = config, root
         self.uri = store_uri(config, root)
-        _set_environment()
+        import_mlflow()
         from mlflow.exceptions import MlflowException
 
         try:
@@ -188,6 +188,12 @@ def first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith("(raised as a result of")]
     return lines[0][:200] if lines else type(error).__name__
+
+
+def import_mlflow() -> None:
+    """Import MLflow's client, with the environment as it is to be."""
+    _set_environment()
+    import mlflow.tracking.client  # noqa: F401
 
 
 def _set_environment() -> None:

@@ -21,6 +21,7 @@ from sweep.redaction import redact
 from sweep.tracking.connection import Connection, as_tracking_error, unless_gone
 from sweep.tracking.links import ORDER, Links
 from sweep.tracking.records import Closing, PointRecord, Table
+from sweep.tracking.store import import_mlflow
 from sweep.tracking.views import LIMIT as VIEW_LIMIT
 from sweep.tracking.views import sweep_view, view_tag
 
@@ -43,9 +44,16 @@ class Tracker:
         self._parent: str | None = None
         self._row_by_row: str | None = None
 
+    def warm_up(self) -> None:
+        """Import what takes long to be imported."""
+        import_mlflow()
+
     def connect(self) -> None:
         """As of `Connection.connect`."""
         self._at.connect()
+
+    def end(self, seconds: float = 0.0) -> None:
+        """Do nothing: there is nothing to let go of."""
 
     @property
     def links(self) -> Links | None:

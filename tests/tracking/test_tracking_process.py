@@ -1,0 +1,167 @@
+"""A tracker in a process of its own: what it does is what `Tracker` does, and its process is nobody's burden."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from servers import free_port
+from sweep.config import SweepConfig, TrackingConfig
+from sweep.engines.base import Engine
+from sweep.errors import ConfigError, TrackerAway, TrackingError
+from sweep.point import Point
+from sweep.runner import Runner
+from sweep.terminal import Terminal
+from sweep.tracking import Tracker, open_tracker
+from sweep.tracking.process import TrackerProcess
+from sweep.tracking.records import PointRecord, Table
+
+RECORD = PointRecord(
+    index=0,
+    name="factor=2",
+    role="point",
+    fingerprint="f" * 12,
+    started=1.0,
+    ended=2.0,
+    parameters={"transform.factor": 2.0},
+    axes=(("transform.factor", 2.0),),
+    summaries={},
+    metrics={"cost/requests": 3.0},
+    tags={"sweep.result": "r"},
+    config="seed: 0\n",
+)
+TABLE = Table(["prompt", "generation"], [["Hello", "there"]])
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Iterator[TrackerProcess]:
+    tracker = TrackerProcess(TrackingConfig(), tmp_path, "some")
+    yield tracker
+    tracker.end()
+
+
+def process_of(tracker: TrackerProcess) -> psutil.Process:
+    return psutil.Process(tracker._process.pid)
+
+
+def test_which_kind_is_opened(tmp_path: Path) -> None:
+    assert isinstance(open_tracker(TrackingConfig(in_process=True), tmp_path, "some"), Tracker)
+    apart = open_tracker(TrackingConfig(), tmp_path, "some")
+    assert isinstance(apart, TrackerProcess) and not any(tmp_path.iterdir())
+    began = time.monotonic()
+    apart.end()  # nothing was asked of it, so nothing is waited for
+    assert time.monotonic() - began < 1 and not psutil.pid_exists(apart._process.pid)
+
+
+def test_a_sweep_is_published_as_from_this_process(
+    configure: Callable[..., SweepConfig], on_shared_engine: Engine
+) -> None:
+    told = []
+    for in_process in (True, False):
+        changes = {"tracking": {"in_process": in_process}}
+        points = [
+            Point(configure(transform={"name": "scale", "factor": f}, **changes), (("factor", f),)) for f in (2.0, 3.0)
+        ]
+        with Runner(configure(**changes), f"apart-{in_process}", "sweep …", Terminal()) as runner:
+            runner.run(points)
+            assert isinstance(runner.tracker, Tracker if in_process else TrackerProcess)
+        assert not runner.problems
+        assert runner.tracker is not None and runner.tracker.links is not None and runner.tracker.is_local
+        client = MlflowClient(f"sqlite:///{configure().sweep.root / 'mlflow.db'}")
+        runs = client.search_runs([runner.tracker.links.experiment], f"tags.`sweep.id` = 'apart-{in_process}'")
+        shown = {}
+        for run in runs:
+            files = {file.path for file in client.list_artifacts(run.info.run_id)}
+            metrics = {k: v for k, v in run.data.metrics.items() if not k.startswith("cost/")}
+            shown[run.data.tags["sweep.role"], run.info.run_name.partition("-")[0]] = (
+                run.info.status,
+                run.data.params,
+                metrics,
+                files,
+            )
+        told.append(shown)
+    assert told[0] == told[1] and len(told[0]) == 4
+
+
+def test_errors_come_through_with_their_kind_and_cause(tmp_path: Path) -> None:
+    away = TrackerProcess(TrackingConfig(uri=f"http://127.0.0.1:{free_port()}"), tmp_path, "some")
+    with pytest.raises(TrackerAway, match="cannot be used") as raised:
+        away.connect()
+    assert "Traceback" in raised.value.__notes__[0] and "Caused by" not in str(raised.value)
+    with pytest.raises(TrackingError) as failed:
+        away.parent_status()
+    assert failed.value.reason and failed.value.reason != str(failed.value)
+    away.end()
+    none = TrackerProcess(TrackingConfig(uri="nonsense://there"), tmp_path, "some")
+    with pytest.raises(ConfigError, match=r"^tracking\.uri: nonsense://there cannot be used"):
+        none.connect()
+    none.end()
+
+
+def test_a_process_that_is_killed_fails_one_call_and_another_takes_its_place(tracker: TrackerProcess) -> None:
+    tracker.connect()
+    tracker.start("name", "sweep …", "seed: 0\n")
+    parent, place = tracker.parent, tracker.place
+    process = process_of(tracker)
+    process.suspend()  # so that it dies in the middle of the call
+    killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({process.pid}, 9)"])
+    with pytest.raises(TrackingError, match=r"the process that publishes has ended \(exit code -9\)"):
+        tracker.publish(RECORD, TABLE, again=False)
+    killer.wait()
+    run_id = tracker.publish(RECORD, TABLE, again=True)
+    assert (tracker.parent, tracker.place) == (parent, place)
+    tracker.finish("FINISHED", {})
+    assert tracker.links is not None
+    client = MlflowClient(place.split()[0])
+    assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parent
+    runs = client.search_runs([tracker.links.experiment])
+    assert sorted(run.data.tags["sweep.role"] for run in runs) == ["point", "sweep"]
+
+
+def test_what_asks_a_group_of_processes_to_end_does_not_end_it(tracker: TrackerProcess) -> None:
+    tracker.connect()
+    process = process_of(tracker)
+    for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+        process.send_signal(asked)
+    tracker.start("name", "sweep …", "seed: 0\n")
+    tracker.finish("KILLED", {})
+    assert process.is_running() and tracker.parent_status() == "KILLED"
+    tracker.end()
+    assert not process.is_running()
+
+
+ORPHAN = """
+import sys, time
+from pathlib import Path
+from sweep.config import TrackingConfig
+from sweep.tracking.process import TrackerProcess
+
+tracker = TrackerProcess(TrackingConfig(), Path(sys.argv[1]), "some")
+if sys.argv[2] == "used":
+    tracker.connect()
+print(tracker._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("used", ["used", "importing"])
+def test_it_does_not_outlive_whoever_started_it(used: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ORPHAN, str(tmp_path), used]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        process = psutil.Process(int(parent.stdout.readline()))
+        parent.send_signal(signal.SIGKILL)
+    until = time.monotonic() + 30
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    assert os.getpid() != process.pid
