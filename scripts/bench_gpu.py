@@ -2,6 +2,7 @@
 
     .venv/bin/python scripts/bench_gpu.py --shape 1b --out results    # a model of Llama-3.2-1B's shape
     .venv/bin/python scripts/bench_gpu.py --shape 8b --out results    # of Llama-3-8B's
+    .venv/bin/python scripts/bench_gpu.py --shape 3m --out results    # nearly the demo model's, for a CPU
     .venv/bin/python scripts/bench_gpu.py --small --out results       # a few minutes on a CPU: whether it works
 
 It makes its own model of random weights and its own prompts, and needs no network.  Each stage is a process of its own
@@ -55,7 +56,7 @@ SMALL = {
 def arguments() -> argparse.Namespace:
     """Read the command line; what `--small` changes is changed where it was not given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="1b", choices=["tiny", "1b", "8b"])
+    parser.add_argument("--shape", default="1b", choices=["3m", "tiny", "1b", "8b"])
     parser.add_argument("--out", default="bench-gpu", help="folder for the results")
     parser.add_argument("--work", help="folder for model, caches and sweeps; default: a temporary one")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for everything")

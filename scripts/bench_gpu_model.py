@@ -41,6 +41,7 @@ class Shape:
 
 
 SHAPES = {
+    "3m": Shape(192, 576, 6, 6, 6, 32, 4096),  # the demo model's, but for the vocabulary, which prompts need
     "tiny": Shape(256, 688, 4, 4, 2, 64, 4096),
     "1b": Shape(2048, 8192, 16, 32, 8, 64, 128256),  # Llama-3.2-1B
     "8b": Shape(4096, 14336, 32, 32, 8, 128, 128256),  # Llama-3-8B

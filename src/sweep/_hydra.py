@@ -11,6 +11,7 @@ from typing import Any
 import hydra._internal.hydra
 import hydra._internal.utils
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -61,6 +62,24 @@ def _names_code(plain: Any) -> bool:
 def compose_once() -> None:
     """Have Hydra take `--multirun` at its word: it would compose everything once more, only to read `hydra.mode`."""
     hydra._internal.hydra.Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+
+
+def list_options_quickly() -> None:
+    """Have `--help` look the options of groups up where they are: for each group it would copy all there are."""
+    copied = ConfigLoaderImpl.get_group_options
+
+    def looked_up(
+        self: ConfigLoaderImpl,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        if overrides:  # there may be a search path among them
+            return copied(self, group_name, results_filter, config_name, overrides)
+        return self.repository.get_group_options(group_name, results_filter)
+
+    ConfigLoaderImpl.get_group_options = looked_up  # type: ignore[method-assign]
 
 
 def list_override(key: str, arguments: Sequence[str]) -> list[str]:

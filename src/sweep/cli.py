@@ -50,6 +50,7 @@ def main() -> None:
         sys.argv[1:] = _hydra.expand_compositions(sys.argv[1:])
         _hydra.check_values(sys.argv[1:])
         _hydra.pass_errors_on()
+        _hydra.list_options_quickly()
         _hydra.refuse_code()
         with session.current() as sweep:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()

@@ -27,7 +27,7 @@ from sweep.scoring.text import check_pattern
 # How many transforms are tried before the engine starts, and for how long; all points have at least one prompt tried.
 # What lies beyond fails its own point when its turn comes.
 TRIED_TRANSFORMS = 4096
-TRIED_SECONDS = 1.0
+TRIED_SECONDS = 0.3
 
 SHOWN = 50  # points of an engine that a dry run lists
 

@@ -87,7 +87,7 @@ class EmbeddingTable:
         """Return the rows of some tokens, [len(token_ids), hidden_size] in fp32."""
         import torch
 
-        return self._as_engine(self.weight[torch.as_tensor(token_ids)]).float()
+        return self._as_engine(self.weight.index_select(0, torch.as_tensor(token_ids))).float()
 
     @cached_property
     def std(self) -> float:
