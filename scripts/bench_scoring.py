@@ -4,7 +4,7 @@
     .venv/bin/python scripts/bench_scoring.py --quality all        # all measures of quality, chrF and BLEU among them
     .venv/bin/python scripts/bench_scoring.py --equal 0            # no answer is the control's, no result is shared
 
-Each point goes through `outcome.conclude`, as on the publisher's thread, and all together through `comparison.compare`;
+Each point goes through `conclusion.conclude`, as on the scoring thread, and all together through `comparison.compare`;
 only the making of the answers is not timed, nor the writing to disk and MLflow.  Answers are sentences of the demo
 prompts' references: a share is the control's, the rest leaves it at some token and goes on with other sentences, or in
 a loop, or is empty.  Every other prompt's reference is as long as an answer.  The clocks themselves take about a
@@ -30,7 +30,7 @@ from unittest.mock import patch
 
 from hydra import compose, initialize_config_dir
 
-from sweep import outcome, parsing, scoring
+from sweep import conclusion, parsing
 from sweep.building import build_pipeline
 from sweep.config import SweepConfig
 from sweep.engines.base import Completion
@@ -46,15 +46,16 @@ from sweep.plan import PlannedPoint
 from sweep.point import UNTRANSFORMED, Point
 from sweep.report import comparison
 from sweep.request import BuiltRequest, Measured, build
+from sweep.scoring import divergence, measures
 from sweep.scoring.scorers import QUALITY, select
 
 LOOPS, EMPTY = 0.1, 0.01  # of the answers that are not the control's
 PARTS = {
-    "health": [(scoring, "_health")],
-    "divergence": [(scoring.divergence, "compare")],
-    "intervals": [(outcome, "summarise_scores")],
-    "nearest tokens": [(outcome, "nearest_token_flips")],
-    "rows and YAML": [(outcome, "_rows"), (outcome, "as_yaml")],
+    "health": [(measures, "_health")],
+    "divergence": [(divergence, "compare")],
+    "intervals": [(conclusion, "summarise_scores")],
+    "nearest tokens": [(conclusion, "nearest_token_flips")],
+    "rows and YAML": [(conclusion, "_rows"), (conclusion, "as_yaml")],
     "comparison: differences": [(comparison, "paired_difference"), (comparison, "p_values")],
     "comparison: responses": [(comparison, "dose_response")],
 }
@@ -204,11 +205,11 @@ def main() -> None:
     against = Against(control, writer.point(control, 0.95))
 
     clocks, seen = Clocks(), set[tuple[str, int]]()
-    conclude, compare = clocks.whole("points", outcome.conclude), clocks.whole("comparison", comparison.compare)
+    conclude, compare = clocks.whole("points", conclusion.conclude), clocks.whole("comparison", comparison.compare)
     results: list[PointResult] = []
     tokens = characters = 0
     with ExitStack() as undo:
-        undo.enter_context(patch.object(outcome, "select", clocks.select))
+        undo.enter_context(patch.object(conclusion, "select", clocks.select))
         for part, places in PARTS.items():
             for owner, name in places:
                 undo.enter_context(patch.object(owner, name, clocks.wrap(part, getattr(owner, name))))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from sweep.config import SweepConfig
 from sweep.costs import SharedCosts
@@ -25,13 +27,15 @@ from sweep.outcome import PointResult
 from sweep.plan import EngineGroup, Task, make_plan
 from sweep.point import Point, with_controls
 from sweep.publication.publisher import Publisher
-from sweep.report.comparison import Comparison
 from sweep.shards import plans
 from sweep.shards.crew import PATIENCE, Crew
 from sweep.shards.head import Head
 from sweep.terminal import Terminal
 from sweep.tracking import AnyTracker, open_tracker
 from sweep.tracking.process import END_SECONDS
+
+if TYPE_CHECKING:
+    from sweep.report.comparison import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +135,7 @@ class Runner:
         if self.publisher is None and head is None:
             for group in groups:
                 group.spec.engine.reach()
-        publisher = self.publisher or self._open_publisher()
+        publisher = self.publisher or self._open_publisher(groups if head is None else ())
         publisher.take_archived(tasks)
         if head is not None:
             head.hand_out(groups, publisher, self._generator, self._memory)
@@ -199,19 +203,16 @@ class Runner:
                 log.warning("%s is the same as %s, and run once.", asked.name, same.name)
         return list(fresh.values())
 
-    def _open_publisher(self) -> Publisher:
-        """Reach the tracker, whose absence is to be noticed before an engine starts."""
+    def _open_publisher(self, groups: Sequence[EngineGroup]) -> Publisher:
+        """Reach the tracker, whose absence is to be noticed before an engine starts; import engines meanwhile."""
         assert self._tracker is not None
-        with self._terminal.waiting("MLflow store"):
-            self.publisher = Publisher(
-                self._base,
-                self._sweep_id,
-                self._command,
-                self._terminal,
-                self._archive,
-                self._costs,
-                self._tracker,
-            )
+        arguments = (self._base, self._sweep_id, self._command, self._terminal, self._archive, self._costs)
+        with self._terminal.waiting("MLflow store"), ThreadPoolExecutor(1, "opening") as pool:
+            opening = pool.submit(Publisher, *arguments, self._tracker)
+            if not self._base.tracking.in_process:  # else two threads would import much of the same
+                for engine in {group.spec.engine.name: group.spec.engine for group in groups}.values():
+                    engine.warm_up(self._settings.root / ".cache")
+            self.publisher = opening.result()
         return self.publisher
 
     def _work_off(self, group: EngineGroup, publisher: Publisher) -> None:

@@ -41,7 +41,7 @@ def check() -> None:
 
 
 def leave(code: int) -> None:
-    """End the process without the libraries' own farewells, which take longer than an interrupted user waits."""
+    """End the process without taking it to pieces first, which takes longer than an interrupted user waits."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -142,6 +142,9 @@ class EngineConfig(ABC):
             ConfigError: it is not.
         """
 
+    def warm_up(self, cache_dir: Path) -> None:  # noqa: B027 - most take no time to speak of
+        """Import what `open` would take long to import; what is wrong with it, `open` says."""
+
     def tags(self) -> dict[str, str]:
         """Return what is to be known of where points are answered, as tags."""
         return {}

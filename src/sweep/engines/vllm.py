@@ -80,6 +80,11 @@ class VLLMConfig(EngineConfig):
         """Start vLLM; see `EngineConfig.open`."""
         return VLLMEngine(self, model, max_model_len, cache_dir)
 
+    def warm_up(self, cache_dir: Path) -> None:
+        """Import vLLM."""
+        with suppress(Exception):
+            vllm_start.import_vllm(self, cache_dir)
+
     def fresh(self) -> VLLMConfig:
         """Return the same with the core in a process of its own."""
         return replace(self, in_process=False)

@@ -29,12 +29,11 @@ def start(config: VLLMConfig, model: ModelFiles, max_model_len: int, cache_dir: 
     """
     import torch
 
-    on_gpu = torch.cuda.is_available()
-    in_process = config.in_process if config.in_process is not None else not on_gpu
-    _set_environment(in_process, on_gpu, config.batch_invariant, cache_dir)
+    on_gpu, in_process = place(config)
     threads = None if on_gpu else config.threads or threads_for(model.folder)
     if in_process and threads is not None:
         torch.set_num_threads(threads)
+    import_vllm(config, cache_dir)
     import vllm
 
     # An engine that has run in this process has left the environment of its time in a cache, where also
@@ -44,6 +43,21 @@ def start(config: VLLMConfig, model: ModelFiles, max_model_len: int, cache_dir: 
         _import_model_class(model)
     with lifeline.tied(last_words), _tied_inspection(last_words), _core_threads(threads):
         return vllm.LLM(**_arguments(config, model, max_model_len, in_process, on_gpu))
+
+
+def place(config: VLLMConfig) -> tuple[bool, bool]:
+    """Return whether the engine is to run on a GPU, and whether in this process."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    return on_gpu, config.in_process if config.in_process is not None else not on_gpu
+
+
+def import_vllm(config: VLLMConfig, cache_dir: Path) -> None:
+    """Import all of vLLM that is needed here, in the environment that it is to read."""
+    on_gpu, in_process = place(config)
+    _set_environment(in_process, on_gpu, config.batch_invariant, cache_dir)
+    import vllm.entrypoints.llm  # noqa: F401 - `vllm` itself imports it when it is first asked for `LLM`
 
 
 def _arguments(

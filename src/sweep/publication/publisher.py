@@ -7,23 +7,25 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sweep.config import SweepConfig
 from sweep.costs import SharedCosts
 from sweep.disk.archive import Archive, Archived
 from sweep.disk.ledger import Ledger
 from sweep.errors import TrackerAway, TrackingError
-from sweep.outcome import PointResult, as_yaml, restore
+from sweep.outcome import PointResult, as_yaml
 from sweep.plan import Task
 from sweep.point import Point
 from sweep.publication.outbox import Outbox
-from sweep.publication.reporting import report
 from sweep.publication.scoring_thread import ScoringThread
 from sweep.report import FOLDER, REPORT
-from sweep.report.comparison import Comparison, compare
 from sweep.report.live import summary_line
 from sweep.terminal import Terminal
 from sweep.tracking import AnyTracker, Closing
+
+if TYPE_CHECKING:
+    from sweep.report.comparison import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -240,6 +242,8 @@ class Publisher:
         What an earlier run called by the name of a point that is another one now, as its prompts have changed, say, is
         put aside.
         """
+        from sweep.conclusion import restore
+
         names = {(point.name, point.role) for point in self._points.values()}
         for archived in self._archive:
             if archived.key in self._archived:
@@ -267,6 +271,10 @@ class Publisher:
 
     def _report(self) -> Closing | None:
         """Compare the points, write what there is to be seen of that, and return what MLflow is given of it."""
+        # Here and not above, so that the first token does not wait for SciPy.
+        from sweep.publication.reporting import report
+        from sweep.report.comparison import compare
+
         try:
             with self._terminal.waiting("Report"), self._costs.timing("report_seconds"):
                 restored = self._restored()

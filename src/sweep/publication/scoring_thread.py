@@ -6,12 +6,16 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sweep import versions
 from sweep.costs import Costs, SharedCosts
 from sweep.disk.archive import Archive, Archived
-from sweep.outcome import Against, Answers, Forced, Outcome, PointResult, Progress, conclude
+from sweep.outcome import Against, Answers, Forced, PointResult, Progress
 from sweep.publication.worker import Worker
+
+if TYPE_CHECKING:
+    from sweep.conclusion import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +139,9 @@ class ScoringThread:
         self._tell(result, archived)
 
     def _conclude(self, progress: Progress, against: Against) -> Outcome:
+        # Here and not above, so that SciPy is imported on this thread, while the engine generates.
+        from sweep.conclusion import conclude
+
         engine = progress.planned.point.config.engine
         tags = {**versions.tags(engine.name), **engine.tags()}
         try:
