@@ -15,7 +15,9 @@ def main() -> None:
     try:
         run()
     except SystemExit as end:
-        code = int(end.code or 0)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):  # as a library may
+            print(end.code, file=sys.stderr)
     if "torch" in sys.modules:  # to take PyTorch and vLLM to pieces would take two seconds, with all said and written
         atexit._run_exitfuncs()
         signals.leave(code)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -204,15 +203,21 @@ class Runner:
         return list(fresh.values())
 
     def _open_publisher(self, groups: Sequence[EngineGroup]) -> Publisher:
-        """Reach the tracker, whose absence is to be noticed before an engine starts; import engines meanwhile."""
+        """Reach the tracker, whose absence is to be noticed before an engine starts; import the first meanwhile."""
         assert self._tracker is not None
-        arguments = (self._base, self._sweep_id, self._command, self._terminal, self._archive, self._costs)
-        with self._terminal.waiting("MLflow store"), ThreadPoolExecutor(1, "opening") as pool:
-            opening = pool.submit(Publisher, *arguments, self._tracker)
-            if not self._base.tracking.in_process:  # else two threads would import much of the same
-                for engine in {group.spec.engine.name: group.spec.engine for group in groups}.values():
-                    engine.warm_up(self._settings.root / ".cache")
-            self.publisher = opening.result()
+        with self._terminal.waiting("MLflow store"):
+            self._tracker.prepare()
+            for group in groups[:1]:
+                group.spec.engine.warm_up(self._settings.root / ".cache")
+            self.publisher = Publisher(
+                self._base,
+                self._sweep_id,
+                self._command,
+                self._terminal,
+                self._archive,
+                self._costs,
+                self._tracker,
+            )
         return self.publisher
 
     def _work_off(self, group: EngineGroup, publisher: Publisher) -> None:

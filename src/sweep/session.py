@@ -129,7 +129,7 @@ class Session:
     @property
     def started(self) -> bool:
         """Whether points have been handed over."""
-        return self._runner is not None
+        return self._runner is not None or self._preview is not None
 
     @property
     def has_results(self) -> bool:

@@ -199,7 +199,7 @@ def test_the_link_shows_the_controls_and_a_points_answers_prompt_by_prompt(track
         tracker.publish(record(f"factor={factor}", index=index), of_point, again=False)
     described: dict[str, str] = {}
     (tmp_path / "report").mkdir()
-    tracker.close(Closing(lambda links: described.update(links) or "", [], tmp_path / "report", [], [], {}, 0.0))
+    described.update(tracker.close(Closing([], tmp_path / "report", [], [], {}, 0.0)))
     url = tracker.row_by_row_url()
     assert url is not None and url.endswith(described["row by row"])
     with mlflow_server(tmp_path, tmp_path / "mlflow.db", tmp_path / "artifacts") as server, chromium() as browser:

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 
-from servers import free_port
+from servers import free_port, mlflow_server
 from sweep.config import SweepConfig, TrackingConfig
 from sweep.engines.base import Engine
 from sweep.errors import ConfigError, TrackerAway, TrackingError
@@ -125,6 +127,72 @@ def test_a_process_that_is_killed_fails_one_call_and_another_takes_its_place(tra
     assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parent
     runs = client.search_runs([tracker.links.experiment])
     assert sorted(run.data.tags["sweep.role"] for run in runs) == ["point", "sweep"]
+
+
+def test_a_parent_that_cannot_be_found_again_is_not_forgotten(tmp_path: Path) -> None:
+    """The process dies while the server is away: points are published as the run's children when both are back."""
+    port, up = free_port(), ExitStack()
+
+    def serve() -> None:
+        up.enter_context(mlflow_server(tmp_path, tmp_path / "server.db", tmp_path / "files", port))
+
+    serve()
+    with up:
+        tracker = TrackerProcess(TrackingConfig(uri=f"http://127.0.0.1:{port}"), tmp_path, "some")
+        tracker.connect()
+        tracker.start("name", "sweep …", "seed: 0\n")
+        parent = tracker.parent
+        process_of(tracker).kill()
+        up.close()
+        for _ in range(2):
+            with pytest.raises(TrackingError):
+                tracker.publish(RECORD, TABLE, again=True)
+        assert tracker.parent == parent
+        serve()
+        run_id = tracker.publish(RECORD, TABLE, again=True)
+        tracker.finish("FINISHED", {})
+        tracker.end()
+        client = MlflowClient(f"http://127.0.0.1:{port}")
+        assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parent
+        assert parent is not None and client.get_run(parent).info.status == "FINISHED"
+
+
+def test_what_cannot_be_sent_fails_alone(tracker: TrackerProcess) -> None:
+    tracker.connect()
+    tracker.start("name", "sweep …", "seed: 0\n")
+    pid = process_of(tracker).pid
+    unsent = replace(RECORD, parameters={"transform.factor": lambda: 2.0})
+    with pytest.raises(TrackingError, match="cannot be reached: Can't pickle"):
+        tracker.publish(unsent, TABLE, again=False)
+    unread = replace(RECORD, parameters={"transform.factor": Unreadable()})
+    with pytest.raises(TrackingError, match="MLflow could not be asked: ValueError: not here"):
+        tracker.publish(unread, TABLE, again=False)
+    tracker.publish(RECORD, TABLE, again=False)
+    assert process_of(tracker).pid == pid
+    tracker.end()
+    with pytest.raises(TrackingError, match="the sweep has ended"):
+        tracker.publish(RECORD, TABLE, again=False)
+
+
+class Unreadable:
+    """Can be pickled, and not read again."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return _refuse, ("not here",)
+
+
+def _refuse(reason: str) -> None:
+    raise ValueError(reason)
+
+
+def test_an_interrupted_call_leaves_the_next_ones_their_answers(tracker: TrackerProcess) -> None:
+    tracker.connect()
+    process_of(tracker).suspend()
+    asked = tracker._ask("parent_status")  # whoever asked has been interrupted, and waits no more
+    process_of(tracker).resume()
+    assert tracker.start("name", "sweep …", "seed: 0\n") is False
+    assert asked.result() is None and tracker.parent is not None
+    tracker.finish("KILLED", {})
 
 
 def test_what_asks_a_group_of_processes_to_end_does_not_end_it(tracker: TrackerProcess) -> None:

@@ -82,8 +82,10 @@ class VLLMConfig(EngineConfig):
 
     def warm_up(self, cache_dir: Path) -> None:
         """Import vLLM."""
-        with suppress(Exception):
+        try:
             vllm_start.import_vllm(self, cache_dir)
+        except Exception:
+            log.info("vLLM cannot be imported.", exc_info=True)
 
     def fresh(self) -> VLLMConfig:
         """Return the same with the core in a process of its own."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sweep.engines.vllm import VLLMConfig
 
 CPU_KV_CACHE_GIB = 0.5
+INVARIANT = "VLLM_BATCH_INVARIANT"
+USERS_INVARIANT = os.environ.get(INVARIANT)
 
 
 def start(config: VLLMConfig, model: ModelFiles, max_model_len: int, cache_dir: Path, last_words: Path) -> Any:
@@ -108,7 +110,9 @@ def _set_environment(in_process: bool, on_gpu: bool, batch_invariant: bool, cach
         os.environ.setdefault(key, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
     if batch_invariant:
-        os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        os.environ[INVARIANT] = "1"
+    elif USERS_INVARIANT is None:  # an engine before may have been
+        os.environ.pop(INVARIANT, None)
 
 
 @contextmanager

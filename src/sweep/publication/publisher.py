@@ -195,12 +195,18 @@ class Publisher:
             published = self._ledger.entries
             own = {published[key].run_id: m for key, m in closing.differences.items() if key in published}
             complete = replace(closing, differences=own)
-            self._try(outbox, lambda: self.tracker.close(complete))
+            self._try(outbox, lambda: self._describe(self.tracker.close(complete)))
         failed = sum(result.error is not None for result in self.results.values())
         status = "FAILED" if error or failed or self.problems else "FINISHED"
         counts = {"sweep/points": float(len(self.results)), "sweep/failed": float(failed)}
         metrics = counts | self._costs.metrics() | self._notes
         self._try(outbox, lambda: self.tracker.finish(status, metrics, self._note_tags))
+
+    def _describe(self, pages: Mapping[str, str]) -> None:
+        from sweep.report.closing import describe
+
+        assert self.comparison is not None
+        self.tracker.describe(describe(self.comparison, self._command, pages))
 
     def _try(self, outbox: Outbox, call: Callable[[], None]) -> None:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from functools import partial
 
 from sweep.config import SweepConfig
 from sweep.disk.archive import Archive, Archived
@@ -50,7 +49,6 @@ def report(
     )
     files.write(laid_out, folder)
     return Closing(
-        describe=partial(closing.describe, comparison, command),
         series=closing.series(comparison),
         files=folder,
         axes=[f"axis/{key}" for key in laid_out.axes],

@@ -11,7 +11,6 @@ from dataclasses import replace
 from types import TracebackType
 
 from sweep import signals
-from sweep.config import SweepConfig
 from sweep.costs import SharedCosts
 from sweep.disk.archive import Archive, Archived
 from sweep.disk.journal import Journal
@@ -44,7 +43,6 @@ class ShardWorker:
         self._terminal = terminal
         self._costs = SharedCosts()
         self._generator: Generator | None = None
-        self._trackers: dict[str, AnyTracker] = {}
 
     def work(self, manifest: Manifest, index: int, patience: float = 0.0) -> None:
         """Work off a shard: generate, score, archive and, if the plan says so, publish what is not done.
@@ -88,12 +86,6 @@ class ShardWorker:
             self._generator = Generator(settings, journal, memory, self._costs, self._terminal)
         return self._generator, memory, archive
 
-    def tracker(self, config: SweepConfig, sweep_id: str) -> AnyTracker:
-        """Return a sweep's tracker, which stays as it is from shard to shard."""
-        if sweep_id not in self._trackers:
-            self._trackers[sweep_id] = open_tracker(config.tracking, config.sweep.root, sweep_id)
-        return self._trackers[sweep_id]
-
     @property
     def costs(self) -> SharedCosts:
         """What all shards took together."""
@@ -104,11 +96,8 @@ class ShardWorker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         # Else the engine ends with this process: shutting it down properly takes longer than there is time.
-        if error is None or isinstance(error, Exception):
-            if self._generator is not None:
-                self._generator.close()
-            for tracker in self._trackers.values():
-                tracker.end()
+        if self._generator is not None and (error is None or isinstance(error, Exception)):
+            self._generator.close()
 
 
 def _lease(manifest: Manifest, index: int, patience: float) -> Lease:
@@ -138,7 +127,7 @@ class _Shard:
         self._own = [task for task, piece in zip(self._tasks, self._pieces, strict=True) if piece.own]
         self._controls = [task for task in self._tasks if task.point.is_control]
         self._homes = {p.point.control_key: p.home for p in self._pieces if p.home is not None}
-        self._costs, self._tracker = worker.costs, worker.tracker
+        self._costs = worker.costs
         self._outbox: Outbox | None = None
         self._failed: dict[str, None] = {}
 
@@ -151,7 +140,9 @@ class _Shard:
         self._scoring = ScoringThread(self._archive, self._tell, self._costs)
         with ExitStack() as undo:
             if self._manifest.parent is not None:
-                self._outbox = self._publish(self._manifest.parent)
+                tracker = open_tracker(self._base.tracking, self._base.sweep.root, self._manifest.sweep_id)
+                undo.callback(tracker.end)
+                self._outbox = self._publish(tracker, self._manifest.parent)
                 undo.callback(self._outbox.abandon, 0.0)
             here = {task.point.control_key for task in todo if task.point.is_control}
             elsewhere = {task.point.control_key for task in todo} - here - {c.point.control_key for c in self._done()}
@@ -238,8 +229,7 @@ class _Shard:
             tasks.append(_archived(Task(point=piece.point, identity=identity, index=piece.index), self._archive))
         return tasks
 
-    def _publish(self, parent: str) -> Outbox:
-        tracker = self._tracker(self._base, self._manifest.sweep_id)
+    def _publish(self, tracker: AnyTracker, parent: str) -> Outbox:
         folder = self._base.sweep.root / "sweeps" / self._manifest.sweep_id
         writer = f"{self._manifest.folder.name}-{self._index}"
         ledger = Ledger(folder, tracker.place, writer)

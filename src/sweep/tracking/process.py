@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import queue
 import signal
 import socket
@@ -17,23 +18,26 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from sweep.config import TrackingConfig
-from sweep.errors import TrackingError
+from sweep.errors import SweepError, TrackingError
 from sweep.redaction import Redact
 from sweep.tracking.links import Links
 from sweep.tracking.records import Closing, PointRecord, Table
 from sweep.tracking.tracker import Tracker
 
-END_SECONDS = 5.0  # in which a process that nobody needs any more may finish what it is in the middle of
-ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # which groups of processes are sent
+log = logging.getLogger(__name__)
 
-Call = tuple[str, tuple[Any, ...], dict[str, Any]]  # a method's name and arguments
+END_SECONDS = 5.0  # in which a process that nobody needs any more may finish what it is in the middle of
+NUMBER = 8  # bytes before a call and its answer
+ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # which groups of processes are sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,9 @@ class Known:
 class TrackerProcess:
     """What a `Tracker` does, done in another process; all as there, but for what becomes of that process.
 
-    A process that dies fails the call that it is at, as a `TrackingError`; the next call starts another one.
+    A process that dies fails the calls that it was given, as a `TrackingError`; the next call starts another one.
+    Calls are numbered and answers are read on a thread of their own, so that an interrupt in the middle of a call
+    leaves the others as they are.
     """
 
     def __init__(self, config: TrackingConfig, root: Path, sweep_id: str) -> None:
@@ -62,7 +68,10 @@ class TrackerProcess:
         self._made_of = config, root, sweep_id
         self._known = Known.of(here := Tracker(*self._made_of))
         self.is_local, self.is_sqlite = here.is_local, here.is_sqlite
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what follows
+        self._numbers = count()
+        self._connecting: Future[Any] | None = None
+        self._used = self._ended = False
         self._start()
 
     @property
@@ -84,9 +93,15 @@ class TrackerProcess:
         """As of `Tracker`."""
         return self._known.row_by_row
 
+    def prepare(self) -> None:
+        """Have the process begin to reach the store, for which `connect` then waits."""
+        with suppress(TrackingError):  # which `connect` will say
+            self._connecting = self._ask("connect")
+
     def connect(self) -> None:
         """As of `Tracker`."""
-        self._call("connect")
+        connecting, self._connecting = self._connecting, None
+        _ = self._call("connect") if connecting is None else connecting.result()
 
     def parent_status(self) -> str | None:
         """As of `Tracker`."""
@@ -109,21 +124,30 @@ class TrackerProcess:
         """As of `Tracker`."""
         self._call("supersede", run_id)
 
-    def close(self, closing: Closing) -> None:
+    def close(self, closing: Closing) -> dict[str, str]:
         """As of `Tracker`."""
-        self._call("close", closing)
+        pages: dict[str, str] = self._call("close", closing)
+        return pages
+
+    def describe(self, description: str) -> None:
+        """As of `Tracker`."""
+        self._call("describe", description)
 
     def finish(self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None) -> None:
         """As of `Tracker`."""
         self._call("finish", status, dict(metrics), tags and dict(tags))
 
     def end(self, seconds: float = END_SECONDS) -> None:
-        """End the process, which may have so long for what it is in the middle of."""
-        if not self._asked:
+        """End the process, which may have so long for what it is in the middle of; it takes no more."""
+        with self._lock:
+            self._ended = True
+            self._hang_up()
+        if not self._used:
             self._process.kill()
-        self._connection.close()
-        with suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(seconds)
+        except subprocess.TimeoutExpired:  # it ends by itself, soon
+            log.info("The process that publishes is still at it.")
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -135,33 +159,70 @@ class TrackerProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
             )
-        self._connection = Connection(ours.detach())
-        self._connection.send(self._made_of)
-        self._asked = False
+        self._socket, self._connection = ours, Connection(os.dup(ours.fileno()))
+        self._connection.send_bytes(pickle.dumps((self._made_of, self._known.parent)))
+        self._gone, self._asked = False, dict[int, Future[Any]]()
+        arguments = self._connection, self._asked, self._process
+        threading.Thread(target=self._read, args=arguments, name="tracker answers", daemon=True).start()
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
-        with self._lock:
-            if self._connection.closed or self._process.poll() is not None:
-                self._connection.close()
-                self._start()
-                if self._known.parent is not None:
-                    self._ask(("attach", (self._known.parent,), {}))
-            return self._ask((method, arguments, named))
+        return self._ask(method, *arguments, **named).result()
 
-    def _ask(self, call: Call) -> Any:
-        self._asked = True
+    def _ask(self, method: str, *arguments: Any, **named: Any) -> Future[Any]:
+        """Send a call, to another process if the one before is gone.  Raises TrackingError: it cannot be sent."""
         try:
-            self._connection.send(call)
-            error, value, self._known = self._connection.recv()
-        except (EOFError, OSError) as gone:
-            self._connection.close()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_SECONDS)
-            reason = f"the process that publishes has ended (exit code {self._process.returncode})"
-            raise TrackingError(f"MLflow could not be asked: {reason}", reason) from gone
-        if error is not None:
-            raise error
-        return value
+            call = pickle.dumps((method, arguments, named))
+            with self._lock:
+                if self._ended:
+                    raise RuntimeError("the sweep has ended")
+                if self._gone:
+                    self._start()
+                return self._send(call)
+        except Exception as error:  # what cannot be pickled, no memory for a process
+            raise _not_asked(f"the process that publishes cannot be reached: {error}") from error
+
+    def _send(self, call: bytes) -> Future[Any]:
+        self._used = True
+        number, asked = next(self._numbers), Future[Any]()
+        self._asked[number] = asked
+        try:
+            self._connection.send_bytes(number.to_bytes(NUMBER, "big") + call)
+        except BaseException:  # also an interrupt, which may have come in the middle of it
+            self._asked.pop(number, None)
+            self._hang_up()
+            raise
+        return asked
+
+    def _read(self, connection: Connection, waiting: dict[int, Future[Any]], process: subprocess.Popen[bytes]) -> None:
+        """Give answers to those who wait for them, as long as there are any."""
+        try:
+            while True:
+                answer = connection.recv_bytes()
+                error, value, known = pickle.loads(answer[NUMBER:])
+                asked = waiting.pop(int.from_bytes(answer[:NUMBER], "big"))
+                if error is not None:
+                    asked.set_exception(error)
+                else:
+                    self._known = known
+                    asked.set_result(value)
+        except Exception as error:
+            log.info("The process that publishes says no more.", exc_info=not isinstance(error, EOFError))
+        with self._lock:
+            if connection is self._connection:
+                self._hang_up()
+            connection.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+        reason = f"the process that publishes has ended (exit code {process.returncode})"
+        for asked in waiting.values():
+            asked.set_exception(_not_asked(reason))
+
+    def _hang_up(self) -> None:
+        """Have both sides notice that nothing more is said here."""
+        self._gone = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
 
 
 AnyTracker = Tracker | TrackerProcess
@@ -183,32 +244,49 @@ def serve(number: int) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler]
     )
     connection = Connection(number)
-    tracker = Tracker(*connection.recv())
-    calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(connection, calls), daemon=True).start()
+    made_of, parent = pickle.loads(connection.recv_bytes())
+    tracker = Tracker(*made_of)
+    calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    alone = threading.Event()
+    threading.Thread(target=_take, args=(connection, calls, alone), daemon=True).start()
     tracker.warm_up()
     while (call := calls.get()) is not None:
-        answer = _answer(tracker, call)
+        answer = _answer(tracker, parent, call[NUMBER:], alone)
         with suppress(OSError):  # nobody waits for it
-            connection.send((*answer, Known.of(tracker)))
+            connection.send_bytes(call[:NUMBER] + answer)
     os._exit(0)  # taking MLflow to pieces takes a second, for which the sweep would wait
 
 
-def _read(connection: Connection, calls: queue.SimpleQueue[Call | None]) -> None:
+def _take(connection: Connection, calls: queue.SimpleQueue[bytes | None], alone: threading.Event) -> None:
     """Hand calls on; once there will be none any more, end the process whatever it is in the middle of."""
-    while True:
-        try:
-            calls.put(connection.recv())
-        except (EOFError, OSError):
-            calls.put(None)
-            time.sleep(END_SECONDS)
-            os._exit(1)
+    with suppress(Exception):
+        while True:
+            calls.put(connection.recv_bytes())
+    alone.set()
+    calls.put(None)
+    time.sleep(END_SECONDS)
+    os._exit(1)
 
 
-def _answer(tracker: Tracker, call: Call) -> tuple[Exception | None, Any]:
-    method, arguments, named = call
+def _answer(tracker: Tracker, parent: str | None, call: bytes, alone: threading.Event) -> bytes:
+    """Return what a call comes to, and what the tracker knows then.
+
+    Args:
+        parent: the sweep's run, if a process before this one has known it.
+    """
     try:
-        return None, getattr(tracker, method)(*arguments, **named)
+        method, arguments, named = pickle.loads(call)
+        if alone.is_set() and method != "finish":  # the next run does it
+            raise TrackingError("The sweep has ended.")
+        if parent is not None and tracker.parent is None:
+            tracker.attach(parent)
+        value = getattr(tracker, method)(*arguments, **named)
+        return pickle.dumps((None, value, Known.of(tracker)))
     except Exception as error:
-        error.add_note("".join(traceback.format_exception(error)))  # which does not get through the socket
-        return error, None
+        told = error if isinstance(error, SweepError) else _not_asked(f"{type(error).__name__}: {error}")
+        told.add_note("".join(traceback.format_exception(error)))  # which does not get through the socket
+        return pickle.dumps((told, None, None))
+
+
+def _not_asked(reason: str) -> TrackingError:
+    return TrackingError(f"MLflow could not be asked: {reason}", reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,6 @@ class Closing:
     """What the sweep's own run is given once all points are done.
 
     Attributes:
-        describe: makes the run's description, in Markdown, of the links to its views by their titles.
         series: (metric, value, step) of measures over the points, whose step is the point's place in the sweep.
         files: what is kept with the run, a folder and all that lies in it.
         axes, measures: metrics of the points that the view of charts shows.
@@ -66,7 +65,6 @@ class Closing:
             the same entry.
     """
 
-    describe: Callable[[Mapping[str, str]], str]
     series: Sequence[tuple[str, float, int]]
     files: Path
     axes: Sequence[str]

@@ -48,6 +48,9 @@ class Tracker:
         """Import what takes long to be imported."""
         import_mlflow()
 
+    def prepare(self) -> None:
+        """Do nothing: there is nobody else who could reach the store while this process does something else."""
+
     def connect(self) -> None:
         """As of `Connection.connect`."""
         self._at.connect()
@@ -207,8 +210,11 @@ class Tracker:
         with as_tracking_error("a point that was superseded"), unless_gone():
             self._at.client.set_tag(run_id, "sweep.id", f"{self._sweep_id} (superseded)")
 
-    def close(self, closing: Closing) -> None:
-        """Give the parent run its description, series, files and view, and the points what they are beside it.
+    def close(self, closing: Closing) -> dict[str, str]:
+        """Give the parent run its series, files and view, and the points what they are beside it.
+
+        Returns:
+            The sweep's pages within the user interface, by their titles.
 
         Raises:
             TrackingError: MLflow failed; the points' runs are complete without.
@@ -217,7 +223,7 @@ class Tracker:
 
         links = self.links
         if self._parent is None or links is None:
-            return
+            return {}
         with as_tracking_error("the sweep's report"):
             now = int(closing.time * 1000)
             for run_id, metrics in closing.differences.items():
@@ -233,8 +239,17 @@ class Tracker:
             pages = {"side by side": links.side_by_side, "charts": links.charts}
             if self._at.traces is not None and (page := self._compared(links)) is not None:
                 self._row_by_row = pages["row by row"] = page
-            description = redact(closing.describe(pages))
-            self._at.client.set_tag(self._parent, "mlflow.note.content", description[:NOTE_LIMIT])
+            return pages
+
+    def describe(self, description: str) -> None:
+        """Give the parent run its description, in Markdown.
+
+        Raises:
+            TrackingError: MLflow failed.
+        """
+        if self._parent is not None:
+            with as_tracking_error("the sweep's description"):
+                self._at.client.set_tag(self._parent, "mlflow.note.content", redact(description)[:NOTE_LIMIT])
 
     def finish(self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None) -> None:
         """End the parent run as FINISHED, FAILED or KILLED, with some last metrics and tags.
