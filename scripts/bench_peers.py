@@ -77,6 +77,7 @@ def basic(options: argparse.Namespace, folder: Path) -> float:
     swept_values = f"transform.factor={','.join(['1.00', *factors(options)])}"
     own = [*overrides(options), "transform=scale", swept_values, "hydra/launcher=basic", f"sweep.dir={folder}"]
     own += ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null"]
+    own += ["hydra.sweep.dir=bench", "hydra.run.dir=bench"]
     return _timed([sys.executable, __file__, "--multirun", *own], folder, {"BENCH_PEER": "basic"})
 
 

@@ -59,7 +59,9 @@ def import_vllm(config: VLLMConfig, cache_dir: Path) -> None:
     """Import all of vLLM that is needed here, in the environment that it is to read."""
     on_gpu, in_process = place(config)
     _set_environment(in_process, on_gpu, config.batch_invariant, cache_dir)
-    import vllm.entrypoints.llm  # noqa: F401 - `vllm` itself imports it when it is first asked for `LLM`
+    import vllm
+
+    _ = vllm.LLM  # which it imports when it is first asked for it
 
 
 def _arguments(

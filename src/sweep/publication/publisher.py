@@ -206,7 +206,13 @@ class Publisher:
         from sweep.report.closing import describe
 
         assert self.comparison is not None
-        self.tracker.describe(describe(self.comparison, self._command, pages))
+        try:
+            description = describe(self.comparison, self._command, pages)
+        except Exception as problem:  # what it is of has been published
+            log.warning("The description could not be made: %s", problem, exc_info=True)
+            self.problems.append(f"the description of the sweep's run could not be made: {problem}")
+        else:
+            self.tracker.describe(description)
 
     def _try(self, outbox: Outbox, call: Callable[[], None]) -> None:
         try:

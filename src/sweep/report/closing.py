@@ -98,7 +98,7 @@ def _swept(results: Sequence[PointResult]) -> dict[str, list[str]]:
     swept: dict[str, list[str]] = {}
     for result in results:
         for key, value in result.point.axes:
-            text = f"{value:g}" if isinstance(value, float) else value
+            text = value if isinstance(value, str) else f"{value:g}"
             if text not in swept.setdefault(key, []):
                 swept[key].append(text)
     return swept
