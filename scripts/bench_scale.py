@@ -48,17 +48,18 @@ def sweep(points: int, options: argparse.Namespace, folder: Path) -> dict[str, f
     """Run a sweep of so many points and return what it took."""
     arguments = [
         "transform=scale",
-        f"transform.factor=range(1,2,{1 / points})",  # 1 is not the control: only identity is
+        f"transform.factor=range(1,{2 - 0.5 / points},{1 / points})",  # 1 is not the control: only identity is
         f"prompts.limit={options.prompts}",
         f"sampling.max_tokens={options.tokens}",
         "scoring.noise_floor=false",
     ]
     began = time.monotonic()
-    process = psutil.Popen([sys.executable, "-m", "sweep", *arguments], cwd=folder, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "sweep", *arguments]
+    process = psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     memory = Memory(process)
-    process.communicate()
+    _, said = process.communicate()
     seconds = time.monotonic() - began
-    assert process.returncode == 0, process.returncode
+    assert process.returncode == 0, said[-2000:]
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")

@@ -79,6 +79,17 @@ class Memory:
             tasks.append(Task(point=point, identity=identity, index=index, archived=archived))
         return tasks
 
+    def todo(self, tasks: Sequence[Task]) -> list[Task]:
+        """Return the tasks that are not done, and with them those done controls that they are compared with.
+
+        Raises:
+            ConfigError: as of `check_versions`.
+        """
+        wanted = {task.point.control_key for task in tasks if not task.done}
+        todo = [t for t in tasks if not t.done or (t.point.is_control and t.point.control_key in wanted)]
+        self.check_versions(todo)
+        return todo
+
     def check_versions(self, tasks: Sequence[Task]) -> None:
         """Refuse to go on with what another version of the engine has begun.
 

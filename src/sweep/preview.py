@@ -38,9 +38,7 @@ class Preview:
             _import_transformers_alone()
         distinct = {same.key: same for _, same in self._contents.distinct(points)}
         tasks = self._memory.tasks(with_controls(list(distinct.values()), ()), self._contents)
-        todo = [task for task in tasks if not task.done]
-        self._memory.check_versions(todo)
-        groups = make_plan(todo, on_paper=True)
+        groups = make_plan(self._memory.todo(tasks), on_paper=True)
         for line in describe(groups, len(tasks), len(self._crew.cut(groups)) if self._crew else None):
             self._terminal.result(line)
 

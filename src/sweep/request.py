@@ -86,7 +86,7 @@ def build(
         raise TransformError(f"made {length} rows of {len(rows)}; engine.max_model_len has room for {max_length}")
     sent = transformed.tensor.to(table.dtype)
     # A finite sum has no NaN or infinity in it; one that is not may be but large.
-    if not math.isfinite(sent.float().sum()) and not sent.isfinite().all():
+    if not math.isfinite(sent.sum(dtype=rows.dtype)) and not sent.isfinite().all():
         raise TransformError(f"{config.transform.name} made NaN or infinity (in {str(table.dtype)[6:]})")
     token_ids = _spoken(transformed, encoded.token_ids)
     request = Request(key, token_ids, sent.contiguous(), sampling_of(config, prompt_id))

@@ -23,7 +23,7 @@ from sweep.generator import Generator
 from sweep.identity import Contents
 from sweep.memory import Memory
 from sweep.outcome import PointResult
-from sweep.plan import EngineGroup, Task, make_plan
+from sweep.plan import EngineGroup, make_plan
 from sweep.point import Point, with_controls
 from sweep.publication.publisher import Publisher
 from sweep.shards import plans
@@ -127,9 +127,7 @@ class Runner:
         known = self.publisher.scoring.controls if self.publisher and self._head is None else ()
         wanted = with_controls(fresh, known)
         tasks = self._memory.tasks(wanted, contents)
-        todo = _with_their_controls(tasks)
-        self._memory.check_versions(todo)
-        groups = make_plan(todo)
+        groups = make_plan(self._memory.todo(tasks))
         head = self._head if self._head is not None and self._head.wants(groups) else None
         if self.publisher is None and head is None:
             for group in groups:
@@ -227,9 +225,3 @@ class Runner:
             if publisher.results:  # then it is not true that nothing was started
                 raise EngineError(str(error)) from error
             raise
-
-
-def _with_their_controls(tasks: Sequence[Task]) -> list[Task]:
-    """Return the tasks that are not done, and with them those done controls that they are compared with."""
-    wanted = {task.point.control_key for task in tasks if not task.done}
-    return [task for task in tasks if not task.done or (task.point.is_control and task.point.control_key in wanted)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sweep.engines import vllm_start
 from sweep.engines.base import Engine, Failure, Request, Sampling
 from sweep.inputs.embedding import EmbeddingTable
 
@@ -41,3 +43,13 @@ VLLMConfig().open(ModelFiles(Path(sys.argv[1]), "float32", False), 64, Path(sys.
 """
     done = subprocess.run([sys.executable, "-c", code, tiny, tmp_path], capture_output=True, text=True, timeout=120)
     assert "sweep.errors.EngineError: vLLM is not installed. engine=transformers does without it" in done.stderr
+
+
+@pytest.mark.parametrize("users", [None, "0", "1"])
+def test_batch_invariance_is_of_one_engine(users: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one engine is started with is not left to the next, and what the user has set is."""
+    monkeypatch.setattr(os, "environ", {} if users is None else {vllm_start.INVARIANT: users})
+    monkeypatch.setattr(vllm_start, "USERS_INVARIANT", users)
+    for batch_invariant, expected in ((False, users), (True, "1"), (False, users)):
+        vllm_start._set_environment(True, False, batch_invariant, tmp_path)
+        assert os.environ.get(vllm_start.INVARIANT) == expected

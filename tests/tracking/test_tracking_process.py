@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -59,9 +58,8 @@ def test_which_kind_is_opened(tmp_path: Path) -> None:
     assert isinstance(open_tracker(TrackingConfig(in_process=True), tmp_path, "some"), Tracker)
     apart = open_tracker(TrackingConfig(), tmp_path, "some")
     assert isinstance(apart, TrackerProcess) and not any(tmp_path.iterdir())
-    began = time.monotonic()
-    apart.end()  # nothing was asked of it, so nothing is waited for
-    assert time.monotonic() - began < 1 and not psutil.pid_exists(apart._process.pid)
+    apart.end()
+    assert apart._process.returncode == -signal.SIGKILL  # nothing was asked of it, so nothing is waited for
 
 
 def test_a_sweep_is_published_as_from_this_process(
@@ -232,4 +230,3 @@ def test_it_does_not_outlive_whoever_started_it(used: str, tmp_path: Path) -> No
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
         time.sleep(0.05)
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    assert os.getpid() != process.pid

@@ -115,6 +115,8 @@ def _set_environment(in_process: bool, on_gpu: bool, batch_invariant: bool, cach
         os.environ[INVARIANT] = "1"
     elif USERS_INVARIANT is None:  # an engine before may have been
         os.environ.pop(INVARIANT, None)
+    else:
+        os.environ[INVARIANT] = USERS_INVARIANT
 
 
 @contextmanager

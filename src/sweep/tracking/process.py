@@ -31,6 +31,7 @@ from sweep.errors import SweepError, TrackingError
 from sweep.redaction import Redact
 from sweep.tracking.links import Links
 from sweep.tracking.records import Closing, PointRecord, Table
+from sweep.tracking.store import import_mlflow
 from sweep.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -249,7 +250,7 @@ def serve(number: int) -> None:
     calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     alone = threading.Event()
     threading.Thread(target=_take, args=(connection, calls, alone), daemon=True).start()
-    tracker.warm_up()
+    import_mlflow()  # before it is needed
     while (call := calls.get()) is not None:
         answer = _answer(tracker, parent, call[NUMBER:], alone)
         with suppress(OSError):  # nobody waits for it

@@ -21,7 +21,6 @@ from sweep.redaction import redact
 from sweep.tracking.connection import Connection, as_tracking_error, unless_gone
 from sweep.tracking.links import ORDER, Links
 from sweep.tracking.records import Closing, PointRecord, Table
-from sweep.tracking.store import import_mlflow
 from sweep.tracking.views import LIMIT as VIEW_LIMIT
 from sweep.tracking.views import sweep_view, view_tag
 
@@ -43,10 +42,6 @@ class Tracker:
         self._at = Connection(config, root, sweep_id)
         self._parent: str | None = None
         self._row_by_row: str | None = None
-
-    def warm_up(self) -> None:
-        """Import what takes long to be imported."""
-        import_mlflow()
 
     def prepare(self) -> None:
         """Do nothing: there is nobody else who could reach the store while this process does something else."""
