@@ -26,12 +26,12 @@ from sweep.outcome import PointResult
 from sweep.plan import EngineGroup, make_plan
 from sweep.point import Point, with_controls
 from sweep.publication.publisher import Publisher
+from sweep.remote import END_SECONDS
 from sweep.shards import plans
 from sweep.shards.crew import PATIENCE, Crew
 from sweep.shards.head import Head
 from sweep.terminal import Terminal
 from sweep.tracking import AnyTracker, open_tracker
-from sweep.tracking.process import END_SECONDS
 
 if TYPE_CHECKING:
     from sweep.report.comparison import Comparison

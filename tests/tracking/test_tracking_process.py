@@ -51,7 +51,7 @@ def tracker(tmp_path: Path) -> Iterator[TrackerProcess]:
 
 
 def process_of(tracker: TrackerProcess) -> psutil.Process:
-    return psutil.Process(tracker._process.pid)
+    return psutil.Process(tracker.remote.process.pid)
 
 
 def test_which_kind_is_opened(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_which_kind_is_opened(tmp_path: Path) -> None:
     apart = open_tracker(TrackingConfig(), tmp_path, "some")
     assert isinstance(apart, TrackerProcess) and not any(tmp_path.iterdir())
     apart.end()
-    assert apart._process.returncode == -signal.SIGKILL  # nothing was asked of it, so nothing is waited for
+    assert apart.remote.process.returncode == -signal.SIGKILL  # nothing was asked of it, so nothing is waited for
 
 
 def test_a_sweep_is_published_as_from_this_process(
@@ -186,10 +186,10 @@ def _refuse(reason: str) -> None:
 def test_an_interrupted_call_leaves_the_next_ones_their_answers(tracker: TrackerProcess) -> None:
     tracker.connect()
     process_of(tracker).suspend()
-    asked = tracker._ask("parent_status")  # whoever asked has been interrupted, and waits no more
+    asked = tracker.remote.ask("call", "parent_status", (), {})  # whoever asked has been interrupted, and waits no more
     process_of(tracker).resume()
     assert tracker.start("name", "sweep …", "seed: 0\n") is False
-    assert asked.result() is None and tracker.parent is not None
+    assert asked.result()[0] is None and tracker.parent is not None
     tracker.finish("KILLED", {})
 
 
@@ -214,7 +214,7 @@ from sweep.tracking.process import TrackerProcess
 tracker = TrackerProcess(TrackingConfig(), Path(sys.argv[1]), "some")
 if sys.argv[2] == "used":
     tracker.connect()
-print(tracker._process.pid, flush=True)
+print(tracker.remote.process.pid, flush=True)
 time.sleep(600)
 """
 
