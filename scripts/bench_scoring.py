@@ -4,7 +4,7 @@
     .venv/bin/python scripts/bench_scoring.py --quality all        # all measures of quality, chrF and BLEU among them
     .venv/bin/python scripts/bench_scoring.py --equal 0            # no answer is the control's, no result is shared
 
-Each point goes through `conclusion.conclude`, as on the scoring thread, and all together through `comparison.compare`;
+Each point goes through `conclusion.conclude`, as in a sweep, and all together through `comparison.compare`;
 only the making of the answers is not timed, nor the writing to disk and MLflow.  Answers are sentences of the demo
 prompts' references: a share is the control's, the rest leaves it at some token and goes on with other sentences, or in
 a loop, or is empty.  Every other prompt's reference is as long as an answer.  The clocks themselves take about a
@@ -21,7 +21,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from hydra import compose, initialize_config_dir
 from sweep import conclusion, parsing
 from sweep.building import build_pipeline
 from sweep.config import SweepConfig
+from sweep.costs import Costs
 from sweep.engines.base import Completion
 from sweep.identity import Identity
 from sweep.inputs import prompts
@@ -40,12 +40,11 @@ from sweep.inputs.checkpoint import find
 from sweep.inputs.corpus import Corpus
 from sweep.inputs.embedding import open_table
 from sweep.inputs.encoding import encode
-from sweep.outcome import Against, Answers, PointResult, Progress
+from sweep.outcome import Against, Answers, Finished, PointResult
 from sweep.paths import conf_dir
-from sweep.plan import PlannedPoint
 from sweep.point import UNTRANSFORMED, Point
 from sweep.report import comparison
-from sweep.request import BuiltRequest, Measured, build
+from sweep.request import Measured, build
 from sweep.scoring import divergence, measures
 from sweep.scoring.scorers import QUALITY, select
 
@@ -160,21 +159,21 @@ class Writer:
         return Completion(text, token_ids, "length" if len(token_ids) > self._tokens else "stop")
 
 
-def measured(built: BuiltRequest) -> Future[Measured]:
-    """Return what is measured of a request."""
-    future: Future[Measured] = Future()
-    future.set_result(built.measure())
-    return future
-
-
-def finished(index: int, point: Point, corpus: Corpus, built: Sequence[BuiltRequest], answers: Answers) -> Progress:
+def finished(index: int, point: Point, measured: list[Measured], answers: Answers, against: Against) -> Finished:
     """Return a point whose last answer has just come."""
-    identity = Identity((), f"{index:064x}", f"{index:064x}")
-    return Progress(
-        PlannedPoint(point=point, identity=identity, index=index, corpus=corpus),
+    return Finished(
+        index=index,
+        point=point,
+        identity=Identity((), f"{index:064x}", f"{index:064x}"),
+        against=against,
+        answers=answers,
+        measured=measured,
+        forced={},
+        costs=Costs(),
+        shared={},
+        tags={},
         started=time.time(),
-        answers=dict(enumerate(answers)),
-        measuring=dict(enumerate(map(measured, built))),
+        ended=time.time(),
     )
 
 
@@ -199,10 +198,10 @@ def main() -> None:
         factor = 1 + i / arguments.points
         own = replace(base, transform=build_pipeline({"name": "scale", "factor": factor}))
         points.append(Point(own, (("transform.factor", factor),)))
-    built = [build(None, points[-1].config, encoded, corpus) for encoded in corpus.prompts]
+    measured = [build(None, points[-1].config, encoded, corpus).measure() for encoded in corpus.prompts]
     writer = Writer(corpus, arguments.tokens)
     control = writer.control()
-    against = Against(control, writer.point(control, 0.95))
+    second_run = writer.point(control, 0.95)
 
     clocks, seen = Clocks(), set[tuple[str, int]]()
     conclude, compare = clocks.whole("points", conclusion.conclude), clocks.whole("comparison", comparison.compare)
@@ -215,8 +214,9 @@ def main() -> None:
                 undo.enter_context(patch.object(owner, name, clocks.wrap(part, getattr(owner, name))))
         for index, point in enumerate(points):
             answers = control if point.is_control else writer.point(control, arguments.equal)
-            progress = finished(index, point, corpus, built, answers)
-            results.append(conclude(progress, against, {}).result)
+            against = Against(second_run if point.is_control else control)
+            outcome = conclude(finished(index, point, measured, answers, against), corpus)
+            results.append(PointResult(index, point, outcome.record.summaries, outcome.values))
             seen |= {(own.text, i) for i, [own] in enumerate(answers)}
             tokens += sum(len(own.token_ids) for [own] in answers)
             characters += sum(len(own.text) for [own] in answers)

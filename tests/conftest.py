@@ -76,7 +76,7 @@ def command_line(
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(session, "_current", None)
-        here = missing(arguments, ["tracking.in_process=true"])  # where MLflow is imported already
+        here = missing(arguments, ["tracking.in_process=true", "sweep.helpers=0"])  # where all is imported already
         monkeypatch.setattr(sys, "argv", ["sweep", *arguments, *here])
         try:
             cli.main()
@@ -123,13 +123,14 @@ def compose(tiny: Path, folder: Path, **changes: Any) -> DictConfig:
         "sampling": {"max_tokens": 8},
         "engine": {"name": "vllm"},
         "scoring": {},
-        "sweep": {"dir": str(folder / "outputs")},
         "seed": 0,
         "verbose": False,
         "plugins": [],
     }
-    tracking = {"in_process": True} | changes.pop("tracking", {})  # where MLflow is imported already
-    return OmegaConf.create(base | {"tracking": tracking} | changes)
+    # In this process, where all is imported already.
+    tracking = {"in_process": True} | changes.pop("tracking", {})
+    settings = {"dir": str(folder / "outputs"), "helpers": 0} | changes.pop("sweep", {})
+    return OmegaConf.create(base | {"tracking": tracking, "sweep": settings} | changes)
 
 
 PROMPTS = [

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from sweep.outcome import CONTROL, OWN, Against, PointResult, Progress, as_yaml
+from sweep.inputs.corpus import Corpus
+from sweep.outcome import CONTROL, OWN, Finished, PointResult, as_yaml
 from sweep.parsing import parse
 from sweep.point import Point
 from sweep.redaction import redact
@@ -24,63 +25,71 @@ from sweep.tracking.records import PointRecord
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a point: what is shown of it, what is published of it, and a row for each of its generations."""
+    """What became of a point.
 
-    result: PointResult
+    Attributes:
+        record: what is published of it.
+        values: as of `PointResult`.
+        rows: one for each of its generations.
+    """
+
     record: PointRecord
+    values: Mapping[str, Floats]
     rows: list[dict[str, Any]]
 
 
-def conclude(progress: Progress, against: Against, tags: Mapping[str, str]) -> Outcome:
-    """Score a complete or failed point.
+def conclude(finished: Finished, corpus: Corpus) -> Outcome:
+    """Score a finished point; of one that failed, say so.
 
     Args:
-        progress: the point; if it failed, whatever answers are there are neither scored nor published.
-        against: the control's answers to the same prompts; the control itself is compared with its second run.
-        tags: what is to be known of it besides, such as versions.
+        corpus: its prompts and its model's table.
 
     Raises:
         ScorerError: a scorer of the user's failed.
     """
     began = time.monotonic()
-    planned = progress.planned
-    point, prompts = planned.point, planned.prompts
-    control = against.floor if point.is_control else against.control
+    point, against = finished.point, finished.against
     scoring = point.config.scoring
     scored: list[list[Scores]] = []
-    if progress.error is None:
+    of_prompts: list[Scores] = []
+    if finished.error is None:
         scorers = select(scoring.quality)
         scored = [
             [
-                score(answer, encoded.prompt.references, control[i][k] if control else None, scorers, scoring.logprobs)
-                | _own_probability(progress, i, k)
+                score(
+                    answer,
+                    encoded.prompt.references,
+                    against.answers[i][k] if against.answers else None,
+                    scorers,
+                    scoring.logprobs,
+                )
+                | _own_probability(finished, i, k)
                 for k, answer in enumerate(answers)
             ]
-            for i, (encoded, answers) in enumerate(zip(prompts, progress.in_order(), strict=True))
+            for i, (encoded, answers) in enumerate(zip(corpus.prompts, finished.answers, strict=True))
         ]
-    of_prompts = _of_prompts(progress, against) if scored else []
+        of_prompts = _of_prompts(finished, corpus)
     values = by_measure([mean_scores(samples) | own for samples, own in zip(scored, of_prompts, strict=True)])
     summaries = summarise_scores(values, scoring.confidence)
-    own_costs = progress.costs.metrics() | {"cost/score_seconds": time.monotonic() - began}
-    reused = {"sweep.reused": str(progress.costs.reused)} if progress.costs.reused else {}
+    own_costs = finished.costs.metrics() | {"cost/score_seconds": time.monotonic() - began}
+    reused = {"sweep.reused": str(finished.costs.reused)} if finished.costs.reused else {}
     record = PointRecord(
-        index=planned.index,
+        index=finished.index,
         name=point.name,
         role=point.role,
-        fingerprint=planned.identity.fingerprint,
-        started=progress.started,
-        ended=progress.ended,
-        parameters=point.parameters() | {"prompts.count": len(prompts)},
+        fingerprint=finished.identity.fingerprint,
+        started=finished.started,
+        ended=finished.ended,
+        parameters=point.parameters() | {"prompts.count": len(corpus.prompts)},
         axes=point.axes,
         summaries=summaries,
-        metrics=own_costs | {f"cost/shared/{name}": value for name, value in progress.shared.items()},
-        tags={**tags, **reused, "sweep.result": planned.identity.result_key},
+        metrics=own_costs | {f"cost/shared/{name}": value for name, value in finished.shared.items()},
+        tags={**finished.tags, **reused, "sweep.result": finished.identity.result_key},
         config=as_yaml(point),
-        error=progress.error and redact(progress.error),
-        traceback=progress.traceback and redact(progress.traceback),
+        error=finished.error and redact(finished.error),
+        traceback=finished.traceback and redact(finished.traceback),
     )
-    result = PointResult(planned.index, point, summaries, values, progress.error)
-    return Outcome(result, record, _rows(progress, scored, of_prompts) if scored else [])
+    return Outcome(record, values, _rows(finished, corpus, scored, of_prompts) if scored else [])
 
 
 def restore(record: PointRecord, rows: Any, point: Point | None = None) -> PointResult:
@@ -101,20 +110,20 @@ def restore(record: PointRecord, rows: Any, point: Point | None = None) -> Point
     return PointResult(record.index, point, record.summaries, values, record.error)
 
 
-def _own_probability(progress: Progress, prompt: int, sample: int) -> Scores:
-    given = progress.forced.get((prompt, OWN, sample))
+def _own_probability(finished: Finished, prompt: int, sample: int) -> Scores:
+    given = finished.forced.get((prompt, OWN, sample))
     return {} if given is None else {"divergence/answer_logprob": given}
 
 
-def _of_prompts(progress: Progress, against: Against) -> list[Scores]:
+def _of_prompts(finished: Finished, corpus: Corpus) -> list[Scores]:
     """Return what is measured once for a prompt: the perturbation, and the control's answers, over their samples."""
-    scores = _perturbations(progress)
-    point = progress.planned.point
+    scores = _perturbations(finished, corpus)
+    point, forced = finished.point, finished.forced
     # The control's own answers are the control's answers under the control's prompt.
-    kind, before = (OWN, progress.forced) if point.is_control else (CONTROL, against.forced)
+    kind, before = (OWN, forced) if point.is_control else (CONTROL, finished.against.forced)
     for j, own in enumerate(scores):
         samples = range(point.config.sampling.n)
-        given = {k: progress.forced[j, kind, k] for k in samples if (j, kind, k) in progress.forced}
+        given = {k: forced[j, kind, k] for k in samples if (j, kind, k) in forced}
         changes = [given[k] - before[j, OWN, k] for k in given if (j, OWN, k) in before]
         if given:
             own["divergence/control_answer_logprob"] = sum(given.values()) / len(given)
@@ -123,26 +132,24 @@ def _of_prompts(progress: Progress, against: Against) -> list[Scores]:
     return scores
 
 
-def _perturbations(progress: Progress) -> list[Scores]:
-    planned = progress.planned
-    count = range(len(planned.prompts))
-    measured = [progress.measuring[i].result() for i in count]
-    scores = [dict(own.perturbation) for own in measured]
-    if planned.point.config.scoring.nearest_rows:
-        flips = nearest_token_flips([own.neighbours for own in measured], planned.corpus.table)
+def _perturbations(finished: Finished, corpus: Corpus) -> list[Scores]:
+    scores = [dict(own.perturbation) for own in finished.measured]
+    if finished.point.config.scoring.nearest_rows:
+        flips = nearest_token_flips([own.neighbours for own in finished.measured], corpus.table)
         for own, flip in zip(scores, flips, strict=True):
             own["perturbation/nearest_token_flips"] = flip
     return scores
 
 
-def _rows(progress: Progress, scored: Sequence[Sequence[Scores]], of_prompts: Sequence[Scores]) -> list[dict[str, Any]]:
+def _rows(
+    finished: Finished, corpus: Corpus, scored: Sequence[Sequence[Scores]], of_prompts: Sequence[Scores]
+) -> list[dict[str, Any]]:
     """Return a row for each generation: `prompt` differs in every one, and `generation` comes second."""
-    planned = progress.planned
-    name = planned.point.name
-    texts = Counter(encoded.prompt.text for encoded in planned.prompts)
+    name, role = finished.point.name, finished.point.role
+    texts = Counter(encoded.prompt.text for encoded in corpus.prompts)
     rows = []
-    for i, (encoded, samples) in enumerate(zip(planned.prompts, scored, strict=True)):
-        prompt, answers = encoded.prompt, progress.answers[i]
+    for encoded, answers, samples, own in zip(corpus.prompts, finished.answers, scored, of_prompts, strict=True):
+        prompt = encoded.prompt
         for k, (answer, scores) in enumerate(zip(answers, samples, strict=True)):
             label = prompt.text if texts[prompt.text] == 1 else f"{prompt.text} [{prompt.id}]"
             label += f" #{k + 1}" if len(answers) > 1 else ""
@@ -154,10 +161,10 @@ def _rows(progress: Progress, scored: Sequence[Sequence[Scores]], of_prompts: Se
                 "finish_reason": answer.finish_reason,
                 "sample": k,
                 "token_ids": list(answer.token_ids),
-                "point": planned.index,
+                "point": finished.index,
                 "name": name,
-                "role": planned.point.role,
+                "role": role,
             }
-            row |= {f"axis/{key}": value for key, value in planned.point.axes}
-            rows.append(row | scores | of_prompts[i])
+            row |= {f"axis/{key}": value for key, value in finished.point.axes}
+            rows.append(row | scores | own)
     return rows

@@ -149,6 +149,8 @@ class SweepSettings:
         on_error: `stop` ends the sweep with the first point that fails.
         max_failures: points that may fail before the sweep ends; None: all.
         objective: what an optimising sweeper looks for; see `sweep.objective`.
+        helpers: processes that build requests and score points beside the engine's; 0: threads of this one, which takes
+            less memory and more of the engine's time; None: one for every four cores, one at least and four at most.
     """
 
     dir: str = "outputs"
@@ -158,8 +160,10 @@ class SweepSettings:
     on_error: str = "continue"
     max_failures: int | None = None
     objective: str | None = None
+    helpers: int | None = None
 
     def __post_init__(self) -> None:
+        require(self.helpers is None or 0 <= self.helpers <= 64, "sweep.helpers", "must be in [0, 64]", self.helpers)
         require(bool(self.dir.strip()), "sweep.dir", "must name a folder", self.dir)
         require_choice("sweep.resume", self.resume.lower(), ("true", "false", "force"))
         require_choice("sweep.on_error", self.on_error, ("continue", "stop"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from contextlib import closing
 from pathlib import Path
 from typing import cast
 
@@ -17,10 +16,11 @@ from sweep.engines.base import Engine, EngineConfig, Failure
 from sweep.engines.gate import GATE_TOKENS, GatePrompt, identity_gate
 from sweep.engines.supervisor import Supervisor
 from sweep.errors import EngineError
+from sweep.helpers.base import Helpers
 from sweep.memory import Memory
 from sweep.plan import EngineGroup
 from sweep.point import EngineSpec
-from sweep.publication.scoring_thread import ScoringThread
+from sweep.publication.scoring import Scoring
 from sweep.terminal import Advance, Terminal
 from sweep.workload import Key, Workload
 
@@ -31,9 +31,15 @@ class Generator:
     """An engine, once it is needed, and what its answers go to: the journal first, then scoring."""
 
     def __init__(
-        self, settings: SweepSettings, journal: Journal, memory: Memory, costs: SharedCosts, terminal: Terminal
+        self,
+        settings: SweepSettings,
+        journal: Journal,
+        memory: Memory,
+        helpers: Helpers,
+        costs: SharedCosts,
+        terminal: Terminal,
     ) -> None:
-        self._settings, self._journal, self._memory = settings, journal, memory
+        self._settings, self._journal, self._memory, self._helpers = settings, journal, memory, helpers
         self._costs, self._terminal = costs, terminal
         self._engine: tuple[EngineSpec, int, Supervisor] | None = None
         self._earlier_starts = 0
@@ -51,7 +57,7 @@ class Generator:
     def work_off(
         self,
         group: EngineGroup,
-        scoring: ScoringThread,
+        scoring: Scoring,
         opened: Callable[[], object],
         *,
         elsewhere: Collection[str] = (),
@@ -71,18 +77,7 @@ class Generator:
             EngineError: the engine failed for good; what was complete is scored, what had begun has failed.
             TooManyFailures: more points failed than `sweep.on_error` and `sweep.max_failures` allow.
         """
-        with closing(Workload(group, scoring.controls, self._memory.recall)) as workload:
-            self._work_off(workload, group, scoring, opened, elsewhere, watch)
-
-    def _work_off(
-        self,
-        workload: Workload,
-        group: EngineGroup,
-        scoring: ScoringThread,
-        opened: Callable[[], object],
-        elsewhere: Collection[str],
-        watch: Advance | None,
-    ) -> None:
+        workload = Workload(group, scoring.controls, self._memory.recall, self._helpers)
         engine = self._open_engine(group) if workload.has_request() else None
         opened()
         journal = self._journal.writer(self._memory.header(group.spec.engine.name))
@@ -118,7 +113,7 @@ class Generator:
         engine: Supervisor | None,
         workload: Workload,
         journal: Writer,
-        scoring: ScoringThread,
+        scoring: Scoring,
         elsewhere: Collection[str],
         advance: Advance,
     ) -> None:
@@ -144,7 +139,7 @@ class Generator:
             self._take(workload, scoring, elsewhere, advance)
         self._costs.gpu_memory_gib = engine.memory_gib()
 
-    def _take(self, workload: Workload, scoring: ScoringThread, elsewhere: Collection[str], advance: Advance) -> None:
+    def _take(self, workload: Workload, scoring: Scoring, elsewhere: Collection[str], advance: Advance) -> None:
         """Hand over what the workload has come to an end with."""
         for _ in range(workload.take_recalled()):
             advance(0)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
 
 from sweep.costs import Costs
 from sweep.engines.base import Completion
+from sweep.identity import Identity
 from sweep.plan import PlannedPoint
 from sweep.point import Point
 from sweep.redaction import redact
@@ -47,14 +48,43 @@ class Against:
     """What a point is compared with.
 
     Attributes:
-        control: its control's answers.
-        floor: those of the control's second run.
+        answers: its control's; a control's are compared with those of its second run.  None: there are none.
         forced: the log-probabilities of the control's answers under the control's prompts.
     """
 
-    control: Answers | None = None
-    floor: Answers | None = None
+    answers: Answers | None = None
     forced: Forced = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A point that has come to its end, well or not: all that it takes to score it, but for its corpus.
+
+    Attributes:
+        index: its place in the sweep.
+        answers, measured: to and of each prompt; none of a point that has failed.
+        forced, shared: as of `Progress`.
+        tags: what is to be known of it besides, such as versions.
+    """
+
+    index: int
+    point: Point
+    identity: Identity
+    against: Against
+    answers: Answers
+    measured: list[Measured]
+    forced: Forced
+    costs: Costs
+    shared: Mapping[str, float]
+    tags: Mapping[str, str]
+    started: float
+    ended: float
+    error: str | None = None
+    traceback: str | None = None
+
+    def failed(self, reason: str, trace: str | None = None) -> Finished:
+        """Return it as one that has failed."""
+        return replace(self, answers=[], measured=[], error=reason, traceback=trace)
 
 
 @dataclass(slots=True)
@@ -62,7 +92,7 @@ class Progress:
     """A point in the making: what has come back so far.
 
     Attributes:
-        measuring: each prompt's perturbation, measured meanwhile.
+        measured: each prompt's perturbation.
         shared: what the batch cost that the point shared.
         is_floor: whether it is a control's second run, whose answers are only compared with the first's.
         forced: the mean log-probability per token of an answer, by prompt, whose answer it is and which sample.
@@ -71,16 +101,13 @@ class Progress:
 
     planned: PlannedPoint
     started: float
-    ended: float = 0.0
     answers: dict[int, tuple[Completion, ...]] = field(default_factory=dict)
-    measuring: dict[int, Future[Measured]] = field(default_factory=dict)
+    measured: dict[int, Measured] = field(default_factory=dict)
     is_floor: bool = False
     forced: Forced = field(default_factory=dict)
     awaited: int = 0
     costs: Costs = field(default_factory=Costs)
     shared: Mapping[str, float] = field(default_factory=dict)
-    error: str | None = None
-    traceback: str | None = None
 
     @property
     def answered(self) -> bool:
@@ -90,6 +117,26 @@ class Progress:
     def in_order(self) -> Answers:
         """Return the answers in the order of the prompts."""
         return [self.answers[i] for i in range(len(self.planned.prompts))]
+
+    def end(self, against: Against, tags: Mapping[str, str], error: str | None, trace: str | None) -> Finished:
+        """Return it as it has come to its end: finished, or failed with an error."""
+        planned = self.planned
+        return Finished(
+            index=planned.index,
+            point=planned.point,
+            identity=planned.identity,
+            against=against,
+            answers=[] if error else self.in_order(),
+            measured=[] if error else [self.measured[i] for i in range(len(planned.prompts))],
+            forced=self.forced,
+            costs=self.costs,
+            shared=self.shared,
+            tags=tags,
+            started=self.started,
+            ended=time.time(),
+            error=error,
+            traceback=trace,
+        )
 
 
 def as_yaml(point: Point) -> str:

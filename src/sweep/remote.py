@@ -29,6 +29,7 @@ from sweep.redaction import Redact
 log = logging.getLogger(__name__)
 
 END_SECONDS = 5.0  # in which a process that nobody needs any more may finish what it is in the middle of
+NICE = 10  # so that the engine, in the caller's process or beside it, has the core that both want
 NUMBER = 8  # bytes before a call and its answer
 ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # which groups of processes are sent
 
@@ -168,6 +169,7 @@ def serve(number: int) -> None:
     """Be the process: answer calls until whoever makes them has closed the socket of that number, or is gone."""
     for asked in ASKED_TO_END:  # the sweep's own process is too, and wants its run ended
         signal.signal(asked, signal.SIG_IGN)
+    os.nice(NICE)
     handler = logging.StreamHandler()
     handler.addFilter(Redact())
     logging.basicConfig(

@@ -1,7 +1,7 @@
 """Points in, generations out: one engine for all points that can share it, and one continuous batch of their requests.
 
-The main thread feeds the engine and takes its answers to the journal; a second thread scores and archives each point as
-soon as its last answer is in; a third has what is archived published, in a process of its own.
+The main thread feeds the engine and takes its answers to the journal.  Processes beside it build the requests, and
+score and archive each point as soon as its last answer is in; another one publishes what is archived.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sweep.disk.journal import Journal
 from sweep.engines.supervisor import Supervisor
 from sweep.errors import ConfigError, EngineError
 from sweep.generator import Generator
+from sweep.helpers import open_helpers
 from sweep.identity import Contents
 from sweep.memory import Memory
 from sweep.outcome import PointResult
@@ -65,7 +66,8 @@ class Runner:
         self._archive = Archive(self.folder / "points")
         self._memory = Memory(self._archive, self._journal, sweep_id, base.sweep.resume)
         self._costs = SharedCosts()
-        self._generator = Generator(self._settings, self._journal, self._memory, self._costs, terminal)
+        self._helpers = open_helpers(base.sweep.helpers, base.plugins)
+        self._generator = Generator(self._settings, self._journal, self._memory, self._helpers, self._costs, terminal)
         self._plans = self.folder / "shards"
         self._head = Head(crew, self._plans, sweep_id, command, self._archive, terminal) if crew is not None else None
         self._shards_starts = 0
@@ -153,6 +155,7 @@ class Runner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         hurried = error is not None and not isinstance(error, Exception)
         with ExitStack() as undo:
+            undo.callback(self._helpers.close)
             if self._tracker is not None:
                 undo.callback(self._tracker.end, 0.0 if hurried else END_SECONDS)
             if self._head is not None:
@@ -205,6 +208,8 @@ class Runner:
         assert self._tracker is not None
         with self._terminal.waiting("MLflow store"):
             self._tracker.prepare()
+            if groups:
+                self._helpers.prepare()
             for group in groups[:1]:
                 group.spec.engine.warm_up(self._settings.root / ".cache")
             self.publisher = Publisher(
@@ -212,6 +217,7 @@ class Runner:
                 self._sweep_id,
                 self._command,
                 self._terminal,
+                self._helpers,
                 self._archive,
                 self._costs,
                 self._tracker,

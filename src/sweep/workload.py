@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol, cast
 
 import torch
 
-from sweep.builders import Builders, Built, ahead
 from sweep.engines.base import Completion, Generation, Request, Sampling
-from sweep.errors import TransformError
+from sweep.errors import HelperLost
+from sweep.helpers.base import Built, Helpers, Unbuilt
 from sweep.identity import Identity
 from sweep.inputs.encoding import EncodedPrompt
 from sweep.outcome import CONTROL, OWN, Answers, Progress
@@ -29,6 +28,11 @@ from sweep.plan import EngineGroup, PlannedPoint
 from sweep.request import build
 
 ANSWER, FLOOR = "answer", "floor"  # kinds of answers in the journal, beside forced ones
+
+# How many requests are built before the engine asks for them, of how many entries of embeddings together; and how many
+# are built in one go.
+AHEAD, AHEAD_ENTRIES = 256, 2**25
+CHUNK, CHUNK_ENTRIES = 16, 2**22
 
 
 class Recalled(Protocol):
@@ -72,13 +76,17 @@ class _Step:
 
     Attributes:
         before: its answer, if it is known.
-        building: its request, if one is needed.
+        building: its request among others, if one is needed.
+        place: the request's among those.
+        entries: about how many its embeddings have.
     """
 
     number: int
     prompt: int
     before: Recalled | None
-    building: Future[Built] | None
+    building: Future[list[Built | Unbuilt]] | None
+    place: int
+    entries: int
 
 
 class Workload(Iterator[Request]):
@@ -93,7 +101,7 @@ class Workload(Iterator[Request]):
         failed: those that cannot be finished, with the reason and a traceback if there is one, until they are taken.
     """
 
-    def __init__(self, group: EngineGroup, controls: Mapping[str, Answers], recall: Recall) -> None:
+    def __init__(self, group: EngineGroup, controls: Mapping[str, Answers], recall: Recall, helpers: Helpers) -> None:
         self.active: dict[int, Progress] = {}
         self.finished: deque[Progress] = deque()
         self.failed: deque[tuple[Progress, str, str | None]] = deque()
@@ -105,7 +113,7 @@ class Workload(Iterator[Request]):
         self._answered_all: set[int] = set()
         self._recalls = 0
         self._without_control: list[int] = []
-        self._builders = Builders()
+        self._helpers = helpers
         self._points = self._begin_points()
 
     def __next__(self) -> Request:
@@ -119,10 +127,6 @@ class Workload(Iterator[Request]):
             progress.costs.prompt_tokens += len(request.token_ids)
             return request
         raise StopIteration
-
-    def close(self) -> None:
-        """End what builds requests."""
-        self._builders.close()
 
     def has_request(self) -> bool:
         """Whether there is a next request for now; what is known of earlier points is taken in on the way to it."""
@@ -250,7 +254,7 @@ class Workload(Iterator[Request]):
             progress.awaited += 1
 
     def _begin_points(self) -> Iterator[Request]:
-        for number, steps in groupby(ahead(self._steps()), lambda step: step.number):
+        for number, steps in groupby(_ahead(self._steps()), lambda step: step.number):
             planned, is_floor = self._runs[number]
             progress = self.active[number] = Progress(planned, started=time.time(), is_floor=is_floor)
             for step in steps:
@@ -260,7 +264,7 @@ class Workload(Iterator[Request]):
                     progress.answers[step.prompt] = before.completions
                     progress.costs.reused += not before.is_own
                     self._recalls += not planned.done
-                request = None if step.building is None else self._built(step.prompt, step.building, number, progress)
+                request = None if step.building is None else self._built(step, progress)
                 if before is None and request is not None:
                     yield request
             if progress.answered and number in self.active:
@@ -270,27 +274,69 @@ class Workload(Iterator[Request]):
         """Yield what there is to do for each prompt of each point; requests are being built."""
         for number, (planned, is_floor) in enumerate(self._runs):
             known = self._recalled[number] = self._recall(planned)
-            prompts = list(enumerate(planned.prompts))
-            for j, encoded in reversed(prompts) if is_floor else prompts:
-                before = known.get((FLOOR if is_floor else ANSWER, encoded.prompt.id))
-                building = None
+            prompts = range(len(planned.prompts))
+            width = planned.corpus.table.hidden_size
+            for chunk in _chunks(reversed(prompts) if is_floor else prompts, planned.prompts, width):
+                kind = FLOOR if is_floor else ANSWER
+                before = {j: known.get((kind, planned.prompts[j].prompt.id)) for j in chunk}
                 # What is known need not be asked again, but what the transform did is not in the journal.
-                if before is None or not (planned.done or is_floor):
-                    config, most = planned.point.config, self._group.max_prompt_len
-                    building = self._builders.build(Key(number, j), config, encoded, planned.corpus, most)
-                yield _Step(number, j, before, building)
+                needed = [j for j in chunk if before[j] is None or not (planned.done or is_floor)]
+                building = self._build(planned, needed, before) if needed else None
+                places = {j: place for place, j in enumerate(needed)}
+                for j in chunk:
+                    own = building if j in places else None
+                    entries = len(planned.prompts[j].token_ids) * width
+                    yield _Step(number, j, before[j], own, places.get(j, 0), entries)
 
-    def _built(self, prompt: int, building: Future[Built], number: int, progress: Progress) -> Request | None:
+    def _build(
+        self, planned: PlannedPoint, prompts: list[int], before: Mapping[int, Recalled | None]
+    ) -> Future[list[Built | Unbuilt]]:
+        unsent = frozenset(j for j in prompts if before[j] is not None)
+        return self._helpers.build(planned.corpus, planned.point.config, prompts, unsent, self._group.max_prompt_len)
+
+    def _built(self, step: _Step, progress: Progress) -> Request | None:
         """Return the request of a point's prompt; None: it cannot be made, and the point has failed."""
+        assert step.building is not None
+        key = Key(step.number, step.prompt)
         try:
-            built = building.result()
-        except TransformError as error:
-            self.reject(Key(number, prompt), str(error), "".join(traceback.format_exception(error)))
+            built = step.building.result()[step.place]
+        except HelperLost as lost:
+            built = Unbuilt(str(lost), None)
+        if isinstance(built, Unbuilt):
+            self.reject(key, built.reason, built.traceback)
             return None
         progress.costs.build_seconds += built.seconds
         progress.costs.transform_seconds += built.transform_seconds
-        progress.measuring[prompt] = built.measuring
-        return built.request
+        progress.measured[step.prompt] = built.measured
+        return replace(built.request, key=key)
+
+
+def _chunks(order: Iterable[int], prompts: Sequence[EncodedPrompt], width: int) -> Iterator[list[int]]:
+    """Cut prompts, by number and in that order, into those whose requests are built in one go."""
+    chunk: list[int] = []
+    entries = 0
+    for j in order:
+        own = len(prompts[j].token_ids) * width
+        if chunk and (len(chunk) == CHUNK or entries + own > CHUNK_ENTRIES):
+            yield chunk
+            chunk, entries = [], 0
+        chunk.append(j)
+        entries += own
+    if chunk:
+        yield chunk
+
+
+def _ahead(steps: Iterable[_Step]) -> Iterator[_Step]:
+    """Yield steps as they come, but take some more of them first."""
+    taken: deque[_Step] = deque()
+    entries = 0
+    for step in steps:
+        taken.append(step)
+        entries += step.entries
+        while len(taken) > AHEAD or (entries > AHEAD_ENTRIES and len(taken) > 1):
+            entries -= taken[0].entries
+            yield taken.popleft()
+    yield from taken
 
 
 def _with_floors(group: EngineGroup) -> Iterator[tuple[PlannedPoint, bool]]:

@@ -34,6 +34,10 @@ class Checkpoint:
     model: ModelConfig
     folder: Path
 
+    def __reduce__(self) -> tuple[type[Checkpoint], tuple[Any, ...]]:
+        """Go to another process without what was loaded."""
+        return Checkpoint, (self.model, self.folder)
+
     @cached_property
     def config(self) -> Any:
         """The text model's `transformers` configuration.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sweep.checks import did_you_mean
 from sweep.errors import TransformError
@@ -34,6 +34,10 @@ class Corpus:
         self._numbers: dict[tuple[Span, str], list[int]] = {}
         self._means: dict[Span, Tensor] = {}
         self._components: dict[Span, Tensor] = {}
+
+    def __reduce__(self) -> tuple[type[Corpus], tuple[Any, ...]]:
+        """Go to another process without what was computed."""
+        return Corpus, (self.prompts, self.table, self.checkpoint)
 
     def layout(self, prompt_id: str) -> Layout:
         """Return a prompt's tokens and text."""

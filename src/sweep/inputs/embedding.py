@@ -70,6 +70,10 @@ class EmbeddingTable:
     engine_dtype: str
     multiplier: float | None = None
 
+    def __reduce__(self) -> tuple[type[EmbeddingTable], tuple[Any, ...]]:
+        """Go to another process without what was read."""
+        return EmbeddingTable, (self.open, self.size, self.hidden_size, self.engine_dtype, self.multiplier)
+
     @cached_property
     def weight(self) -> Tensor:
         """What `open` returns.  Raises ConfigError: it cannot be read."""

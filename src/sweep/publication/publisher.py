@@ -14,11 +14,12 @@ from sweep.costs import SharedCosts
 from sweep.disk.archive import Archive, Archived
 from sweep.disk.ledger import Ledger
 from sweep.errors import TrackerAway, TrackingError
+from sweep.helpers.base import Helpers
 from sweep.outcome import PointResult, as_yaml
 from sweep.plan import Task
 from sweep.point import Point
 from sweep.publication.outbox import Outbox
-from sweep.publication.scoring_thread import ScoringThread
+from sweep.publication.scoring import Scoring
 from sweep.report import FOLDER, REPORT
 from sweep.report.live import summary_line
 from sweep.terminal import Terminal
@@ -51,6 +52,7 @@ class Publisher:
         sweep_id: str,
         command: str,
         terminal: Terminal,
+        helpers: Helpers,
         archive: Archive,
         costs: SharedCosts,
         tracker: AnyTracker,
@@ -68,7 +70,7 @@ class Publisher:
         self._status = self._find()
         self._ledger = Ledger(self._folder, self.tracker.place)
         self._outbox: Outbox | None = None
-        self._scoring = ScoringThread(archive, self._tell, costs)
+        self._scoring = Scoring(helpers, archive, self._tell, costs)
         self._shared = self._left = False
         self._archived: dict[str, Archived] = {}
         self._points: dict[str, Point] = {}
@@ -92,7 +94,7 @@ class Publisher:
             return None
 
     @property
-    def scoring(self) -> ScoringThread:
+    def scoring(self) -> Scoring:
         """Takes points as they finish or fail."""
         return self._scoring
 

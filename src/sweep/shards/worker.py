@@ -18,12 +18,14 @@ from sweep.disk.lease import Lease
 from sweep.disk.ledger import Ledger
 from sweep.errors import ConfigError, PointsFailed, SweepHeld
 from sweep.generator import Generator
+from sweep.helpers import open_helpers
+from sweep.helpers.base import Helpers
 from sweep.identity import Contents
 from sweep.memory import Memory
 from sweep.outcome import PointResult
 from sweep.plan import Task, make_plan
 from sweep.publication.outbox import Outbox
-from sweep.publication.scoring_thread import ScoringThread
+from sweep.publication.scoring import Scoring
 from sweep.redaction import redact
 from sweep.shards.manifest import Manifest, Piece, Shard, read_shard
 from sweep.shards.state import DONE, FAILED, WAITING, WORKING, StateFile, read_state
@@ -43,6 +45,7 @@ class ShardWorker:
         self._terminal = terminal
         self._costs = SharedCosts()
         self._generator: Generator | None = None
+        self._helpers: Helpers | None = None
 
     def work(self, manifest: Manifest, index: int, patience: float = 0.0) -> None:
         """Work off a shard: generate, score, archive and, if the plan says so, publish what is not done.
@@ -83,8 +86,17 @@ class ShardWorker:
         archive = Archive(settings.root / "sweeps" / sweep_id / "points")
         memory = Memory(archive, journal, sweep_id, settings.resume)
         if self._generator is None:
-            self._generator = Generator(settings, journal, memory, self._costs, self._terminal)
+            config = piece.point.config
+            self._helpers = open_helpers(settings.helpers, config.plugins)
+            self._helpers.prepare()
+            self._generator = Generator(settings, journal, memory, self._helpers, self._costs, self._terminal)
         return self._generator, memory, archive
+
+    @property
+    def helpers(self) -> Helpers:
+        """What scores, once there is a generator."""
+        assert self._helpers is not None
+        return self._helpers
 
     @property
     def costs(self) -> SharedCosts:
@@ -98,6 +110,8 @@ class ShardWorker:
         # Else the engine ends with this process: shutting it down properly takes longer than there is time.
         if self._generator is not None and (error is None or isinstance(error, Exception)):
             self._generator.close()
+        if self._helpers is not None:
+            self._helpers.close()
 
 
 def _lease(manifest: Manifest, index: int, patience: float) -> Lease:
@@ -122,6 +136,7 @@ class _Shard:
         self._pieces, self._max_model_len = shard.pieces, shard.max_model_len
         self._base = self._pieces[0].point.config
         self._generator, self._memory, self._archive = worker.generator(self._pieces[0], manifest.sweep_id)
+        self._helpers = worker.helpers
         self._starts = self._generator.engine_starts
         self._tasks = self._identified()
         self._own = [task for task, piece in zip(self._tasks, self._pieces, strict=True) if piece.own]
@@ -137,7 +152,7 @@ class _Shard:
         self._memory.check_versions(todo)
         if not todo:
             return
-        self._scoring = ScoringThread(self._archive, self._tell, self._costs)
+        self._scoring = Scoring(self._helpers, self._archive, self._tell, self._costs)
         with ExitStack() as undo:
             if self._manifest.parent is not None:
                 tracker = open_tracker(self._base.tracking, self._base.sweep.root, self._manifest.sweep_id)

@@ -22,6 +22,7 @@ from sweep.tracking.records import Closing, PointRecord, Table
 from sweep.tracking.store import import_mlflow
 from sweep.tracking.tracker import Tracker
 
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """What a tracker knows, as of its properties."""

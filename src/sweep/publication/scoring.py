@@ -1,51 +1,61 @@
-"""Scoring of finished points, on a thread of its own, so that the engine waits neither for measures nor for MLflow."""
+"""Points that are finished, on their way to being scored and archived: each once what it is compared with is there."""
 
 from __future__ import annotations
 
 import logging
-import time
-import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
 
 from sweep import versions
 from sweep.costs import Costs, SharedCosts
 from sweep.disk.archive import Archive, Archived
-from sweep.outcome import Against, Answers, Forced, PointResult, Progress
+from sweep.errors import HelperLost
+from sweep.helpers import jobs
+from sweep.helpers.base import Helpers, Scored
+from sweep.inputs.corpus import Corpus
+from sweep.outcome import Against, Answers, Finished, Forced, PointResult, Progress
 from sweep.publication.worker import Worker
 
-if TYPE_CHECKING:
-    from sweep.conclusion import Outcome
-
 log = logging.getLogger(__name__)
+
+_Work = tuple[Finished, Corpus, Future[Scored] | None]
 
 UNSCORED = 64  # finished points that may wait to be scored before the engine waits for them
 
 
-class ScoringThread:
+class Scoring:
     """Takes points as they finish; those that finish before their control and its second run wait for both.
+
+    Helpers score them; a thread takes what they come to, so that the engine waits neither for that nor for MLflow.
 
     Attributes:
         controls: the controls' answers, by `Point.control_key`.
         failed: how many points failed.
     """
 
-    def __init__(self, archive: Archive, tell: Callable[[PointResult, Archived], None], costs: SharedCosts) -> None:
+    def __init__(
+        self,
+        helpers: Helpers,
+        archive: Archive,
+        tell: Callable[[PointResult, Archived], None],
+        costs: SharedCosts,
+    ) -> None:
         """Start.
 
         Args:
+            helpers: score.
             archive: where scored points are kept.
             tell: takes what became of a point, when it is archived.
             costs: told what scoring takes, and telling points what the batch took that they shared.
         """
         self.controls: dict[str, Answers] = {}
         self.failed = 0
-        self._archive, self._tell, self._costs = archive, tell, costs
+        self._helpers, self._archive, self._tell, self._costs = helpers, archive, tell, costs
         self._forced: dict[str, Forced] = {}
         self._floors: dict[str, Answers | None] = {}
         self._held: dict[str, list[Progress]] = {}
         self._left: dict[str, Costs] = {}  # by `Identity.result_key`
-        self._worker: Worker[tuple[Progress, Against]] = Worker("scoring", self._score, UNSCORED)
+        self._worker: Worker[_Work] = Worker("scoring", self._take, UNSCORED)
 
     def complete(self, progress: Progress) -> None:
         """Take a point whose prompts have all been answered."""
@@ -85,8 +95,7 @@ class ScoringThread:
             if point.control_key in self.controls:
                 self._release(point.control_key)
             return
-        progress.error, progress.traceback = reason, trace
-        self._submit(progress)
+        self._submit(progress, reason, trace)
 
     def end_waiting(self, reason: str, *, for_floors: bool = True) -> None:
         """Fail what waits for a control that will never come.
@@ -121,31 +130,25 @@ class ScoringThread:
         for progress in sorted(held, key=lambda progress: not progress.planned.point.is_control):
             self._submit(progress)
 
-    def _submit(self, progress: Progress) -> None:
-        key = progress.planned.point.control_key
-        against = Against(self.controls.get(key), self._floors.get(key), self._forced.get(key, {}))
-        progress.ended = time.time()
-        self._worker.put((progress, against))
+    def _submit(self, progress: Progress, error: str | None = None, trace: str | None = None) -> None:
+        point, corpus = progress.planned.point, progress.planned.corpus
+        compared = self._floors if point.is_control else self.controls
+        against = Against(compared.get(point.control_key), self._forced.get(point.control_key, {}))
+        engine = point.config.engine
+        finished = progress.end(against, {**versions.tags(engine.name), **engine.tags()}, error, trace)
+        asked = None if error else self._helpers.score(corpus, finished, self._archive)
+        self._worker.put((finished, corpus, asked))
 
-    def _score(self, work: tuple[Progress, Against]) -> None:
-        progress, against = work
-        with self._costs.timing("score_seconds"):
-            outcome = self._conclude(progress, against)
-            archived = self._archive.add(progress.planned.identity.result_key, outcome.record, outcome.rows)
-        result = outcome.result
+    def _take(self, work: _Work) -> None:
+        finished, corpus, asked = work
+        try:
+            scored = asked.result() if asked is not None else jobs.score(corpus, finished, self._archive)
+        except HelperLost as lost:
+            scored = jobs.score(corpus, finished.failed(str(lost)), self._archive)
+        self._costs.score_seconds += scored.seconds
+        record = scored.archived.record
+        result = PointResult(finished.index, finished.point, record.summaries, scored.values, record.error)
         if result.error is not None:
             self.failed += 1
             log.warning("%s failed (%s): %s", result.point.name, result.point.overrides, result.error)
-        self._tell(result, archived)
-
-    def _conclude(self, progress: Progress, against: Against) -> Outcome:
-        # Here and not above, so that SciPy is imported on this thread, while the engine generates.
-        from sweep.conclusion import conclude
-
-        engine = progress.planned.point.config.engine
-        tags = {**versions.tags(engine.name), **engine.tags()}
-        try:
-            return conclude(progress, against, tags)
-        except Exception as error:  # a scorer of the user's, or a mistake of ours: it is this point's alone
-            progress.error, progress.traceback = str(error), traceback.format_exc()
-            return conclude(progress, against, tags)
+        self._tell(result, scored.archived)

@@ -1,0 +1,230 @@
+"""Helpers in processes of their own, so that the engine's Python need not share an interpreter with them.
+
+Building and measuring a request takes about a millisecond, scoring a point a millisecond for each prompt, and looking
+up nearest tokens in a large vocabulary a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
+
+from sweep.config import SweepConfig
+from sweep.disk.archive import Archive
+from sweep.errors import HelperLost
+from sweep.helpers.base import Built, Scored, Unbuilt
+from sweep.inputs.corpus import Corpus
+from sweep.outcome import Finished
+from sweep.remote import Remote
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+END_SECONDS = 0.5  # that a process may take to end
+DEATHS = 2  # of processes at work on the same thing, after which it is not tried again
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Requests as they travel: their embeddings, whatever their dtype, as one array of bytes.
+
+    Attributes:
+        built: without embeddings.
+        lengths: how many rows each one's have; None: they are not sent.
+    """
+
+    built: list[Built | Unbuilt]
+    lengths: list[int | None]
+    array: NDArray[Any] | None
+
+    @classmethod
+    def of(cls, built: Sequence[Built | Unbuilt]) -> Packed:
+        """Pack."""
+        import torch
+
+        embeds = [own.request.embeds if isinstance(own, Built) else None for own in built]
+        sent = [rows for rows in embeds if rows is not None]
+        array = torch.cat(sent).view(torch.uint8).numpy() if sent else None
+        lengths = [None if rows is None else len(rows) for rows in embeds]
+        return cls([_with(own, None) for own in built], lengths, array)
+
+    def unpack(self, dtype: torch.dtype) -> list[Built | Unbuilt]:
+        """Return what was packed."""
+        import torch
+
+        if self.array is None:
+            return self.built
+        rows = torch.from_numpy(self.array).view(dtype)
+        pieces = iter(torch.split(rows, [length for length in self.lengths if length is not None]))
+        pairs = zip(self.built, self.lengths, strict=True)
+        return [own if length is None else _with(own, next(pieces)) for own, length in pairs]
+
+
+def _with(built: Built | Unbuilt, embeds: torch.Tensor | None) -> Built | Unbuilt:
+    return replace(built, request=replace(built.request, embeds=embeds)) if isinstance(built, Built) else built
+
+
+class Processes:
+    """Some processes, each of which does one thing after the other; see `Helpers`.
+
+    What one of them was at work on when it died is tried once more, as is what it had before it.
+    """
+
+    def __init__(self, number: int, plugins: Sequence[str], threads: int) -> None:
+        """Remember how many there are to be.
+
+        Args:
+            number: of processes.
+            plugins: modules to be imported there.
+            threads: that each may use where more than one is of use.
+        """
+        self._number, self._plugins, self._threads = number, tuple(plugins), threads
+        self._remotes: list[Remote] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        self._numbers = count()
+        self._corpora: WeakValueDictionary[int, Corpus] = WeakValueDictionary()
+        self._known: WeakKeyDictionary[Corpus, int] = WeakKeyDictionary()
+        self._forgotten: deque[int] = deque()
+        self._last: tuple[SweepConfig, bytes] | None = None
+
+    def prepare(self) -> None:
+        """As of `Helpers`."""
+        with self._lock:
+            while len(self._remotes) < self._number and not self._closed:
+                self._remotes.append(Remote(Helper, self._given, HelperLost))
+
+    def build(
+        self, corpus: Corpus, config: SweepConfig, prompts: Sequence[int], unsent: frozenset[int], most: int
+    ) -> Future[list[Built | Unbuilt]]:
+        """As of `Helpers`."""
+        if self._last is None or self._last[0] is not config:
+            self._last = config, pickle.dumps(config, pickle.HIGHEST_PROTOCOL)
+        arguments = self._number_of(corpus), self._last[1], prompts, unsent, most
+        dtype = corpus.table.dtype
+        return self._try("build", arguments, lambda packed: packed.unpack(dtype))
+
+    def score(self, corpus: Corpus, finished: Finished, archive: Archive) -> Future[Scored]:
+        """As of `Helpers`."""
+        return self._try("score", (self._number_of(corpus), finished, archive), lambda scored: scored)
+
+    def close(self) -> None:
+        """As of `Helpers`."""
+        with self._lock:
+            self._closed = True
+        for remote in self._remotes:
+            remote.end(END_SECONDS)
+
+    def _given(self) -> tuple[Any, ...]:
+        """Return what a process that takes another one's place is made of."""
+        return self._plugins, self._threads, {n: pickle.dumps(corpus) for n, corpus in list(self._corpora.items())}
+
+    def _number_of(self, corpus: Corpus) -> int:
+        """Return a corpus's number, by which all processes know it."""
+        self.prepare()
+        while self._forgotten:
+            number = self._forgotten.popleft()
+            for remote in self._remotes:
+                remote.ask("forget", number)
+        known = self._known.get(corpus)
+        if known is None:
+            known = self._known[corpus] = next(self._numbers)
+            pickled = pickle.dumps(corpus, pickle.HIGHEST_PROTOCOL)
+            for remote in self._remotes:
+                remote.ask("take", known, pickled)
+            self._corpora[known] = corpus
+            # Only noted, as whoever lets go of a corpus may be in the middle of asking.
+            finalize(corpus, self._forgotten.append, known).atexit = False
+        return known
+
+    def _try(self, method: str, arguments: tuple[Any, ...], read: Any) -> Future[Any]:
+        asked: Future[Any] = Future()
+        self._ask(asked, method, arguments, read, DEATHS)
+        return asked
+
+    def _ask(self, asked: Future[Any], method: str, arguments: tuple[Any, ...], read: Any, deaths: int) -> None:
+        remote = min(self._remotes, key=lambda remote: remote.pending)
+        try:
+            answer = remote.ask(method, *arguments)
+        except HelperLost as lost:
+            asked.set_exception(lost)
+        else:
+            answer.add_done_callback(partial(self._answered, asked, method, arguments, read, deaths))
+
+    def _answered(
+        self, asked: Future[Any], method: str, arguments: tuple[Any, ...], read: Any, deaths: int, answer: Future[Any]
+    ) -> None:
+        try:
+            asked.set_result(read(answer.result()))
+        except HelperLost as lost:
+            if self._closed:
+                asked.cancel()
+            elif deaths > lost.at_work:
+                self._ask(asked, method, arguments, read, deaths - lost.at_work)
+            else:
+                asked.set_exception(lost)
+        except Exception as error:
+            asked.set_exception(error)
+
+
+class Helper:
+    """What lives in such a process."""
+
+    def __init__(self, plugins: Sequence[str], threads: int, corpora: dict[int, bytes]) -> None:
+        """Import what will be needed."""
+        import torch
+
+        for module in plugins:
+            importlib.import_module(module)
+        self._threads, self._pickled = threads, corpora
+        self._corpora: dict[int, Corpus] = {}
+        self._config: tuple[bytes, Any] = b"", None
+        torch.set_num_threads(1)
+
+    def take(self, number: int, corpus: bytes) -> None:
+        """Know a corpus by its number."""
+        self._pickled[number] = corpus
+
+    def forget(self, number: int) -> None:
+        """Know it no more."""
+        self._pickled.pop(number, None)
+        self._corpora.pop(number, None)
+
+    def build(self, number: int, config: bytes, prompts: Sequence[int], unsent: frozenset[int], most: int) -> Packed:
+        """Do `jobs.build_some`."""
+        from sweep.helpers import jobs
+
+        if self._config[0] != config:
+            self._config = config, pickle.loads(config)
+        return Packed.of(jobs.build_some(self._corpus(number), self._config[1], prompts, unsent, most))
+
+    def score(self, number: int, finished: Finished, archive: Archive) -> Scored:
+        """Do `jobs.score`."""
+        import torch
+
+        from sweep.helpers import jobs
+
+        torch.set_num_threads(self._threads)  # nearest tokens are looked up by large products
+        try:
+            return jobs.score(self._corpus(number), finished, archive)
+        finally:
+            torch.set_num_threads(1)
+
+    def left_alone(self) -> float:
+        """End at once: what is not answered is not missed."""
+        return 0.0
+
+    def _corpus(self, number: int) -> Corpus:
+        if number not in self._corpora:
+            self._corpora[number] = pickle.loads(self._pickled.pop(number))
+        return self._corpora[number]
