@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import queue
 import signal
 import socket
@@ -17,20 +16,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import count
-from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+from sweep import frames
+from sweep.frames import Frame
 from sweep.redaction import Redact
 
 log = logging.getLogger(__name__)
 
 END_SECONDS = 5.0  # in which a process that nobody needs any more may finish what it is in the middle of
 NICE = 10  # so that the engine, in the caller's process or beside it, has the core that both want
-NUMBER = 8  # bytes before a call and its answer
 ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # which groups of processes are sent
 
 
@@ -52,7 +51,11 @@ class Remote:
     """
 
     def __init__(
-        self, make: Callable[..., Served], given: Callable[[], tuple[Any, ...]], lost: Callable[[str, bool], Exception]
+        self,
+        make: Callable[..., Served],
+        given: Callable[[], tuple[Any, ...]],
+        lost: Callable[[str, bool], Exception],
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         """Start the process.
 
@@ -61,8 +64,10 @@ class Remote:
             given: returns what it is made of, whenever a process is started.
             lost: makes the error of a call to which there will be no answer, from why and whether the process was at
                 work on it.
+            variables: of the environment, beside this process's own.
         """
         self._make, self._given, self._lost = make, given, lost
+        self._environment = os.environ | dict(variables or {})
         self._lock = threading.Lock()  # of what follows
         self._numbers = count()
         self._used = self._ended = False
@@ -85,12 +90,14 @@ class Remote:
             Exception: as `lost` makes it; the call cannot be sent.
         """
         try:
-            call = pickle.dumps((method, arguments), pickle.HIGHEST_PROTOCOL)
+            call = frames.pack((method, arguments))
             with self._lock:
                 if self._ended:
                     raise RuntimeError("the sweep has ended")
-                if self._gone:
-                    self._start()
+                if not self._gone:
+                    with suppress(OSError):  # it has just died, and has not heard all of it
+                        return self._send(call)
+                self._start()
                 return self._send(call)
         except Exception as error:  # what cannot be pickled, no memory for a process
             raise self._lost(f"cannot be reached: {error}", False) from error
@@ -113,33 +120,36 @@ class Remote:
             code = f"import sys; sys.path[:] = {sys.path!r}; from sweep.remote import serve; serve({theirs.fileno()})"
             name = f"{self._make.__module__}.{self._make.__qualname__}"  # for those who list processes
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code, name], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                [sys.executable, "-c", code, name],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=self._environment,
             )
-        self._socket, self._connection = ours, Connection(os.dup(ours.fileno()))
-        self._connection.send_bytes(pickle.dumps((self._make, self._given())))
+        self._socket = ours
+        frames.send(ours, 0, frames.pack((self._make, self._given())))
         self._gone, self._asked = False, dict[int, Future[Any]]()
-        arguments = self._connection, self._asked, self._process
+        arguments = ours, self._asked, self._process
         threading.Thread(target=self._read, args=arguments, name="remote answers", daemon=True).start()
 
-    def _send(self, call: bytes) -> Future[Any]:
+    def _send(self, call: Frame) -> Future[Any]:
         self._used = True
         number, asked = next(self._numbers), Future[Any]()
         self._asked[number] = asked
         try:
-            self._connection.send_bytes(number.to_bytes(NUMBER, "big") + call)
+            frames.send(self._socket, number, call)
         except BaseException:  # also an interrupt, which may have come in the middle of it
             self._asked.pop(number, None)
             self._hang_up()
             raise
         return asked
 
-    def _read(self, connection: Connection, waiting: dict[int, Future[Any]], process: subprocess.Popen[bytes]) -> None:
+    def _read(self, ours: socket.socket, waiting: dict[int, Future[Any]], process: subprocess.Popen[bytes]) -> None:
         """Give answers to those who wait for them, as long as there are any."""
         try:
             while True:
-                answer = memoryview(connection.recv_bytes())
-                error, value = pickle.loads(answer[NUMBER:])
-                asked = waiting.pop(int.from_bytes(answer[:NUMBER], "big"))
+                number, answer = frames.receive(ours)
+                error, value = frames.unpack(answer)
+                asked = waiting.pop(number)
                 if error is not None:
                     asked.set_exception(error)
                 else:
@@ -148,9 +158,9 @@ class Remote:
         except Exception as error:
             log.info("The process of a %s says no more.", self._make.__name__, exc_info=not isinstance(error, EOFError))
         with self._lock:
-            if connection is self._connection:
+            if ours is self._socket:
                 self._hang_up()
-            connection.close()
+        ours.close()
         with suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS)
         reason = f"has ended (exit code {process.returncode})"
@@ -162,7 +172,6 @@ class Remote:
         self._gone = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
 
 
 def serve(number: int) -> None:
@@ -175,49 +184,46 @@ def serve(number: int) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler]
     )
-    connection = Connection(number)
-    calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    caller = socket.socket(fileno=number)
+    calls: queue.SimpleQueue[tuple[int, Frame] | None] = queue.SimpleQueue()
     made: list[Served] = []
-    first = connection.recv_bytes()
-    threading.Thread(target=_take, args=(connection, calls, made), daemon=True).start()
-    make, given = pickle.loads(first)
+    _, first = frames.receive(caller)
+    threading.Thread(target=_take, args=(caller, calls, made), daemon=True).start()
+    make, given = frames.unpack(first)
     made.append(make(*given))
     while (call := calls.get()) is not None:
-        answer = _answer(made[0], call)
+        answer = _answer(made[0], call[1])
         with suppress(OSError):  # nobody waits for it
-            connection.send_bytes(answer)
+            frames.send(caller, call[0], answer)
         del call, answer
     os._exit(0)  # taking libraries to pieces takes a second, for which the sweep would wait
 
 
-def _take(connection: Connection, calls: queue.SimpleQueue[bytes | None], made: list[Served]) -> None:
+def _take(caller: socket.socket, calls: queue.SimpleQueue[tuple[int, Frame] | None], made: list[Served]) -> None:
     """Hand calls on; once there will be none any more, end the process whatever it is in the middle of."""
     with suppress(Exception):
         while True:
-            calls.put(connection.recv_bytes())
+            calls.put(frames.receive(caller))
     seconds = made[0].left_alone() if made else 0.0
     calls.put(None)
     time.sleep(seconds)
     os._exit(1)
 
 
-def _answer(served: Served, call: bytes) -> bytes:
-    """Return what a call comes to, after its number."""
-    number, error, value = call[:NUMBER], None, None
+def _answer(served: Served, call: Frame) -> Frame:
+    """Return what a call comes to: an error or a value."""
     try:
-        method, arguments = pickle.loads(memoryview(call)[NUMBER:])
-        value = getattr(served, method)(*arguments)
-        return number + pickle.dumps((None, value), pickle.HIGHEST_PROTOCOL)
-    except Exception as raised:
-        error = _sent(raised)
-    return number + pickle.dumps((error, None))
+        method, arguments = frames.unpack(call)
+        return frames.pack((None, getattr(served, method)(*arguments)))
+    except Exception as error:
+        return frames.pack((_sent(error), None))
 
 
 def _sent(error: Exception) -> Exception:
     """Return an error as it gets through the socket: with its traceback in a note."""
     trace = "".join(traceback.format_exception(error))
     try:
-        told = pickle.loads(pickle.dumps(error))
+        told = frames.unpack(frames.pack(error))
     except Exception:
         told = RuntimeError(f"{type(error).__name__}: {error}")
     told.add_note(trace)

@@ -10,9 +10,10 @@ import importlib
 import pickle
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 END_SECONDS = 0.5  # that a process may take to end
+# glibc's allocator is to keep what it has been given: with its own habits, a matrix of a megabyte has fresh pages each
+# time, which cost more than what is computed.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the most that it takes
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+QUEUED = 2  # points that one process has to score before another one is given some
 DEATHS = 2  # of processes at work on the same thing, after which it is not tried again
 
 
@@ -77,7 +86,8 @@ def _with(built: Built | Unbuilt, embeds: torch.Tensor | None) -> Built | Unbuil
 class Processes:
     """Some processes, each of which does one thing after the other; see `Helpers`.
 
-    What one of them was at work on when it died is tried once more, as is what it had before it.
+    What one of them was at work on when it died is tried once more, as is what it had before it.  Points go to the
+    first of them, and to others when that has enough; but not to the last, so that requests need not wait for a point.
     """
 
     def __init__(self, number: int, plugins: Sequence[str], threads: int) -> None:
@@ -90,6 +100,7 @@ class Processes:
         """
         self._number, self._plugins, self._threads = number, tuple(plugins), threads
         self._remotes: list[Remote] = []
+        self._points = [0] * number  # that each has to score
         self._lock = threading.Lock()
         self._closed = False
         self._numbers = count()
@@ -102,7 +113,7 @@ class Processes:
         """As of `Helpers`."""
         with self._lock:
             while len(self._remotes) < self._number and not self._closed:
-                self._remotes.append(Remote(Helper, self._given, HelperLost))
+                self._remotes.append(Remote(Helper, self._given, HelperLost, ALLOCATOR))
 
     def build(
         self, corpus: Corpus, config: SweepConfig, prompts: Sequence[int], unsent: frozenset[int], most: int
@@ -112,11 +123,11 @@ class Processes:
             self._last = config, pickle.dumps(config, pickle.HIGHEST_PROTOCOL)
         arguments = self._number_of(corpus), self._last[1], prompts, unsent, most
         dtype = corpus.table.dtype
-        return self._try("build", arguments, lambda packed: packed.unpack(dtype))
+        return self._try(_Job("build", arguments, lambda packed: packed.unpack(dtype)))
 
     def score(self, corpus: Corpus, finished: Finished, archive: Archive) -> Future[Scored]:
         """As of `Helpers`."""
-        return self._try("score", (self._number_of(corpus), finished, archive), lambda scored: scored)
+        return self._try(_Job("score", (self._number_of(corpus), finished, archive)))
 
     def close(self) -> None:
         """As of `Helpers`."""
@@ -133,48 +144,83 @@ class Processes:
         """Return a corpus's number, by which all processes know it."""
         self.prepare()
         while self._forgotten:
-            number = self._forgotten.popleft()
-            for remote in self._remotes:
-                remote.ask("forget", number)
+            self._tell_all("forget", self._forgotten.popleft())
         known = self._known.get(corpus)
         if known is None:
             known = self._known[corpus] = next(self._numbers)
-            pickled = pickle.dumps(corpus, pickle.HIGHEST_PROTOCOL)
-            for remote in self._remotes:
-                remote.ask("take", known, pickled)
             self._corpora[known] = corpus
+            self._tell_all("take", known, pickle.dumps(corpus, pickle.HIGHEST_PROTOCOL))
             # Only noted, as whoever lets go of a corpus may be in the middle of asking.
             finalize(corpus, self._forgotten.append, known).atexit = False
         return known
 
-    def _try(self, method: str, arguments: tuple[Any, ...], read: Any) -> Future[Any]:
-        asked: Future[Any] = Future()
-        self._ask(asked, method, arguments, read, DEATHS)
-        return asked
+    def _tell_all(self, method: str, *arguments: Any) -> None:
+        for remote in self._remotes:
+            with suppress(HelperLost):  # then it is started anew, and told so
+                remote.ask(method, *arguments)
 
-    def _ask(self, asked: Future[Any], method: str, arguments: tuple[Any, ...], read: Any, deaths: int) -> None:
-        remote = min(self._remotes, key=lambda remote: remote.pending)
+    def _try(self, job: _Job) -> Future[Any]:
+        self._ask(job)
+        return job.asked
+
+    def _ask(self, job: _Job) -> None:
+        with self._lock:
+            place = self._choose(job)
+            self._points[place] += job.is_point
         try:
-            answer = remote.ask(method, *arguments)
+            answer = self._remotes[place].ask(job.method, *job.arguments)
         except HelperLost as lost:
-            asked.set_exception(lost)
+            self._take_back(place, job)
+            job.asked.set_exception(lost)
         else:
-            answer.add_done_callback(partial(self._answered, asked, method, arguments, read, deaths))
+            answer.add_done_callback(partial(self._answered, place, job))
 
-    def _answered(
-        self, asked: Future[Any], method: str, arguments: tuple[Any, ...], read: Any, deaths: int, answer: Future[Any]
-    ) -> None:
+    def _choose(self, job: _Job) -> int:
+        """Return which process is to do something: the first of equals."""
+        places = range(len(self._remotes))
+        if job.is_point:
+            return min(places[:-1] or places, key=lambda place: self._points[place] // QUEUED)
+        return min(places[::-1], key=lambda place: (self._points[place] > 0, self._remotes[place].pending))
+
+    def _take_back(self, place: int, job: _Job) -> None:
+        with self._lock:
+            self._points[place] -= job.is_point
+
+    def _answered(self, place: int, job: _Job, answer: Future[Any]) -> None:
+        self._take_back(place, job)
         try:
-            asked.set_result(read(answer.result()))
+            job.asked.set_result(job.read(answer.result()))
         except HelperLost as lost:
+            job.deaths += lost.at_work
             if self._closed:
-                asked.cancel()
-            elif deaths > lost.at_work:
-                self._ask(asked, method, arguments, read, deaths - lost.at_work)
+                job.asked.cancel()
+            elif job.deaths < DEATHS:
+                self._ask(job)
             else:
-                asked.set_exception(lost)
+                job.asked.set_exception(lost)
         except Exception as error:
-            asked.set_exception(error)
+            job.asked.set_exception(error)
+
+
+@dataclass(slots=True)
+class _Job:
+    """Something that a process is asked to do.
+
+    Attributes:
+        read: makes of the answer what was asked for.
+        deaths: of processes that were at work on it.
+    """
+
+    method: str
+    arguments: tuple[Any, ...]
+    read: Callable[[Any], Any] = lambda value: value
+    asked: Future[Any] = field(default_factory=Future)
+    deaths: int = 0
+
+    @property
+    def is_point(self) -> bool:
+        """Whether a point is to be scored, and not requests built."""
+        return self.method == "score"
 
 
 class Helper:

@@ -48,7 +48,7 @@ MULTIPLIERS: dict[str, Callable[[Any], float]] = {
 }
 
 
-PIECE = 8192  # rows of the table that are widened to fp32 at a time
+PIECE_ENTRIES = 2**22  # of the table that are widened to fp32 at a time: 16 MiB, near what a processor caches
 KEPT_BYTES = 64 * 2**20  # size in fp32 up to which a table is widened once and kept
 
 
@@ -150,6 +150,22 @@ class EmbeddingTable:
         nearest = distances.topk(min(k, wanted), largest=False)
         return nearest.values, ids.gather(1, nearest.indices)
 
+    def gaps(self, token_ids: Sequence[int]) -> Tensor:
+        """Return the distance (L2) from each token's row to the nearest other token's, [len(token_ids)].
+
+        Looked up once for each token.
+        """
+        import torch
+
+        if unknown := sorted(set(token_ids) - self._gaps.keys()):
+            distances, _ = self.nearest(self.rows(unknown), k=2)  # the nearest is the token itself, or its equal
+            self._gaps.update(zip(unknown, distances[:, -1].tolist(), strict=True))
+        return torch.tensor([self._gaps[token] for token in token_ids])
+
+    @cached_property
+    def _gaps(self) -> dict[int, float]:
+        return {}
+
     @cached_property
     def _moments(self) -> tuple[Tensor, float]:
         import torch
@@ -175,8 +191,9 @@ class EmbeddingTable:
         return self._as_engine(self.weight[: self.size]).float() if small else None
 
     def _pieces(self) -> Iterator[tuple[int, Tensor]]:
-        for start in range(0, self.size, PIECE):
-            stop = min(start + PIECE, self.size)
+        piece = max(PIECE_ENTRIES // self.hidden_size, 1)
+        for start in range(0, self.size, piece):
+            stop = min(start + piece, self.size)
             kept = self._wide
             yield start, self._as_engine(self.weight[start:stop]).float() if kept is None else kept[start:stop]
 

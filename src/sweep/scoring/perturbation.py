@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from sweep.transforms import Table
 
 
+NEAR = 0.4999  # of the way to another token: half of it, but for rounding
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """What is sent of a prompt, beside the untransformed rows.
@@ -170,11 +173,16 @@ def nearest_token_flips(prompts: Sequence[Neighbours], table: Table) -> list[flo
     rows = torch.from_numpy(np.concatenate([p.rows for p in prompts]))
     if not len(rows):
         return [p.alone for p in prompts]
-    ids = [token for p in prompts for token in p.token_ids]
-    distances, nearest = table.nearest(rows)
+    ids = torch.tensor([token for p in prompts for token in p.token_ids])
     own = (table.rows(ids) - rows).norm(dim=1)
-    # Where other tokens have the same row, any of them is as near.
-    flipped = (nearest[:, 0] != torch.tensor(ids)) & (own > distances[:, 0])
+    flipped = torch.zeros(len(rows), dtype=torch.bool)
+    # Whoever has moved less than half the way to the nearest other token is still nearest to its own, and going through
+    # a large vocabulary takes a second for a point.
+    (far,) = torch.nonzero(own >= table.gaps(ids.tolist()) * NEAR, as_tuple=True)
+    if len(far):
+        distances, nearest = table.nearest(rows[far])
+        # Where other tokens have the same row, any of them is as near.
+        flipped[far] = (nearest[:, 0] != ids[far]) & (own[far] > distances[:, 0])
     pieces = torch.split(flipped.float(), [len(p.token_ids) for p in prompts])
     shares = [float(piece.mean()) if len(piece) else 0.0 for piece in pieces]
     return [p.alone + p.share * share for p, share in zip(prompts, shares, strict=True)]

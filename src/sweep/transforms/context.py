@@ -50,6 +50,9 @@ class Table(Protocol):
         `metric` is `l2`, `cosine` (1 - cosine) or `dot` (minus the dot product).
         """
 
+    def gaps(self, token_ids: Sequence[int]) -> Tensor:
+        """Return the distance (L2) from each token's row to the nearest other token's, [len(token_ids)]."""
+
 
 class Corpus(Protocol):
     """The sweep's prompts, as they are before any transform, and the model's table and tokenizer."""

@@ -1,0 +1,56 @@
+"""Transforms and a scorer of a user's that do what they should not, wherever they are run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from sweep.errors import TransformError
+from sweep.transforms import Context, Transform, register
+
+
+@register("test-kill")
+@dataclass(frozen=True)
+class Kill(Transform):
+    """Kill the process that it is run in, as the system does when memory runs out, unless that is `spared`.
+
+    It leaves a file in `folder` each time, and does nothing any more once there are `times` of them.
+    """
+
+    default_span: ClassVar[str] = "all"
+
+    spared: int = 0
+    folder: str = ""
+    times: int = 99
+
+    def apply(self, rows: torch.Tensor, context: Context) -> torch.Tensor:
+        if os.getpid() != self.spared and len(list(Path(self.folder).iterdir())) < self.times:
+            (Path(self.folder) / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rows * 2.0
+
+
+@register("test-refuse")
+@dataclass(frozen=True)
+class Refuse(Transform):
+    """Refuse prompts of more than `length` rows."""
+
+    default_span: ClassVar[str] = "all"
+
+    length: int = 5
+
+    def apply(self, rows: torch.Tensor, context: Context) -> torch.Tensor:
+        if len(rows) > self.length:
+            raise TransformError(f"{len(rows)} rows are too many")
+        return rows
+
+
+def fails_on_two(generation: str, references: Sequence[str]) -> float:
+    """Fail on the prompt whose references are two."""
+    return 1 / (2 - len(references))
