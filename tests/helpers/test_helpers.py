@@ -145,6 +145,8 @@ def test_points_do_not_keep_requests_waiting(configure: Configure, processes: Pr
     """Points go to the first process, requests to the last."""
     corpus = _corpus(configure)
     processes.build(corpus, scaled(configure, 2.0), [0], frozenset(), 64).result()
+    for remote in processes._remotes:  # one may just have taken a dead one's place
+        remote.ask("forget", -1).result(60)
     processors = [psutil.Process(remote.process.pid) for remote in processes._remotes]
     processors[0].suspend()
     try:
@@ -231,7 +233,7 @@ def _answered(helpers: Processes | Threads, corpus: Corpus, config: SweepConfig)
     planned = PlannedPoint(point=Point(config), identity=identity, index=3, corpus=corpus)
     progress = Progress(planned, started=1.0)
     numbers = range(len(corpus.prompts))
-    for own in helpers.build(corpus, config, numbers, frozenset(), 64).result():
+    for own in helpers.build(corpus, config, numbers, frozenset(), 64).result(60):
         assert isinstance(own, Built)
         number = int(str(own.request.key))
         progress.measured[number] = own.measured
