@@ -29,7 +29,6 @@ from sweep.redaction import Redact
 log = logging.getLogger(__name__)
 
 END_SECONDS = 5.0  # in which a process that nobody needs any more may finish what it is in the middle of
-NICE = 10  # so that the engine, in the caller's process or beside it, has the core that both want
 ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # which groups of processes are sent
 
 
@@ -55,6 +54,8 @@ class Remote:
         make: Callable[..., Served],
         given: Callable[[], tuple[Any, ...]],
         lost: Callable[[str, bool], Exception],
+        *,
+        nice: int = 0,
         variables: Mapping[str, str] | None = None,
     ) -> None:
         """Start the process.
@@ -64,9 +65,11 @@ class Remote:
             given: returns what it is made of, whenever a process is started.
             lost: makes the error of a call to which there will be no answer, from why and whether the process was at
                 work on it.
+            nice: how much less urgent it is than this process, as of nice(1).
             variables: of the environment, beside this process's own.
         """
         self._make, self._given, self._lost = make, given, lost
+        self._nice = nice
         self._environment = os.environ | dict(variables or {})
         self._lock = threading.Lock()  # of what follows
         self._numbers = count()
@@ -117,7 +120,8 @@ class Remote:
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            code = f"import sys; sys.path[:] = {sys.path!r}; from sweep.remote import serve; serve({theirs.fileno()})"
+            code = f"import sys; sys.path[:] = {sys.path!r}; from sweep.remote import serve; "
+            code += f"serve({theirs.fileno()}, {self._nice})"
             name = f"{self._make.__module__}.{self._make.__qualname__}"  # for those who list processes
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code, name],
@@ -174,11 +178,11 @@ class Remote:
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def serve(number: int) -> None:
+def serve(number: int, nice: int) -> None:
     """Be the process: answer calls until whoever makes them has closed the socket of that number, or is gone."""
     for asked in ASKED_TO_END:  # the sweep's own process is too, and wants its run ended
         signal.signal(asked, signal.SIG_IGN)
-    os.nice(NICE)
+    os.nice(nice)
     handler = logging.StreamHandler()
     handler.addFilter(Redact())
     logging.basicConfig(

@@ -32,9 +32,10 @@ def start(config: VLLMConfig, model: ModelFiles, max_model_len: int, cache_dir: 
     import torch
 
     on_gpu, in_process = place(config)
-    threads = None if on_gpu else config.threads or threads_for(model.folder)
-    if in_process and threads is not None:
-        torch.set_num_threads(threads)
+    threads = 1 if on_gpu else config.threads or threads_for(model.folder)
+    # Where the core is elsewhere, what is left here is small, as is what a core on a GPU does on the CPU: with a thread
+    # for each core, OpenMP keeps all of them busy waiting for 20 ms after each tensor.
+    torch.set_num_threads(threads if in_process else 1)
     import_vllm(config, cache_dir)
     import vllm
 
@@ -120,10 +121,10 @@ def _set_environment(in_process: bool, on_gpu: bool, batch_invariant: bool, cach
 
 
 @contextmanager
-def _core_threads(threads: int | None) -> Iterator[None]:
-    """Let a CPU core in another process have as many threads as one in this, on whose number last bits depend."""
+def _core_threads(threads: int) -> Iterator[None]:
+    """Let a core in another process have so many: on a CPU as many as one in this, as last bits depend on them."""
     variable = "OMP_NUM_THREADS"
-    if threads is None or variable in os.environ:
+    if variable in os.environ:
         yield
         return
     os.environ[variable] = str(threads)

@@ -39,6 +39,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**26),
 }
+NICE = 10
 QUEUED = 2  # points that one process has to score before another one is given some
 DEATHS = 2  # of processes at work on the same thing, after which it is not tried again
 
@@ -113,7 +114,9 @@ class Processes:
         """As of `Helpers`."""
         with self._lock:
             while len(self._remotes) < self._number and not self._closed:
-                self._remotes.append(Remote(Helper, self._given, HelperLost, ALLOCATOR))
+                # On few cores, where the engine is on them too, it is not to be kept from its own.
+                nice = NICE if self._number == 1 else 0
+                self._remotes.append(Remote(Helper, self._given, HelperLost, nice=nice, variables=ALLOCATOR))
 
     def build(
         self, corpus: Corpus, config: SweepConfig, prompts: Sequence[int], unsent: frozenset[int], most: int

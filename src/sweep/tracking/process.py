@@ -22,6 +22,8 @@ from sweep.tracking.records import Closing, PointRecord, Table
 from sweep.tracking.store import import_mlflow
 from sweep.tracking.tracker import Tracker
 
+NICE = 10  # as nobody waits for it, and the engine may want the same core
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -51,7 +53,7 @@ class TrackerProcess:
         self._known = Known.of(here := Tracker(*self._made_of))
         self.is_local, self.is_sqlite = here.is_local, here.is_sqlite
         self._connecting: Future[Any] | None = None
-        self.remote = Remote(TrackerSide, lambda: (*self._made_of, self._known.parent), _lost)
+        self.remote = Remote(TrackerSide, lambda: (*self._made_of, self._known.parent), _lost, nice=NICE)
 
     @property
     def links(self) -> Links | None:
