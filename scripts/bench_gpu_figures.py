@@ -288,7 +288,7 @@ def _speeds(runs: Sequence[Values], key: str) -> list[float]:
 
 
 def _spent(runs: Sequence[Values]) -> Values:
-    """Return where the seconds of sweeps went; those of scoring and publishing are spent on threads of their own."""
+    """Return where the seconds of sweeps went; those of scoring and publishing beside the engine."""
     return {f"{key} seconds": spread(_column(runs, key)) for key in SPENT if key in runs[0]}
 
 

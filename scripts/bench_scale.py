@@ -28,7 +28,7 @@ class Memory:
     """The peak memory of a process and of its children, by what they are."""
 
     def __init__(self, process: psutil.Process) -> None:
-        self.own = self.publisher = 0.0
+        self.own = self.publisher = self.helpers = 0.0
         self._process = process
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -36,9 +36,14 @@ class Memory:
         while self._process.is_running():
             try:
                 self.own = max(self.own, self._process.memory_info().rss / 2**20)
+                helpers = 0.0
                 for child in self._process.children():
-                    if "sweep.tracking.process" in " ".join(child.cmdline()):
-                        self.publisher = max(self.publisher, child.memory_info().rss / 2**20)
+                    kind, size = " ".join(child.cmdline()[-1:]), child.memory_info().rss / 2**20
+                    if kind.startswith("sweep.tracking"):
+                        self.publisher = max(self.publisher, size)
+                    elif kind.startswith("sweep.helpers"):
+                        helpers += size
+                self.helpers = max(self.helpers, helpers)
             except psutil.Error:
                 continue
             time.sleep(0.2)
@@ -67,7 +72,13 @@ def sweep(points: int, options: argparse.Namespace, folder: Path) -> dict[str, f
     finished = parent.data.metrics["sweep/points"]
     assert finished == points + 1 and parent.data.metrics["sweep/failed"] == 0, finished
     account = {name: parent.data.metrics[f"cost/{name}"] for name in ACCOUNT}
-    return {"seconds": seconds, "MiB": memory.own, "publisher MiB": memory.publisher, **account}
+    return {
+        "seconds": seconds,
+        "MiB": memory.own,
+        "publisher MiB": memory.publisher,
+        "helpers MiB": memory.helpers,
+        **account,
+    }
 
 
 def main() -> None:

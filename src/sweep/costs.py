@@ -52,7 +52,7 @@ class SharedCosts:
         points: sums over points.
         engine_starts, engine_start_seconds: how often an engine was started, and how long that took.
         generate_seconds: in which the engine worked, or waited for requests.
-        score_seconds, publish_seconds: on threads of their own, beside the engine.
+        score_seconds, publish_seconds: beside the engine; the former summed over the processes that score.
         report_seconds: at the end.
         gpu_memory_gib: the most that the GPU held; None without one.
     """

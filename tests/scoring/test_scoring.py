@@ -139,6 +139,33 @@ def test_nearest_token_flips(table: EmbeddingTable) -> None:
     assert one_by_one == [0.0, 0.25]
 
 
+@pytest.mark.parametrize("towards", [True, False])
+@pytest.mark.parametrize("share", [0.1, 0.45, 0.49, 0.51, 0.55, 0.9, 3.0])
+def test_only_rows_that_may_have_flipped_are_looked_up(
+    table: EmbeddingTable, monkeypatch: pytest.MonkeyPatch, share: float, towards: bool
+) -> None:
+    """Rows that have moved a share of the way to the nearest other token, towards it or anywhere."""
+    ids = list(range(60, 90))
+    rows, every = table.rows(ids), table.rows(range(table.size))
+    distances, nearest = table.nearest(rows, k=2)
+    assert torch.allclose(table.gaps(ids), distances[:, 1]) and (nearest[:, 0] == torch.tensor(ids)).all()
+    away = torch.nn.functional.normalize(torch.randn(rows.shape, generator=torch.Generator().manual_seed(3)))
+    direction = (table.rows(nearest[:, 1]) - rows) / distances[:, 1:] if towards else away
+    moved = rows + direction * distances[:, 1:] * share
+    expected = (torch.cdist(moved, every).argmin(1) != torch.tensor(ids)).double().mean()
+    looked_up: list[int] = []
+    look_up = table.nearest
+
+    def nearest_of(_: EmbeddingTable, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        looked_up.append(len(rows))
+        return look_up(rows)
+
+    monkeypatch.setattr(EmbeddingTable, "nearest", nearest_of)
+    sample = Neighbours.sample(Comparison.of(moved, rows), ids, len(ids))
+    assert nearest_token_flips([sample], table) == [pytest.approx(float(expected))]
+    assert looked_up == ([] if share < 0.5 else [len(ids)])
+
+
 def test_a_sample_of_neighbours_stands_for_all(table: EmbeddingTable) -> None:
     ids = list(range(40))
     far = table.rows([t + 100 for t in ids])

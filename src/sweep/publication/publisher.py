@@ -237,7 +237,7 @@ class Publisher:
             self.tracker.finish(status, {})
 
     def _tell(self, result: PointResult, archived: Archived, publish: bool = True) -> None:
-        """Take what became of a point; on the scoring thread, or on the main one if others have scored it."""
+        """Take what became of a point; on a thread, or on the main one if other processes have scored it."""
         self.results[result.point.key] = result
         self._archived[archived.key] = archived
         self._terminal.say(summary_line(result))
