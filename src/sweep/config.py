@@ -150,7 +150,7 @@ class SweepSettings:
         max_failures: points that may fail before the sweep ends; None: all.
         objective: what an optimising sweeper looks for; see `sweep.objective`.
         helpers: processes that build requests and score points beside the engine's; 0: threads of this one, which takes
-            less memory and more of the engine's time; None: one for every four cores, one at least and four at most.
+            less memory and more of the engine's time; None: one for every four cores, up to four, and one on two cores.
     """
 
     dir: str = "outputs"

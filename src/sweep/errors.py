@@ -67,18 +67,6 @@ class SweepHeld(SweepError):
     exit_code = 75
 
 
-class HelperLost(SweepError):
-    """A process that builds requests and scores points has died.
-
-    Attributes:
-        at_work: whether it was at work on what this is said of, and not on something before that.
-    """
-
-    def __init__(self, reason: str, at_work: bool) -> None:
-        super().__init__(f"A process that builds requests and scores points {reason}.")
-        self.at_work = at_work
-
-
 class TransformError(SweepError):
     """A transform cannot be applied to a prompt, or gave rows that cannot be sent."""
 

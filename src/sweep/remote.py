@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from enum import Enum
 from itertools import count
 from typing import Any, Protocol
 
@@ -28,8 +29,18 @@ from sweep.redaction import Redact
 
 log = logging.getLogger(__name__)
 
+READY = 0  # the number of what a process says when it has made its object; those of calls are larger
 END_SECONDS = 5.0  # in which a process that nobody needs any more may finish what it is in the middle of
 ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # which groups of processes are sent
+
+
+class Loss(Enum):
+    """What becomes of a call to which there will be no answer."""
+
+    UNSENT = "it could not be sent"
+    STILLBORN = "the process died before it had its object"
+    WAITING = "the process died while it was at work on another one"
+    AT_WORK = "the process died while it was at work on it"
 
 
 class Served(Protocol):
@@ -53,7 +64,7 @@ class Remote:
         self,
         make: Callable[..., Served],
         given: Callable[[], tuple[Any, ...]],
-        lost: Callable[[str, bool], Exception],
+        lost: Callable[[str, Loss], Exception],
         *,
         nice: int = 0,
         variables: Mapping[str, str] | None = None,
@@ -63,8 +74,7 @@ class Remote:
         Args:
             make: makes the object there; a class or function that can be imported.
             given: returns what it is made of, whenever a process is started.
-            lost: makes the error of a call to which there will be no answer, from why and whether the process was at
-                work on it.
+            lost: makes the error of a call to which there will be no answer, from why and what became of it.
             nice: how much less urgent it is than this process, as of nice(1).
             variables: of the environment, beside this process's own.
         """
@@ -72,7 +82,7 @@ class Remote:
         self._nice = nice
         self._environment = os.environ | dict(variables or {})
         self._lock = threading.Lock()  # of what follows
-        self._numbers = count()
+        self._numbers = count(READY + 1)
         self._used = self._ended = False
         self._start()
 
@@ -103,7 +113,7 @@ class Remote:
                 self._start()
                 return self._send(call)
         except Exception as error:  # what cannot be pickled, no memory for a process
-            raise self._lost(f"cannot be reached: {error}", False) from error
+            raise self._lost(f"cannot be reached: {error}", Loss.UNSENT) from error
 
     def end(self, seconds: float = END_SECONDS) -> None:
         """End the process, which may have so long for what it is in the middle of; it takes no more."""
@@ -149,9 +159,13 @@ class Remote:
 
     def _read(self, ours: socket.socket, waiting: dict[int, Future[Any]], process: subprocess.Popen[bytes]) -> None:
         """Give answers to those who wait for them, as long as there are any."""
+        ready = False
         try:
             while True:
                 number, answer = frames.receive(ours)
+                if number == READY:
+                    ready = True
+                    continue
                 error, value = frames.unpack(answer)
                 asked = waiting.pop(number)
                 if error is not None:
@@ -169,7 +183,8 @@ class Remote:
             process.wait(END_SECONDS)
         reason = f"has ended (exit code {process.returncode})"
         for place, asked in enumerate(waiting.values()):
-            asked.set_exception(self._lost(reason, place == 0))
+            loss = Loss.STILLBORN if not ready else Loss.AT_WORK if place == 0 else Loss.WAITING
+            asked.set_exception(self._lost(reason, loss))
 
     def _hang_up(self) -> None:
         """Have both sides notice that nothing more is said here."""
@@ -195,6 +210,8 @@ def serve(number: int, nice: int) -> None:
     threading.Thread(target=_take, args=(caller, calls, made), daemon=True).start()
     make, given = frames.unpack(first)
     made.append(make(*given))
+    with suppress(OSError):
+        frames.send(caller, READY, [])
     while (call := calls.get()) is not None:
         answer = _answer(made[0], call[1])
         with suppress(OSError):  # nobody waits for it
@@ -208,7 +225,7 @@ def _take(caller: socket.socket, calls: queue.SimpleQueue[tuple[int, Frame] | No
     with suppress(Exception):
         while True:
             calls.put(frames.receive(caller))
-    seconds = made[0].left_alone() if made else 0.0
+    seconds = made[0].left_alone() if made else END_SECONDS
     calls.put(None)
     time.sleep(seconds)
     os._exit(1)

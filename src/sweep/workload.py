@@ -19,8 +19,7 @@ from typing import Protocol, cast
 import torch
 
 from sweep.engines.base import Completion, Generation, Request, Sampling
-from sweep.errors import HelperLost
-from sweep.helpers.base import Built, Helpers, Unbuilt
+from sweep.helpers.base import Built, HelperLost, Helpers, Unbuilt
 from sweep.identity import Identity
 from sweep.inputs.encoding import EncodedPrompt
 from sweep.outcome import CONTROL, OWN, Answers, Progress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -49,6 +49,54 @@ class Refuse(Transform):
         if len(rows) > self.length:
             raise TransformError(f"{len(rows)} rows are too many")
         return rows
+
+
+@register("test-derived")
+@dataclass(frozen=True)
+class Derived(Transform):
+    """Double the rows, by something that is made when it is."""
+
+    default_span: ClassVar[str] = "all"
+
+    factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", lambda rows: rows * self.factor)
+
+    def apply(self, rows: torch.Tensor, context: Context) -> torch.Tensor:
+        return self.times(rows)  # type: ignore[attr-defined,no-any-return]
+
+
+@register("test-unsent")
+@dataclass(frozen=True)
+class Unsent(Transform):
+    """Double the rows, and be pickled by nobody."""
+
+    default_span: ClassVar[str] = "all"
+
+    def apply(self, rows: torch.Tensor, context: Context) -> torch.Tensor:
+        return rows * 2.0
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("not this")
+
+
+@register("test-unread")
+@dataclass(frozen=True)
+class Unread(Transform):
+    """Double the rows, and be refused by whoever reads the pickle."""
+
+    default_span: ClassVar[str] = "all"
+
+    def apply(self, rows: torch.Tensor, context: Context) -> torch.Tensor:
+        return rows * 2.0
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return _refuse, ("not here",)
+
+
+def _refuse(reason: str) -> None:
+    raise ValueError(reason)
 
 
 def fails_on_two(generation: str, references: Sequence[str]) -> float:

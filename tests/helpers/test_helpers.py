@@ -18,9 +18,9 @@ import torch
 from sweep.config import ModelConfig, SweepConfig
 from sweep.disk.archive import Archive
 from sweep.engines.base import Completion, Engine
-from sweep.errors import ConfigError, HelperLost
+from sweep.errors import ConfigError
 from sweep.helpers import open_helpers
-from sweep.helpers.base import Built, Unbuilt
+from sweep.helpers.base import Built, HelperLost, Unbuilt
 from sweep.helpers.processes import Processes
 from sweep.helpers.threads import Threads
 from sweep.identity import Identity
@@ -139,6 +139,34 @@ def test_what_kills_its_process_once_is_tried_again(configure: Configure, proces
             assert isinstance(job.result(120)[0], Built)
     assert [len(list((tmp_path / name).iterdir())) for name in ("1", "99")] == [1, 2]
     assert len(before - {remote.process.pid for remote in processes._remotes}) >= 1
+
+
+@pytest.mark.parametrize("kind", ["test-unsent", "test-unread", "test-derived"])
+def test_what_cannot_travel_is_done_here(configure: Configure, processes: Processes, tmp_path: Path, kind: str) -> None:
+    """A transform that cannot be pickled, one that cannot be read again; and one that is made again, which can."""
+    corpus, config = _corpus(configure), configure(transform={"name": kind})
+    archive = Archive(tmp_path / "points")
+    pids = [remote.process.pid for remote in processes._remotes]
+    finished = _answered(processes, corpus, config).end(Against(), {}, None, None)
+    record = processes.score(corpus, finished, archive).result(60).archived.record
+    assert record.error is None and record.summaries["perturbation/relative_l2"].mean == pytest.approx(1.0)
+    assert [remote.process.pid for remote in processes._remotes] == pids
+
+
+def test_processes_that_do_not_start_are_done_without(
+    configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    helpers = Processes(2, ["no_such_module"], 1)
+    corpus, config = _corpus(configure), scaled(configure, 2.0)
+    finished = _answered(helpers, corpus, config).end(Against(), {}, None, None)
+    started = [remote.process.pid for remote in helpers._remotes]
+    for _ in range(5):
+        assert _answered(helpers, corpus, config).answered
+    scored = helpers.score(corpus, finished, Archive(tmp_path / "points")).result(60)
+    assert scored.archived.record.error is None
+    assert [remote.process.pid for remote in helpers._remotes] == started
+    assert caplog.text.count("The sweep's own process does what it was for") == 1
+    helpers.close()
 
 
 def test_points_do_not_keep_requests_waiting(configure: Configure, processes: Processes, tmp_path: Path) -> None:

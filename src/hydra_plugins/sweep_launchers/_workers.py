@@ -160,15 +160,20 @@ Answer = tuple[_Process, list[object] | None]
 
 
 def _devices(workers: int, gpus: int | None) -> list[dict[str, str]]:
-    """Return what each worker's environment has of GPUs, or its share of the cores."""
+    """Return what each worker's environment has of GPUs, and its share of the cores."""
+    cores = _core_shares(workers)
     visible = _gpus()
-    if visible:
-        each = gpus or max(1, len(visible) // workers)
-        enough = workers * each <= len(visible)
-        rule = f"and gpus ask for {workers * each} GPUs, and there are {len(visible)}"
-        require(enough, "hydra.launcher.workers", rule, None)
-        shares = [visible[i * each : (i + 1) * each] for i in range(workers)]
-        return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
+    if not visible:
+        return cores
+    each = gpus or max(1, len(visible) // workers)
+    enough = workers * each <= len(visible)
+    rule = f"and gpus ask for {workers * each} GPUs, and there are {len(visible)}"
+    require(enough, "hydra.launcher.workers", rule, None)
+    shares = [visible[i * each : (i + 1) * each] for i in range(workers)]
+    return [own | {"CUDA_VISIBLE_DEVICES": ",".join(share)} for own, share in zip(cores, shares, strict=True)]
+
+
+def _core_shares(workers: int) -> list[dict[str, str]]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if workers == 1 or len(cores) < workers:
         return [{} for _ in range(workers)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from sweep.cores import usable_cores
 
 SMALL_MODEL_BYTES = 256 << 20
 
@@ -13,4 +14,4 @@ def threads_for(folder: Path) -> int:
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if size < SMALL_MODEL_BYTES:
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
+    return usable_cores()

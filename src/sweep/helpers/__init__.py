@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
+from sweep.cores import helping_hands, usable_cores
 from sweep.helpers.base import Helpers
+from sweep.helpers.processes import Processes
+from sweep.helpers.threads import Threads
 
-CORES = 4  # for each process, of which there are up to MOST
-MOST = 4
+FEW_CORES, NICE = 4, 10
 
 
 def open_helpers(count: int | None, plugins: Sequence[str] = ()) -> Helpers:
@@ -18,13 +19,11 @@ def open_helpers(count: int | None, plugins: Sequence[str] = ()) -> Helpers:
         count: how many processes; 0: threads of this one; None: by the cores that this process may use.
         plugins: modules that have registered transforms, which are imported there too.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if count is None:
-        count = min(max(cores // CORES, 1), MOST) if cores > 1 else 0
+        count = helping_hands() if cores > 1 else 0
     if count == 0:
-        from sweep.helpers.threads import Threads
-
         return Threads()
-    from sweep.helpers.processes import Processes
-
-    return Processes(count, plugins, threads=max((cores - 1) // count, 1))
+    # On few cores an engine is on them too, and is not to be kept from its own.
+    nice = NICE if cores < FEW_CORES else 0
+    return Processes(count, plugins, threads=max((cores - 1) // count, 1), nice=nice)

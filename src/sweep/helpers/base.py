@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from sweep.config import SweepConfig
 from sweep.disk.archive import Archive, Archived
+from sweep.errors import SweepError
 from sweep.outcome import Finished
+from sweep.remote import Loss
 from sweep.scoring.values import Floats
 
 if TYPE_CHECKING:
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
     from sweep.engines.base import Request
     from sweep.inputs.corpus import Corpus
     from sweep.request import Measured
+
+
+class HelperLost(SweepError):
+    """A process has died of what it was asked to do, or cannot be asked."""
+
+    def __init__(self, reason: str, loss: Loss) -> None:
+        super().__init__(f"A process that builds requests and scores points {reason}.")
+        self.loss = loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +82,17 @@ class Helpers(Protocol):
             prompts: which ones, by number.
             unsent: those of them that are only measured.
             most: the most rows that leave room for an answer.
+
+        Raises (when the result is asked for):
+            HelperLost: processes have died of it.
+            ConfigError: the model's table cannot be read.
         """
 
     def score(self, corpus: Corpus, finished: Finished, archive: Archive) -> Future[Scored]:
         """Have a point scored and archived.
 
         Raises (when the result is asked for):
+            HelperLost: processes have died of it.
             JournalError: as of `Archive.add`.
         """
 

@@ -7,6 +7,7 @@ up nearest tokens in a large vocabulary a second.
 from __future__ import annotations
 
 import importlib
+import logging
 import pickle
 import threading
 from collections import deque
@@ -21,15 +22,18 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 from sweep.config import SweepConfig
 from sweep.disk.archive import Archive
-from sweep.errors import HelperLost
-from sweep.helpers.base import Built, Scored, Unbuilt
+from sweep.errors import SweepError
+from sweep.helpers.base import Built, HelperLost, Scored, Unbuilt
+from sweep.helpers.threads import Threads
 from sweep.inputs.corpus import Corpus
 from sweep.outcome import Finished
-from sweep.remote import Remote
+from sweep.remote import Loss, Remote
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 END_SECONDS = 0.5  # that a process may take to end
 # glibc's allocator is to keep what it has been given: with its own habits, a matrix of a megabyte has fresh pages each
@@ -39,7 +43,6 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-NICE = 10
 QUEUED = 2  # points that one process has to score before another one is given some
 DEATHS = 2  # of processes at work on the same thing, after which it is not tried again
 
@@ -87,23 +90,26 @@ def _with(built: Built | Unbuilt, embeds: torch.Tensor | None) -> Built | Unbuil
 class Processes:
     """Some processes, each of which does one thing after the other; see `Helpers`.
 
-    What one of them was at work on when it died is tried once more, as is what it had before it.  Points go to the
-    first of them, and to others when that has enough; but not to the last, so that requests need not wait for a point.
+    What one of them was at work on when it died is tried once more, as is what it had before it.  What they cannot be
+    given, or cannot read, is done in this process; all is, if they do not even start.  Points go to the first of them,
+    and to others when that has enough; but not to the last, so that requests need not wait for a point.
     """
 
-    def __init__(self, number: int, plugins: Sequence[str], threads: int) -> None:
+    def __init__(self, number: int, plugins: Sequence[str], threads: int, nice: int = 0) -> None:
         """Remember how many there are to be.
 
         Args:
             number: of processes.
             plugins: modules to be imported there.
             threads: that each may use where more than one is of use.
+            nice: as of `Remote`.
         """
-        self._number, self._plugins, self._threads = number, tuple(plugins), threads
+        self._number, self._plugins, self._threads, self._nice = number, tuple(plugins), threads, nice
+        self._here = Threads()
         self._remotes: list[Remote] = []
         self._points = [0] * number  # that each has to score
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._useless = False
         self._numbers = count()
         self._corpora: WeakValueDictionary[int, Corpus] = WeakValueDictionary()
         self._known: WeakKeyDictionary[Corpus, int] = WeakKeyDictionary()
@@ -112,25 +118,30 @@ class Processes:
 
     def prepare(self) -> None:
         """As of `Helpers`."""
+        self._here.prepare()
         with self._lock:
             while len(self._remotes) < self._number and not self._closed:
-                # On few cores, where the engine is on them too, it is not to be kept from its own.
-                nice = NICE if self._number == 1 else 0
-                self._remotes.append(Remote(Helper, self._given, HelperLost, nice=nice, variables=ALLOCATOR))
+                self._remotes.append(Remote(Helper, self._given, HelperLost, nice=self._nice, variables=ALLOCATOR))
 
     def build(
         self, corpus: Corpus, config: SweepConfig, prompts: Sequence[int], unsent: frozenset[int], most: int
     ) -> Future[list[Built | Unbuilt]]:
         """As of `Helpers`."""
-        if self._last is None or self._last[0] is not config:
-            self._last = config, pickle.dumps(config, pickle.HIGHEST_PROTOCOL)
+        here = partial(self._here.build, corpus, config, prompts, unsent, most)
+        try:
+            if self._last is None or self._last[0] is not config:
+                self._last = config, pickle.dumps(config, pickle.HIGHEST_PROTOCOL)
+        except Exception as error:  # a transform of the user's that has something in it which cannot travel
+            log.info("%s cannot be built elsewhere: %s", config.transform.name, error)
+            return here()
         arguments = self._number_of(corpus), self._last[1], prompts, unsent, most
         dtype = corpus.table.dtype
-        return self._try(_Job("build", arguments, lambda packed: packed.unpack(dtype)))
+        return self._try(_Job("build", arguments, here, lambda packed: packed.unpack(dtype)))
 
     def score(self, corpus: Corpus, finished: Finished, archive: Archive) -> Future[Scored]:
         """As of `Helpers`."""
-        return self._try(_Job("score", (self._number_of(corpus), finished, archive)))
+        here = partial(self._here.score, corpus, finished, archive)
+        return self._try(_Job("score", (self._number_of(corpus), finished, archive), here))
 
     def close(self) -> None:
         """As of `Helpers`."""
@@ -138,6 +149,7 @@ class Processes:
             self._closed = True
         for remote in self._remotes:
             remote.end(END_SECONDS)
+        self._here.close()
 
     def _given(self) -> tuple[Any, ...]:
         """Return what a process that takes another one's place is made of."""
@@ -167,6 +179,8 @@ class Processes:
         return job.asked
 
     def _ask(self, job: _Job) -> None:
+        if self._useless:
+            return self._do_here(job)
         with self._lock:
             place = self._choose(job)
             self._points[place] += job.is_point
@@ -174,7 +188,7 @@ class Processes:
             answer = self._remotes[place].ask(job.method, *job.arguments)
         except HelperLost as lost:
             self._take_back(place, job)
-            job.asked.set_exception(lost)
+            self._lost(job, lost)
         else:
             answer.add_done_callback(partial(self._answered, place, job))
 
@@ -194,15 +208,42 @@ class Processes:
         try:
             job.asked.set_result(job.read(answer.result()))
         except HelperLost as lost:
-            job.deaths += lost.at_work
-            if self._closed:
-                job.asked.cancel()
-            elif job.deaths < DEATHS:
-                self._ask(job)
-            else:
-                job.asked.set_exception(lost)
-        except Exception as error:
+            self._lost(job, lost)
+        except SweepError as error:
             job.asked.set_exception(error)
+        except Exception:
+            log.info("Something could not be done elsewhere.", exc_info=True)
+            self._do_here(job)
+
+    def _lost(self, job: _Job, lost: HelperLost) -> None:
+        if self._closed:
+            job.asked.cancel()
+        elif lost.loss is Loss.UNSENT:
+            self._do_here(job)
+        elif lost.loss is Loss.STILLBORN:
+            if not self._useless:
+                log.warning("%s  The sweep's own process does what it was for; sweep.log says more.", lost)
+            self._useless = True
+            self._do_here(job)
+        elif (deaths := job.deaths + (lost.loss is Loss.AT_WORK)) < DEATHS:
+            job.deaths = deaths
+            self._ask(job)
+        else:
+            job.asked.set_exception(lost)
+
+    def _do_here(self, job: _Job) -> None:
+        with self._lock:
+            done = job.here()
+        done.add_done_callback(partial(_pass_on, job.asked))
+
+
+def _pass_on(asked: Future[Any], done: Future[Any]) -> None:
+    if done.cancelled():
+        asked.cancel()
+    elif (error := done.exception()) is not None:
+        asked.set_exception(error)
+    else:
+        asked.set_result(done.result())
 
 
 @dataclass(slots=True)
@@ -210,12 +251,14 @@ class _Job:
     """Something that a process is asked to do.
 
     Attributes:
+        here: does it in this process.
         read: makes of the answer what was asked for.
         deaths: of processes that were at work on it.
     """
 
     method: str
     arguments: tuple[Any, ...]
+    here: Callable[[], Future[Any]]
     read: Callable[[Any], Any] = lambda value: value
     asked: Future[Any] = field(default_factory=Future)
     deaths: int = 0

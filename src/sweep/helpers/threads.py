@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -10,17 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 
-import torch
-
 from sweep.config import SweepConfig
+from sweep.cores import helping_hands
 from sweep.disk.archive import Archive
 from sweep.helpers import jobs
 from sweep.helpers.base import Built, Scored, Unbuilt
 from sweep.inputs.corpus import Corpus
 from sweep.outcome import Finished
 
-CORES = 4  # for each builder, of which there are up to MOST
-MOST = 4
 SWITCH_SECONDS = 1e-4
 
 
@@ -28,7 +24,8 @@ class Threads:
     """Some threads that build, and one that scores; see `Helpers`."""
 
     def prepare(self) -> None:
-        """Threads start at once."""
+        """Note how many threads products of matrices may have, before an engine whose core is elsewhere takes them."""
+        _ = self._products
 
     def build(
         self, corpus: Corpus, config: SweepConfig, prompts: Sequence[int], unsent: frozenset[int], most: int
@@ -47,15 +44,25 @@ class Threads:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     @cached_property
+    def _products(self) -> int:
+        import torch
+
+        return torch.get_num_threads()
+
+    @cached_property
     def _scorer(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, "scorer")
+        import torch
+
+        return ThreadPoolExecutor(1, "scorer", torch.set_num_threads, (self._products,))
 
     @cached_property
     def _builders(self) -> ThreadPoolExecutor:
+        import torch
+
         # A thread that comes back from PyTorch or NumPy waits so long for one that is in Python, some thirty times a
         # request: with Python's own 5 ms, building took a hundred times as long beside a busy thread as alone.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
-        count = max(1, min(MOST, (os.cpu_count() or 1) // CORES))
+        count = helping_hands()
         pool = ThreadPoolExecutor(count, "builder")
         # One OpenMP thread for each: matrices of this size gain nothing from more, and where other processes want the
         # cores, threads that wait for each other take ten times as long.  PyTorch sets the number for the thread that
@@ -73,6 +80,8 @@ class Threads:
 
 
 def _limit(limited: threading.Barrier) -> None:
+    import torch
+
     torch.set_num_threads(1)
     with suppress(threading.BrokenBarrierError):
         limited.wait()

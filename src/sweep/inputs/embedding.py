@@ -49,6 +49,7 @@ MULTIPLIERS: dict[str, Callable[[Any], float]] = {
 
 
 PIECE_ENTRIES = 2**22  # of the table that are widened to fp32 at a time: 16 MiB, near what a processor caches
+COMPUTED = ("components", "std", "_moments", "_gaps")  # what takes a while, and is not large
 KEPT_BYTES = 64 * 2**20  # size in fp32 up to which a table is widened once and kept
 
 
@@ -70,9 +71,10 @@ class EmbeddingTable:
     engine_dtype: str
     multiplier: float | None = None
 
-    def __reduce__(self) -> tuple[type[EmbeddingTable], tuple[Any, ...]]:
-        """Go to another process without what was read."""
-        return EmbeddingTable, (self.open, self.size, self.hidden_size, self.engine_dtype, self.multiplier)
+    def __reduce__(self) -> tuple[type[EmbeddingTable], tuple[Any, ...], dict[str, Any]]:
+        """Go to another process without what was read, but with what was computed of all of it."""
+        made_of = self.open, self.size, self.hidden_size, self.engine_dtype, self.multiplier
+        return EmbeddingTable, made_of, {name: own for name, own in vars(self).items() if name in COMPUTED}
 
     @cached_property
     def weight(self) -> Tensor:

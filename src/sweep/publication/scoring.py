@@ -9,9 +9,8 @@ from concurrent.futures import Future
 from sweep import versions
 from sweep.costs import Costs, SharedCosts
 from sweep.disk.archive import Archive, Archived
-from sweep.errors import HelperLost
 from sweep.helpers import jobs
-from sweep.helpers.base import Helpers, Scored
+from sweep.helpers.base import HelperLost, Helpers, Scored
 from sweep.inputs.corpus import Corpus
 from sweep.outcome import Against, Answers, Finished, Forced, PointResult, Progress
 from sweep.publication.worker import Worker
@@ -136,7 +135,7 @@ class Scoring:
         against = Against(compared.get(point.control_key), self._forced.get(point.control_key, {}))
         engine = point.config.engine
         finished = progress.end(against, {**versions.tags(engine.name), **engine.tags()}, error, trace)
-        asked = None if error else self._helpers.score(corpus, finished, self._archive)
+        asked = None if error is not None else self._helpers.score(corpus, finished, self._archive)
         self._worker.put((finished, corpus, asked))
 
     def _take(self, work: _Work) -> None:

@@ -88,7 +88,6 @@ class ShardWorker:
         if self._generator is None:
             config = piece.point.config
             self._helpers = open_helpers(settings.helpers, config.plugins)
-            self._helpers.prepare()
             self._generator = Generator(settings, journal, memory, self._helpers, self._costs, self._terminal)
         return self._generator, memory, archive
 
@@ -152,6 +151,7 @@ class _Shard:
         self._memory.check_versions(todo)
         if not todo:
             return
+        self._helpers.prepare()
         self._scoring = Scoring(self._helpers, self._archive, self._tell, self._costs)
         with ExitStack() as undo:
             if self._manifest.parent is not None:
@@ -165,7 +165,9 @@ class _Shard:
                 left = self._generate(todo, elsewhere)
             finally:
                 self._count_starts()
-                if not isinstance(sys.exc_info()[1], (KeyboardInterrupt, SystemExit)):
+                if isinstance(sys.exc_info()[1], (KeyboardInterrupt, SystemExit)):
+                    self._scoring.abandon(0.0)
+                else:
                     self._scoring.close()
                     if self._outbox is not None:
                         self._outbox.close()

@@ -16,7 +16,7 @@ from typing import Any
 
 from sweep.config import TrackingConfig
 from sweep.errors import SweepError, TrackingError
-from sweep.remote import END_SECONDS, Remote
+from sweep.remote import END_SECONDS, Loss, Remote
 from sweep.tracking.links import Links
 from sweep.tracking.records import Closing, PointRecord, Table
 from sweep.tracking.store import import_mlflow
@@ -175,7 +175,7 @@ class TrackerSide:
         return END_SECONDS
 
 
-def _lost(reason: str, at_work: bool) -> TrackingError:
+def _lost(reason: str, loss: Loss) -> TrackingError:
     return _not_asked(f"the process that publishes {reason}")
 
 

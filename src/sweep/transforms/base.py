@@ -75,6 +75,10 @@ class Transform(ABC):
         """
         return None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go to another process by its parameters, of which the rest is made again there."""
+        return _make, (type(self), {field.name: getattr(self, field.name) for field in fields(self) if field.init})
+
     @property
     def is_neutral(self) -> bool:
         """Whether nothing is changed at these parameters."""
@@ -94,6 +98,10 @@ class Transform(ABC):
         Raises:
             ConfigError: a file is missing or malformed, or what it holds is of another width or not finite.
         """
+
+
+def _make(transform: type[Transform], parameters: Mapping[str, Any]) -> Transform:
+    return transform(**parameters)
 
 
 @dataclass(frozen=True, slots=True)
