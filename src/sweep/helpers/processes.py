@@ -6,7 +6,6 @@ up nearest tokens in a large vocabulary a second.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import pickle
 import threading
@@ -14,24 +13,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 from sweep.config import SweepConfig
 from sweep.disk.archive import Archive
 from sweep.errors import SweepError
 from sweep.helpers.base import Built, HelperLost, Scored, Unbuilt
+from sweep.helpers.helper import Helper
 from sweep.helpers.threads import Threads
 from sweep.inputs.corpus import Corpus
 from sweep.outcome import Finished
 from sweep.remote import Loss, Remote
-
-if TYPE_CHECKING:
-    import torch
-    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
@@ -45,46 +41,6 @@ ALLOCATOR = {
 }
 QUEUED = 2  # points that one process has to score before another one is given some
 DEATHS = 2  # of processes at work on the same thing, after which it is not tried again
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Requests as they travel: their embeddings, whatever their dtype, as one array of bytes.
-
-    Attributes:
-        built: without embeddings.
-        lengths: how many rows each one's have; None: they are not sent.
-    """
-
-    built: list[Built | Unbuilt]
-    lengths: list[int | None]
-    array: NDArray[Any] | None
-
-    @classmethod
-    def of(cls, built: Sequence[Built | Unbuilt]) -> Packed:
-        """Pack."""
-        import torch
-
-        embeds = [own.request.embeds if isinstance(own, Built) else None for own in built]
-        sent = [rows for rows in embeds if rows is not None]
-        array = torch.cat(sent).view(torch.uint8).numpy() if sent else None
-        lengths = [None if rows is None else len(rows) for rows in embeds]
-        return cls([_with(own, None) for own in built], lengths, array)
-
-    def unpack(self, dtype: torch.dtype) -> list[Built | Unbuilt]:
-        """Return what was packed."""
-        import torch
-
-        if self.array is None:
-            return self.built
-        rows = torch.from_numpy(self.array).view(dtype)
-        pieces = iter(torch.split(rows, [length for length in self.lengths if length is not None]))
-        pairs = zip(self.built, self.lengths, strict=True)
-        return [own if length is None else _with(own, next(pieces)) for own, length in pairs]
-
-
-def _with(built: Built | Unbuilt, embeds: torch.Tensor | None) -> Built | Unbuilt:
-    return replace(built, request=replace(built.request, embeds=embeds)) if isinstance(built, Built) else built
 
 
 class Processes:
@@ -170,7 +126,7 @@ class Processes:
         return known
 
     def _tell_all(self, method: str, *arguments: Any) -> None:
-        for remote in self._remotes:
+        for remote in () if self._useless else self._remotes:
             with suppress(HelperLost):  # then it is started anew, and told so
                 remote.ask(method, *arguments)
 
@@ -218,18 +174,17 @@ class Processes:
     def _lost(self, job: _Job, lost: HelperLost) -> None:
         if self._closed:
             job.asked.cancel()
-        elif lost.loss is Loss.UNSENT:
-            self._do_here(job)
-        elif lost.loss is Loss.STILLBORN:
-            if not self._useless:
-                log.warning("%s  The sweep's own process does what it was for; sweep.log says more.", lost)
+            return
+        if lost.loss is Loss.STILLBORN and not self._useless:
             self._useless = True
-            self._do_here(job)
-        elif (deaths := job.deaths + (lost.loss is Loss.AT_WORK)) < DEATHS:
-            job.deaths = deaths
+            log.warning("%s  The sweep's own process does what it was for; sweep.log says more.", lost)
+        job.deaths += lost.loss is Loss.AT_WORK
+        if lost.loss in (Loss.AT_WORK, Loss.WAITING) and job.deaths < DEATHS:
             self._ask(job)
-        else:
+        elif job.deaths:  # this process is not to die of it too
             job.asked.set_exception(lost)
+        else:
+            self._do_here(job)
 
     def _do_here(self, job: _Job) -> None:
         with self._lock:
@@ -267,56 +222,3 @@ class _Job:
     def is_point(self) -> bool:
         """Whether a point is to be scored, and not requests built."""
         return self.method == "score"
-
-
-class Helper:
-    """What lives in such a process."""
-
-    def __init__(self, plugins: Sequence[str], threads: int, corpora: dict[int, bytes]) -> None:
-        """Import what will be needed."""
-        import torch
-
-        for module in plugins:
-            importlib.import_module(module)
-        self._threads, self._pickled = threads, corpora
-        self._corpora: dict[int, Corpus] = {}
-        self._config: tuple[bytes, Any] = b"", None
-        torch.set_num_threads(1)
-
-    def take(self, number: int, corpus: bytes) -> None:
-        """Know a corpus by its number."""
-        self._pickled[number] = corpus
-
-    def forget(self, number: int) -> None:
-        """Know it no more."""
-        self._pickled.pop(number, None)
-        self._corpora.pop(number, None)
-
-    def build(self, number: int, config: bytes, prompts: Sequence[int], unsent: frozenset[int], most: int) -> Packed:
-        """Do `jobs.build_some`."""
-        from sweep.helpers import jobs
-
-        if self._config[0] != config:
-            self._config = config, pickle.loads(config)
-        return Packed.of(jobs.build_some(self._corpus(number), self._config[1], prompts, unsent, most))
-
-    def score(self, number: int, finished: Finished, archive: Archive) -> Scored:
-        """Do `jobs.score`."""
-        import torch
-
-        from sweep.helpers import jobs
-
-        torch.set_num_threads(self._threads)  # nearest tokens are looked up by large products
-        try:
-            return jobs.score(self._corpus(number), finished, archive)
-        finally:
-            torch.set_num_threads(1)
-
-    def left_alone(self) -> float:
-        """End at once: what is not answered is not missed."""
-        return 0.0
-
-    def _corpus(self, number: int) -> Corpus:
-        if number not in self._corpora:
-            self._corpora[number] = pickle.loads(self._pickled.pop(number))
-        return self._corpora[number]
