@@ -146,6 +146,7 @@ def test_what_cannot_travel_is_done_here(configure: Configure, processes: Proces
     """A transform that cannot be pickled, one that cannot be read again; and one that is made again, which can."""
     corpus, config = _corpus(configure), configure(transform={"name": kind})
     archive = Archive(tmp_path / "points")
+    _await_all(processes)
     pids = [remote.process.pid for remote in processes._remotes]
     finished = _answered(processes, corpus, config).end(Against(), {}, None, None)
     record = processes.score(corpus, finished, archive).result(60).archived.record
@@ -173,8 +174,7 @@ def test_points_do_not_keep_requests_waiting(configure: Configure, processes: Pr
     """Points go to the first process, requests to the last."""
     corpus = _corpus(configure)
     processes.build(corpus, scaled(configure, 2.0), [0], frozenset(), 64).result()
-    for remote in processes._remotes:  # one may just have taken a dead one's place
-        remote.ask("forget", -1).result(60)
+    _await_all(processes)
     processors = [psutil.Process(remote.process.pid) for remote in processes._remotes]
     processors[0].suspend()
     try:
@@ -253,6 +253,12 @@ def _corpus(configure: Configure) -> Corpus:
     config = configure()
     checkpoint = find(config.model)
     return Corpus(encode(prompts.load(config.prompts), checkpoint), open_table(checkpoint), checkpoint)
+
+
+def _await_all(processes: Processes) -> None:
+    """Wait for processes that take the place of ones that an earlier test has killed."""
+    for remote in processes._remotes:
+        remote.ask("forget", -1).result(60)
 
 
 def _answered(helpers: Processes | Threads, corpus: Corpus, config: SweepConfig) -> Progress:
