@@ -20,7 +20,7 @@ from sweep.transforms import Context, Transform, register
 class Kill(Transform):
     """Kill the process that it is run in, as the system does when memory runs out, unless that is `spared`.
 
-    It leaves a file in `folder` each time, and does nothing any more once there are `times` of them.
+    It leaves a file in `folder` each time, and kills none any more once there are `times` of them; without one, never.
     """
 
     default_span: ClassVar[str] = "all"
@@ -30,7 +30,7 @@ class Kill(Transform):
     times: int = 99
 
     def apply(self, rows: torch.Tensor, context: Context) -> torch.Tensor:
-        if os.getpid() != self.spared and len(list(Path(self.folder).iterdir())) < self.times:
+        if self.folder and os.getpid() != self.spared and len(list(Path(self.folder).iterdir())) < self.times:
             (Path(self.folder) / str(os.getpid())).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return rows * 2.0
