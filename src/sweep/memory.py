@@ -17,7 +17,7 @@ from sweep.point import Point
 from sweep.versions import engine_version
 
 if TYPE_CHECKING:
-    from sweep.workload import Recalled
+    from sweep.steps import Recalled
 
 log = logging.getLogger(__name__)
 

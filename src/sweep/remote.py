@@ -49,7 +49,7 @@ class Served(Protocol):
     def left_alone(self) -> float:
         """Take note, on another thread, that nobody calls any more; return the seconds that the current call may have.
 
-        What was called before is called still, in that time.
+        What was called before is called still, in that time.  An object that is still being made is not told.
         """
 
 

@@ -10,48 +10,24 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 
-from sweep.engines.base import Completion, Generation, Request, Sampling
-from sweep.helpers.base import Built, HelperLost, Helpers, Unbuilt
+from sweep.engines.base import Generation, Request, Sampling
+from sweep.helpers.base import Helpers, Unbuilt
 from sweep.identity import Identity
 from sweep.inputs.encoding import EncodedPrompt
 from sweep.outcome import CONTROL, OWN, Answers, Progress
 from sweep.plan import EngineGroup, PlannedPoint
 from sweep.request import build
-
-ANSWER, FLOOR = "answer", "floor"  # kinds of answers in the journal, beside forced ones
-
-# How many requests are built before the engine asks for them, of how many entries of embeddings together; and how many
-# are built in one go.
-AHEAD, AHEAD_ENTRIES = 256, 2**25
-CHUNK, CHUNK_ENTRIES = 16, 2**22
-
-
-class Recalled(Protocol):
-    """What is known of a request that was answered before."""
-
-    @property
-    def completions(self) -> tuple[Completion, ...]:
-        """The answer."""
-
-    @property
-    def scored(self) -> tuple[float, ...]:
-        """Log-probabilities, of a request that forced an answer."""
-
-    @property
-    def is_own(self) -> bool:
-        """Whether it was answered for this sweep."""
-
+from sweep.steps import ANSWER, FLOOR, Known, Step, runs_of, steps_ahead
 
 Embedded = tuple[tuple[int, ...], torch.Tensor]  # a prompt's token ids and rows
-Recall = Callable[[PlannedPoint], Mapping[tuple[str, str], Recalled]]
+Recall = Callable[[PlannedPoint], Known]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +43,6 @@ class Key:
     prompt: int
     forced: str | None = None
     sample: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What there is to do for a point's prompt.
-
-    Attributes:
-        before: its answer, if it is known.
-        building: its request among others, if one is needed.
-        place: the request's among those.
-        entries: about how many its embeddings have.
-    """
-
-    number: int
-    prompt: int
-    before: Recalled | None
-    building: Future[list[Built | Unbuilt]] | None
-    place: int
-    entries: int
 
 
 class Workload(Iterator[Request]):
@@ -104,10 +61,10 @@ class Workload(Iterator[Request]):
         self.active: dict[int, Progress] = {}
         self.finished: deque[Progress] = deque()
         self.failed: deque[tuple[Progress, str, str | None]] = deque()
-        self._runs = list(_with_floors(group))
+        self._runs = list(runs_of(group))
         self._group, self._recall = group, recall
         self._controls = dict(controls)
-        self._recalled: dict[int, Mapping[tuple[str, str], Recalled]] = {}
+        self._recalled: dict[int, Known] = {}
         self._ready: deque[Request] = deque()
         self._answered_all: set[int] = set()
         self._recalls = 0
@@ -253,10 +210,11 @@ class Workload(Iterator[Request]):
             progress.awaited += 1
 
     def _begin_points(self) -> Iterator[Request]:
-        for number, steps in groupby(_ahead(self._steps()), lambda step: step.number):
+        steps = steps_ahead(self._runs, self._know, self._helpers, self._group.max_prompt_len)
+        for number, own in groupby(steps, lambda step: step.run):
             planned, is_floor = self._runs[number]
             progress = self.active[number] = Progress(planned, started=time.time(), is_floor=is_floor)
-            for step in steps:
+            for step in own:
                 if number not in self.active:  # it was rejected meanwhile
                     continue
                 if (before := step.before) is not None:
@@ -269,38 +227,13 @@ class Workload(Iterator[Request]):
             if progress.answered and number in self.active:
                 self._answered(number)
 
-    def _steps(self) -> Iterator[_Step]:
-        """Yield what there is to do for each prompt of each point; requests are being built."""
-        for number, (planned, is_floor) in enumerate(self._runs):
-            known = self._recalled[number] = self._recall(planned)
-            prompts = range(len(planned.prompts))
-            width = planned.corpus.table.hidden_size
-            for chunk in _chunks(reversed(prompts) if is_floor else prompts, planned.prompts, width):
-                kind = FLOOR if is_floor else ANSWER
-                before = {j: known.get((kind, planned.prompts[j].prompt.id)) for j in chunk}
-                # What is known need not be asked again, but what the transform did is not in the journal.
-                needed = [j for j in chunk if before[j] is None or not (planned.done or is_floor)]
-                building = self._build(planned, needed, before) if needed else None
-                places = {j: place for place, j in enumerate(needed)}
-                for j in chunk:
-                    own = building if j in places else None
-                    entries = len(planned.prompts[j].token_ids) * width
-                    yield _Step(number, j, before[j], own, places.get(j, 0), entries)
+    def _know(self, number: int) -> Known:
+        known = self._recalled[number] = self._recall(self._runs[number][0])
+        return known
 
-    def _build(
-        self, planned: PlannedPoint, prompts: list[int], before: Mapping[int, Recalled | None]
-    ) -> Future[list[Built | Unbuilt]]:
-        unsent = frozenset(j for j in prompts if before[j] is not None)
-        return self._helpers.build(planned.corpus, planned.point.config, prompts, unsent, self._group.max_prompt_len)
-
-    def _built(self, step: _Step, progress: Progress) -> Request | None:
+    def _built(self, step: Step, progress: Progress) -> Request | None:
         """Return the request of a point's prompt; None: it cannot be made, and the point has failed."""
-        assert step.building is not None
-        key = Key(step.number, step.prompt)
-        try:
-            built = step.building.result()[step.place]
-        except HelperLost as lost:
-            built = Unbuilt(str(lost), None)
+        key, built = Key(step.run, step.prompt), step.built()
         if isinstance(built, Unbuilt):
             self.reject(key, built.reason, built.traceback)
             return None
@@ -308,49 +241,3 @@ class Workload(Iterator[Request]):
         progress.costs.transform_seconds += built.transform_seconds
         progress.measured[step.prompt] = built.measured
         return replace(built.request, key=key)
-
-
-def _chunks(order: Iterable[int], prompts: Sequence[EncodedPrompt], width: int) -> Iterator[list[int]]:
-    """Cut prompts, by number and in that order, into those whose requests are built in one go."""
-    chunk: list[int] = []
-    entries = 0
-    for j in order:
-        own = len(prompts[j].token_ids) * width
-        if chunk and (len(chunk) == CHUNK or entries + own > CHUNK_ENTRIES):
-            yield chunk
-            chunk, entries = [], 0
-        chunk.append(j)
-        entries += own
-    if chunk:
-        yield chunk
-
-
-def _ahead(steps: Iterable[_Step]) -> Iterator[_Step]:
-    """Yield steps as they come, but take some more of them first."""
-    taken: deque[_Step] = deque()
-    entries = 0
-    for step in steps:
-        taken.append(step)
-        entries += step.entries
-        while len(taken) > AHEAD or (entries > AHEAD_ENTRIES and len(taken) > 1):
-            entries -= taken[0].entries
-            yield taken.popleft()
-    yield from taken
-
-
-def _with_floors(group: EngineGroup) -> Iterator[tuple[PlannedPoint, bool]]:
-    """Yield the points, each control again after the first of its points; the second value says that it is again."""
-    waiting: PlannedPoint | None = None
-    for planned in group.points:
-        if planned.point.is_control:
-            if waiting is not None:
-                yield waiting, True
-            yield planned, False
-            waiting = planned if planned.runs > 1 else None
-        else:
-            yield planned, False
-            if waiting is not None:
-                yield waiting, True
-                waiting = None
-    if waiting is not None:
-        yield waiting, True

@@ -18,8 +18,8 @@ from sweep.shards import manifest as manifests
 from sweep.shards import plans
 from sweep.shards.crew import Crew
 from sweep.shards.manifest import Manifest
+from sweep.steps import ANSWER, FLOOR
 from sweep.terminal import Advance, Terminal
-from sweep.workload import ANSWER, FLOOR
 
 log = logging.getLogger(__name__)
 
