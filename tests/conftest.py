@@ -3,29 +3,56 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from omegaconf import DictConfig, OmegaConf
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # The first sweep of a run of tests leaves a template of an MLflow store there, which all others copy.
+    os.environ["XDG_CACHE_HOME"] = mkdtemp(prefix="sweep-cache-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for a second thread
 
-from sweep import cli, parsing, session
-from sweep.config import ModelConfig, PromptsConfig, SweepConfig
+from shards import SMOKE, arguments
+from sweep.app import sweep_app
+from sweep.cli import main
+from sweep.config import loader
+from sweep.config.schema import SweepConfig
 from sweep.engines import VLLMConfig
 from sweep.engines.base import Engine
 from sweep.inputs import prompts
 from sweep.inputs.checkpoint import Checkpoint, find
-from sweep.inputs.corpus import Corpus
-from sweep.inputs.embedding import EmbeddingTable, open_table
-from sweep.inputs.encoding import encode
+from sweep.inputs.config import ModelConfig, PromptsConfig
+from sweep.inputs.embedding_loader import open_table
+from sweep.inputs.embedding_table import EmbeddingTable
+from sweep.inputs.prompt_set import PromptSet
+from sweep.inputs.tokenization import encode
+from sweep.tracking import template
 from tiny_models import make_model
 
+pytest_plugins = ["services"]  # servers of the whole run
+settings.register_profile("sweep", deadline=None)  # no test fails for the machine's load
+settings.load_profile("sweep")
 MAX_MODEL_LEN = 256
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with files that have slow tests, so that no process is left alone with them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the cache folder of this run of tests."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +72,9 @@ def table(checkpoint: Checkpoint) -> EmbeddingTable:
 
 
 @pytest.fixture(scope="session")
-def corpus(checkpoint: Checkpoint, table: EmbeddingTable) -> Corpus:
+def corpus(checkpoint: Checkpoint, table: EmbeddingTable) -> PromptSet:
     """The three prompts, encoded for the tiny Llama."""
-    return Corpus(encode(prompts.load(PromptsConfig(items=PROMPTS)), checkpoint), table, checkpoint)
+    return PromptSet(encode(prompts.load(PromptsConfig(items=PROMPTS)), checkpoint), table, checkpoint)
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +95,16 @@ def on_shared_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return engine
 
 
+@pytest.fixture(scope="session")
+def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an empty MLflow store, to be copied."""
+    path = template.template_path()
+    assert path is not None
+    if not path.exists():
+        template.create(tmp_path_factory.mktemp("store") / "mlflow.db", "file:///anywhere")
+    return path
+
+
 @pytest.fixture
 def command_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -75,17 +112,55 @@ def command_line(
     """Run the command line in this process; return (exit code, stdout, stderr)."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(session, "_current", None)
+        monkeypatch.setattr(sweep_app, "_current", None)
         here = missing(arguments, ["tracking.in_process=true", "sweep.helpers=0"])  # where all is imported already
         monkeypatch.setattr(sys, "argv", ["sweep", *arguments, *here])
         try:
-            cli.main()
+            main.main()
             code = 0
         except SystemExit as error:
             code = int(error.code or 0)
         return code, *capfd.readouterr()
 
     return run
+
+
+@pytest.fixture
+def sweep_here(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: Callable[..., tuple[int, str, str]]
+) -> Callable[..., str]:
+    """Run the sweep of `shards.arguments` in this process, in a folder of the test's; return what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides: str, code: int = 0) -> str:
+        found, out, err = command_line(*arguments(tiny, tmp_path / "outputs", *overrides))
+        assert found == code, out + err
+        return out + err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture
+def whole(sweep_here: Callable[..., str], whole_outputs: Path) -> Path:
+    """The outputs of the sweep of `shards.arguments` in one piece, made when it is first asked for."""
+    return _made(whole_outputs / "scripted", sweep_here)
+
+
+@pytest.fixture
+def vllm_whole(sweep_here: Callable[..., str], whole_outputs: Path, on_shared_engine: Engine) -> Path:
+    """The outputs of the sweep of `shards.SMOKE` in one piece, made when it is first asked for."""
+    return _made(whole_outputs / "vllm", sweep_here, *SMOKE)
+
+
+def _made(outputs: Path, sweep_here: Callable[..., str], *overrides: str) -> Path:
+    if not outputs.exists():
+        sweep_here(f"sweep.dir={outputs}", *overrides)
+    return outputs
 
 
 @pytest.fixture
@@ -109,7 +184,7 @@ def configure(tiny: Path, tmp_path: Path) -> Callable[..., SweepConfig]:
     """Make a configuration of the tiny model and three prompts, with whatever is given instead."""
 
     def make(**changes: Any) -> SweepConfig:
-        return parsing.parse(compose(tiny, tmp_path, **changes))
+        return loader.parse(compose(tiny, tmp_path, **changes))
 
     return make
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import getpass
+import io
+import json
 import os
 import shutil
 import signal
@@ -14,18 +17,29 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class LocalServer(ThreadingHTTPServer):
+    """HTTP server that answers each connection in a thread of its own."""
+
+    request_queue_size = 128  # more than an engine's window; with the default of 5, connections are reset under load
+
+    def begin(self) -> None:
+        """Serve in a thread until `shutdown`, which is noticed quickly."""
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
 
 def free_port() -> int:
@@ -36,7 +50,7 @@ def free_port() -> int:
 
 @contextmanager
 def mlflow_server(folder: Path, database: Path, artifacts: Path, port: int | None = None) -> Iterator[str]:
-    """Run MLflow's server on a store and yield its address."""
+    """Run MLflow's server on a store, which it makes if there is none, and yield its address."""
     port = port or free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store = [f"--backend-store-uri=sqlite:///{database}", f"--artifacts-destination={artifacts}"]
@@ -44,12 +58,12 @@ def mlflow_server(folder: Path, database: Path, artifacts: Path, port: int | Non
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen([*command, *store], env=environment, stdout=log, stderr=log, cwd=folder)
     try:
-        for _ in range(240):
+        for _ in range(600):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
                 break
             except OSError:
-                time.sleep(0.5)
+                time.sleep(0.2)
         else:
             pytest.fail((folder / "server.log").read_text())
         yield f"http://127.0.0.1:{port}"
@@ -70,7 +84,7 @@ def losing_replies(server: str, lost: dict[str, int]) -> Iterator[str]:
     class Handler(Forwarder):
         target = server
 
-        def do_GET(self) -> None:
+        def pass_on(self) -> None:
             status, kind, answer = self.forward(self.body())
             text = next((text for text, left in lost.items() if left and text in self.path), None)
             if text is not None and self.command != "GET":
@@ -78,16 +92,23 @@ def losing_replies(server: str, lost: dict[str, int]) -> Iterator[str]:
                 status, answer = 502, b"{}"
             self.answer(status, kind, answer)
 
-        do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
-
     with _proxy(Handler) as url:
         yield url
 
 
 class Forwarder(BaseHTTPRequestHandler):
-    """Passes requests on to `target`, the address of a server."""
+    """Request handler that passes requests on to `target`, the address of a server."""
 
     target: str
+
+    def do_GET(self) -> None:
+        self.pass_on()
+
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+    def pass_on(self) -> None:
+        """Answer with the server's answer."""
+        self.answer(*self.forward(self.body()))
 
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -117,8 +138,8 @@ class Forwarder(BaseHTTPRequestHandler):
 
 @contextmanager
 def _proxy(handler: type[Forwarder]) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    with LocalServer(("127.0.0.1", 0), handler) as proxy:
+        proxy.begin()
         yield f"http://127.0.0.1:{proxy.server_port}"
         proxy.shutdown()
 
@@ -139,7 +160,7 @@ def disturbing(server: str, fault_of: Callable[[bytes], Fault | None]) -> Iterat
     class Handler(Forwarder):
         target = server
 
-        def do_GET(self) -> None:
+        def pass_on(self) -> None:
             body = self.body()
             fault = fault_of(body) if self.command == "POST" else None
             if fault == "wait":
@@ -158,20 +179,156 @@ def disturbing(server: str, fault_of: Callable[[bytes], Fault | None]) -> Iterat
                 return
             self.answer(status, kind, answer)
 
-        do_POST = do_GET
-
     with _proxy(Handler) as url:
         yield url
+
+
+class Door:
+    """Proxy that can be closed: connections are then refused, as if the server had ended.
+
+    Attributes:
+        url: address, the same each time that it opens. It is closed at first; `contextlib.closing` closes it at the end.
+    """
+
+    def __init__(self, server: str) -> None:
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._handler = type("Handler", (Forwarder,), {"target": server})
+        self._proxy: LocalServer | None = None
+
+    def open(self) -> None:
+        """Pass requests on from now on."""
+        self._proxy = LocalServer(("127.0.0.1", self._port), self._handler)
+        self._proxy.begin()
+
+    def close(self) -> None:
+        """Refuse connections from now on."""
+        if self._proxy is not None:
+            self._proxy.shutdown()
+            self._proxy.server_close()
+            self._proxy = None
+
+
+class ScriptedServer:
+    """A server on loopback that speaks as vLLM's does, and wrongly where a test says so.
+
+    Attributes:
+        url: its address.
+        version: what it says of itself; `root` and `room` of its model.
+        replies: what stands in the place of its own replies, by path: called with the request's JSON, returns pieces of
+            raw HTTP, or None for the server's own reply.
+        asked: the bodies of all requests for completions.
+        over: set when the server ends; slow replies wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.url, self.version, self.root, self.room = "", "0.32.0", "/models/tiny", 256
+        self.replies: dict[str, Callable[[dict[str, Any]], Iterable[bytes] | None]] = {}
+        self.asked: list[dict[str, Any]] = []
+        self.over = threading.Event()
+
+    def reply(self, path: str, body: dict[str, Any]) -> Iterable[bytes]:
+        """Return the pieces of a reply."""
+        if path == "/v1/completions":
+            self.asked.append(body)
+        given = self.replies[path](body) if path in self.replies else None
+        return [self.own_reply(path, body)] if given is None else given
+
+    def own_reply(self, path: str, body: dict[str, Any]) -> bytes:
+        """Return what vLLM would say."""
+        if path == "/v1/models":
+            return as_http({"data": [{"id": "tiny", "root": self.root, "parent": None, "max_model_len": self.room}]})
+        if path == "/version":
+            return as_http({"version": self.version})
+        if "request_id" not in body:
+            return as_http({"error": {"message": "must be the model's dtype torch.float32"}}, 400)
+        return as_http(self.completion(body))
+
+    def completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return an answer: token 7 as often as it was asked for."""
+        prompt, count, tokens = body.get("prompt"), body.get("n", 1), body["max_tokens"]
+        length = len(prompt) if prompt is not None else _rows(body["prompt_embeds"])
+        step = {f"token_id:{token}": -0.5 - token for token in (7, 8)}
+        choice = {
+            "text": "x" * tokens,
+            "token_ids": [7] * tokens,
+            "finish_reason": "length",
+            "prompt_token_ids": prompt or [0] * length,
+            "logprobs": None if body.get("logprobs") is None else {"top_logprobs": [step] * tokens},
+        }
+        return {
+            "id": f"cmpl-{body['request_id']}",
+            "model": "tiny",
+            "system_fingerprint": f"vllm-{self.version}-0123abcd",
+            "choices": [{"index": index} | choice for index in range(count)],
+            "usage": {"prompt_tokens": length, "completion_tokens": tokens * count},
+        }
+
+    def drip(self, reply: bytes, at_once: int = 0) -> Iterator[bytes]:
+        """Yield a reply a byte at a time, slowly, after its first bytes."""
+        yield reply[:at_once]
+        for byte in reply[at_once:]:
+            if self.over.wait(0.05):
+                return
+            yield bytes([byte])
+
+
+def as_http(content: object, status: int = 200, head: str = "Content-Type: application/json\r\n") -> bytes:
+    """Return a reply of some JSON, or of bytes as they are."""
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    head += f"Content-Length: {len(body)}\r\nConnection: close\r\n"
+    return f"HTTP/1.1 {status} Said\r\n{head}\r\n".encode() + body
+
+
+def _rows(embeds: str) -> int:
+    return int(torch.load(io.BytesIO(base64.b64decode(embeds)), weights_only=True).shape[0])
+
+
+@contextmanager
+def scripted_server() -> Iterator[ScriptedServer]:
+    """Run a server that a test has speak wrongly."""
+    script = ScriptedServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            with suppress(BrokenPipeError, ConnectionResetError):  # who asked may not wait for it
+                for piece in script.reply(self.path, json.loads(body) if body else {}):
+                    self.wfile.write(piece)
+            self.close_connection = True
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with LocalServer(("127.0.0.1", 0), Handler) as server:
+        script.url = f"http://127.0.0.1:{server.server_port}"
+        server.begin()
+        try:
+            yield script
+        finally:
+            script.over.set()
+            server.shutdown()
 
 
 class VLLMServer:
     """vLLM's own server on a model, on a port of its own that it keeps when it is started again.
 
+    Args:
+        model: folder of the model.
+        folder: folder for its log.
+        cache: folder in which vLLM keeps what it has found out about models' classes, which takes it 10 s.
+        options: further options of its command line.
+        key: API key that it wants.
+
     Attributes:
         url: its address.
     """
 
-    def __init__(self, model: Path, folder: Path, *options: str, key: str | None = None) -> None:
+    def __init__(self, model: Path, folder: Path, cache: Path, *options: str, key: str | None = None) -> None:
         port = free_port()
         self.url, self._folder = f"http://127.0.0.1:{port}", folder
         self._command = [
@@ -181,7 +338,7 @@ class VLLMServer:
             *("--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor", *options),
         ]
         own = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        own |= {"VLLM_HOST_IP": "127.0.0.1", "VLLM_CACHE_ROOT": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+        own |= {"VLLM_HOST_IP": "127.0.0.1", "VLLM_CACHE_ROOT": str(cache), "HF_HUB_OFFLINE": "1"}
         own |= {} if key is None else {"VLLM_API_KEY": key}
         # Not what an engine in this process has set for itself.
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")} | own
@@ -206,11 +363,12 @@ class VLLMServer:
                 time.sleep(0.25)
         pytest.fail((self._folder / "vllm.log").read_text()[-4000:])
 
-    def metric(self, name: str) -> float:
-        """Return the sum of a metric of its own over all labels."""
+    def metric(self, name: str, label: str = "") -> float:
+        """Return the sum of one of its metrics over all labels, or over those with a text such as `reason="stop"`."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
             lines = response.read().decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+        own = [line for line in lines if line.startswith((f"{name}{{", f"{name} ")) and label in line]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in own)
 
     def kill(self) -> None:
         """End it and its core at once."""
@@ -221,9 +379,9 @@ class VLLMServer:
 
 
 @contextmanager
-def vllm_server(model: Path, folder: Path, *options: str, key: str | None = None) -> Iterator[VLLMServer]:
-    """Run vLLM's server, once it answers."""
-    server = VLLMServer(model, folder, *options, key=key)
+def vllm_server(model: Path, folder: Path, cache: Path, *options: str, key: str | None = None) -> Iterator[VLLMServer]:
+    """Run vLLM's server, once it answers; see `VLLMServer`."""
+    server = VLLMServer(model, folder, cache, *options, key=key)
     try:
         server.start()
         server.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -10,18 +11,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from servers import free_port
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol")
-NODES, CPUS = 2, 2
-SECONDS = 40  # that anything may take to come up
+NODES, CPUS = ("node0", "node1"), 2
+SECONDS = 120  # that anything may take to come up
 
 # What submitit asks `sacct`, answered from the controller's memory: accounting takes a database.
 SACCT = """#!{python}
@@ -73,15 +74,19 @@ PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode
 """
 
 
-@dataclass(frozen=True, slots=True)
 class Slurm:
-    """A running cluster.
+    """A running cluster, for one test after the other.
 
     Attributes:
-        environment: with which its commands find it.
+        environment: with which its commands find it, but for `sacct`, which not every cluster has.
+        with_accounting: the same with `sacct`.
     """
 
-    environment: dict[str, str]
+    def __init__(self, root: Path, environment: dict[str, str]) -> None:
+        self._root, self.environment = root, environment
+        self.with_accounting = environment | {"PATH": f"{root / 'bin'}:{environment['PATH']}"}
+        self._daemons = ExitStack()
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def run(self, *command: str) -> str:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
@@ -97,56 +102,118 @@ class Slurm:
         lines = self.run("squeue", "-h", "-r", "-o", "%i %T").splitlines()
         return dict(line.split(maxsplit=1) for line in lines)  # type: ignore[misc]
 
+    def show(self, job: str) -> dict[str, str]:
+        """Return what Slurm knows of a job or task."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.attempt("scontrol", "show", "job", "-o", job)))
 
-@contextmanager
-def slurm(root: Path, *, sacct: bool) -> Iterator[Slurm]:
-    """Run a cluster in a folder; a test that needs one is skipped where it cannot be, but not in CI."""
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    if missing and "CI" not in os.environ:
-        pytest.skip(f"no Slurm here: {', '.join(missing)} (Debian's packages are slurm-wlm and munge)")
-    if os.getuid() != 0:
-        pytest.skip("Slurm's daemons are started by root only")
-    for name in ("state", "bin", "munge", *(f"spool-node{i}" for i in range(NODES))):
-        (root / name).mkdir(parents=True)
-    conf, host = root / "slurm.conf", socket.gethostname().partition(".")[0]
-    nodes = [
-        f"NodeName=node{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} CPUs={CPUS} RealMemory=4000"
-        for i in range(NODES)
-    ]
-    conf.write_text(CONF.format(root=root, host=host, port=free_port(), nodes="\n".join(nodes)))
-    if sacct:
-        (root / "bin" / "sacct").write_text(SACCT.format(python=sys.executable))
-        (root / "bin" / "sacct").chmod(0o755)
-    path = f"{root / 'bin'}:{os.environ['PATH']}"
-    cluster = Slurm(os.environ | {"SLURM_CONF": str(conf), "PATH": path})
-    with ExitStack() as running:
-        key, munge = root / "munge" / "key", root / "munge"
+    def restart_requeued(self, wanted: set[str]) -> None:
+        """Have tasks that were put back into the queue begin as soon as they can: Slurm holds them for two minutes."""
+        restarted: set[str] = set()
+
+        def all_have() -> bool:
+            for task in wanted - restarted:
+                shown = self.show(task)
+                if shown.get("Restarts") == "1" and shown["JobState"] == "PENDING":
+                    self.attempt("scontrol", "update", f"jobid={task}", "StartTime=now")
+                    restarted.add(task)
+            return restarted == wanted
+
+        self.until(all_have)
+
+    def crash(self, node: str, task: str) -> None:
+        """End a node as a power failure does: its daemon, and all processes of the task on it, at once."""
+        job = self.show(task)["JobId"]
+        _kill(self._nodes.pop(node))
+        victims = set[psutil.Process]()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("SLURM_JOB_ID") == job:
+                    victims |= {process, *(p for p in process.parents() if p.name().startswith("slurmstepd"))}
+        # Stopped first, so that none reports the end of another one.
+        for act in (psutil.Process.suspend, psutil.Process.kill):
+            for process in victims:
+                with suppress(psutil.NoSuchProcess):
+                    act(process)
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+
+    def clean(self) -> None:
+        """Leave the cluster as it was at the start: no jobs, and all nodes idle."""
+        subprocess.run(["scancel", "-f", "-u", "root"], env=self.environment, timeout=30)
+        for node in set(NODES) - self._nodes.keys():
+            self._start_node(node)
+            self.run("scontrol", "update", f"nodename={node}", "state=resume")
+        self.until(lambda: not self.jobs() and self._idle() == set(NODES))
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds."""
+        end = time.monotonic() + SECONDS
+        while not holds():
+            if time.monotonic() > end:
+                logs = self._root.glob("*.[lo][ou][gt]")
+                pytest.fail("\n".join(path.read_text(errors="replace")[-1000:] for path in logs))
+            time.sleep(0.1)
+
+    def __enter__(self) -> Slurm:
+        root, munge = self._root, self._root / "munge"
+        key = munge / "key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
         munge.chmod(0o700)
         files = [f"--key-file={key}", f"--socket={root}/munge.socket", f"--log-file={munge}/log"]
         files += [f"--pid-file={munge}/pid", f"--seed-file={munge}/seed"]
-        _daemon(running, cluster, root, "munged", "--foreground", "--force", *files)
-        _until(lambda: _succeeds(cluster, "munge", "-n", "-S", f"{root}/munge.socket"), root)
-        _daemon(running, cluster, root, "slurmctld", "-D", "-c", "-i")
-        _until(lambda: _succeeds(cluster, "scontrol", "ping"), root)
-        for i in range(NODES):
-            _daemon(running, cluster, root, "slurmd", "-D", "-N", f"node{i}")
-        _until(
-            lambda: cluster.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("node") == NODES,
-            root,
-        )
-        yield cluster
-        subprocess.run(["scancel", "-f", "-u", "root"], env=cluster.environment, timeout=30)
-        _until(lambda: not cluster.jobs(), root)
+        try:
+            self._daemon("munged", "--foreground", "--force", *files)
+            self.until(lambda: self._succeeds("munge", "-n", "-S", f"{root}/munge.socket"))
+            self._daemon("slurmctld", "-D", "-c", "-i")
+            self.until(lambda: self._succeeds("scontrol", "ping"))
+            for node in NODES:
+                self._start_node(node)
+            self.until(lambda: self._idle() == set(NODES))
+        except BaseException:
+            self._daemons.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._daemons:
+            self.clean()
+
+    def _start_node(self, node: str) -> None:
+        self._nodes[node] = self._daemon("slurmd", "-D", "-N", node)
+
+    def _daemon(self, *command: str) -> subprocess.Popen[bytes]:
+        with (self._root / f"{command[0]}{command[-1]}.out".replace("/", "_")).open("a") as out:
+            process = subprocess.Popen(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+        self._daemons.callback(_end, process)
+        return process
+
+    def _idle(self) -> set[str]:
+        return set(self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").split())
+
+    def _succeeds(self, *command: str) -> bool:
+        return subprocess.run(command, env=self.environment, capture_output=True, timeout=30).returncode == 0
 
 
-def _daemon(running: ExitStack, cluster: Slurm, root: Path, *command: str) -> None:
-    with (root / f"{command[0]}{command[-1]}.out".replace("/", "_")).open("w") as out:
-        process = subprocess.Popen(
-            command, env=cluster.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
-    running.callback(_end, process)
+def slurm(root: Path) -> Slurm:
+    """Return a cluster in a folder; a test that needs one is skipped where it cannot be, but not in CI."""
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing and "CI" not in os.environ:
+        pytest.skip(f"no Slurm here: {', '.join(missing)} (Debian's packages are slurm-wlm and munge)")
+    if os.getuid() != 0:
+        pytest.skip("Slurm's daemons are started by root only")
+    for name in ("state", "bin", "munge", *(f"spool-{node}" for node in NODES)):
+        (root / name).mkdir(parents=True)
+    conf, host = root / "slurm.conf", socket.gethostname().partition(".")[0]
+    nodes = [
+        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} CPUs={CPUS} RealMemory=4000"
+        for node in NODES
+    ]
+    conf.write_text(CONF.format(root=root, host=host, port=free_port(), nodes="\n".join(nodes)))
+    (root / "bin" / "sacct").write_text(SACCT.format(python=sys.executable))
+    (root / "bin" / "sacct").chmod(0o755)
+    return Slurm(root, os.environ | {"SLURM_CONF": str(conf)})
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -154,17 +221,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        _kill(process)
 
 
-def _succeeds(cluster: Slurm, *command: str) -> bool:
-    return subprocess.run(command, env=cluster.environment, capture_output=True, timeout=30).returncode == 0
-
-
-def _until(holds: Callable[[], bool], root: Path) -> None:
-    until = time.monotonic() + SECONDS
-    while not holds():
-        if time.monotonic() > until:
-            pytest.fail("\n".join(path.read_text(errors="replace")[-1000:] for path in root.glob("*.[lo][ou][gt]")))
-        time.sleep(0.2)
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()

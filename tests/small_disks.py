@@ -18,5 +18,7 @@ def file_system(folder: Path, size: str) -> Iterator[Path]:
     made = subprocess.run(mount, capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {made.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)

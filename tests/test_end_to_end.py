@@ -15,6 +15,8 @@ from mlflow import MlflowClient
 
 from servers import chromium, mlflow_server
 
+pytestmark = pytest.mark.slow  # vLLM in a process of its own, and a browser
+
 SHOTS = os.environ.get("SWEEP_SCREENSHOTS")  # a folder to leave pictures in
 
 

@@ -1,72 +1,53 @@
-"""A disk that is full in mid-sweep: a clear error, nothing lost that was there, and the same command goes on."""
+"""A disk that fills up during a sweep: a clear error, nothing lost that was written, and the same command resumes."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections import Counter
-from collections.abc import Iterator
+import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
+from scripted_sweeps import Sweeps, finished
 from small_disks import file_system
 
-POINTS, PROMPTS = 60, 64
+
+def fill(folder: Path) -> Path:
+    """Fill a file system to its last page; return the file that does."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError) as full:
+        while True:
+            file.write(bytes(4096))
+    assert full.value.errno == errno.ENOSPC
+    return filler
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for MLflow's database and some points."""
-    with file_system(tmp_path / "disk", "4m") as disk:
-        yield disk
+@pytest.mark.parametrize(
+    ("hold_at", "kept"),
+    [
+        # The next answer needs a new file.
+        pytest.param(8, 8, id="journal"),
+        # The next answer fits in the last page of its file, and completes a point.
+        pytest.param(7, 8, id="archive", marks=pytest.mark.slow),
+    ],
+)
+def test_a_disk_that_fills_up_during_a_sweep(
+    command_line: Callable[..., tuple[int, str, str]], tiny: Path, tmp_path: Path, hold_at: int, kept: int
+) -> None:
+    sweeps = Sweeps(tiny, tmp_path, hold_at)
+    with file_system(sweeps.root, "32m"):
+        process = sweeps.start_held("tracking.patience=2")
+        sweeps.wait_for_published(hold_at // 2 - 1, process)
+        filler = fill(sweeps.root)
+        sweeps.pause.unlink()
+        assert process.wait(120) == 1, sweeps.output
+        assert "No space left on device" in sweeps.output and str(sweeps.root) in sweeps.output
+        assert "Traceback" not in sweeps.output and "Logging error" not in sweeps.output
+        before = sweeps.journaled()
+        assert before.total() == kept
 
-
-def run(tiny: Path, root: Path) -> tuple[int, str]:
-    factors = ",".join(f"{1 + i / 100:g}" for i in range(1, POINTS + 1))
-    command = [sys.executable, "-m", "sweep", "transform=scale", f"transform.factor={factors}", f"model.id={tiny}"]
-    command += [
-        "prompts=demo_heldout",
-        f"prompts.limit={PROMPTS}",
-        "sampling.max_tokens=16",
-        "sampling.ignore_eos=true",
-    ]
-    command += [f"sweep.dir={root}", "tracking.patience=2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stderr
-
-
-def answers(root: Path) -> Counter[tuple[str, str, str]]:
-    """Count what the journal has of each request; a torn last line is none."""
-    found: Counter[tuple[str, str, str]] = Counter()
-    for file in (root / "journal").glob("*/*/*.jsonl"):
-        for line in file.read_bytes().split(b"\n")[:-1]:
-            record = json.loads(line.partition(b" ")[2])
-            if "kind" in record:
-                found[file.parent.name, record["kind"], record["prompt"]] += 1
-    return found
-
-
-def test_a_disk_that_is_full_in_mid_sweep(tiny: Path, small_disk: Path) -> None:
-    root = small_disk / "outputs"
-    code, err = run(tiny, root)
-    assert code == 1, err
-    assert "No space left on device" in err
-    assert "Traceback" not in err and str(root) in err, err
-    kept = answers(root)
-    assert kept
-
-    subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
-    code, err = run(tiny, root)
-    assert code == 0, err
-    assert max(answers(root).values()) == 1  # nothing that was kept was generated again
-    assert kept.keys() < answers(root).keys() and len(answers(root)) == (POINTS + 2) * PROMPTS
-    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
-    runs = client.search_runs(["1"], max_results=1000)
-    assert Counter((run.info.status, run.data.tags["sweep.role"]) for run in runs) == {
-        ("FINISHED", "sweep"): 1,
-        ("FINISHED", "control"): 1,
-        ("FINISHED", "point"): POINTS,
-    }
+        filler.unlink()
+        assert command_line(*sweeps.arguments())[0] == 0
+        assert set(sweeps.journaled().values()) == {1}  # nothing that was kept was generated again
+        assert sweeps.journaled() >= before and sweeps.journaled().total() == 12
+        assert sweeps.statuses() == finished(4)

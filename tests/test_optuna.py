@@ -1,4 +1,4 @@
-"""`hydra/sweeper=optuna`: finds what it looks for, batch by batch on one engine, and goes on where it was."""
+"""Tests of `hydra/sweeper=optuna`: it finds the optimum on one engine, and resumes interrupted searches."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
-from conftest import missing
+from conftest import MAX_MODEL_LEN, missing
 from hydra_plugins.sweep_sweepers._space import read_space
 from hydra_plugins.sweep_sweepers._study import Study, StudyFile
-from sweep.engines import VLLMConfig
+from shards import DEFAULT_PROCESSES, SCRIPTED
+from sweep.config.objective import Objective
 from sweep.engines.base import Engine, Failure, Generation, Request
 from sweep.errors import ConfigError, SweepError, SweepHeld
-from sweep.objective import Objective
-from sweep.workload import Key
+from sweep.execution.scheduler import Key
+from sweep.inputs.checkpoint import Checkpoint
+from sweep.testing import ScriptedConfig
 
 SCALE = ["transform=scale", "transform.factor=interval(1,3)"]
-CLOSEST = "sweep.objective=closest:perturbation/relative_l2:0.5"  # scale's is |factor - 1|
+CLOSEST = "sweep.objective=closest:perturbation/relative_l2:0.5"  # of scale: |factor - 1|
 Sweep = Callable[..., tuple[int, str, str]]
 
 
 class Counting:
-    """The shared engine, which remembers the points that it was asked for, and can be told to be interrupted."""
+    """Scripted engine that records its requests, and can interrupt the sweep or refuse requests."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[Key] = []
@@ -41,13 +43,12 @@ class Counting:
         self.refused: set[int] = set()
         self._generate = engine.generate
         monkeypatch.setattr(engine, "generate", self.generate)
-        monkeypatch.setattr(engine, "close", lambda: None)
 
         def start(*_: object) -> Engine:
             self.starts += 1
             return engine
 
-        monkeypatch.setattr(VLLMConfig, "open", start)
+        monkeypatch.setattr(ScriptedConfig, "open", start)
 
     def generate(self, requests: Iterator[Request]) -> Iterator[Generation | Failure]:
         for answer in self._generate(requests):
@@ -55,15 +56,15 @@ class Counting:
                 if len(self.asked) == self.interrupt_after:
                     raise KeyboardInterrupt
                 self.asked.append(answer.key)
-                if answer.key.point in self.refused:
+                if answer.key.run in self.refused:
                     yield Failure(answer.key, "refused for the test")
                     continue
             yield answer
 
 
 @pytest.fixture
-def engine_log(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Counting:
-    return Counting(engine, monkeypatch)
+def engine_log(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Counting:
+    return Counting(ScriptedConfig().open(checkpoint.files, MAX_MODEL_LEN, Path()), monkeypatch)
 
 
 @pytest.fixture
@@ -72,14 +73,14 @@ def sweep(tiny: Path, tmp_path: Path, command_line: Sweep) -> Sweep:
 
     def run(*arguments: str) -> tuple[int, str, str]:
         defaults = [f"sweep.dir={tmp_path / 'outputs'}", f"model.id={tiny}", "prompts.items=[Hi,Ho]"]
-        defaults += ["sampling.max_tokens=4", "scoring.noise_floor=false", "hydra/sweeper=optuna"]
+        defaults += ["sampling.max_tokens=4", "scoring.noise_floor=false", "hydra/sweeper=optuna", *SCRIPTED]
         return command_line(*arguments, *missing(arguments, defaults))
 
     return run
 
 
 def trials_of(outputs: Path, name: str = CLOSEST.split("=")[1]) -> list[FrozenTrial]:
-    """Return a study's trials, as Optuna itself reads them."""
+    """Return a study's trials, read by Optuna's own backend."""
     [file] = outputs.glob("sweeps/*/study.journal")
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
     return optuna.load_study(study_name=name, storage=storage).get_trials()
@@ -97,11 +98,12 @@ def test_it_finds_what_it_looks_for_on_one_engine(sweep: Sweep, tmp_path: Path, 
     code, out, err = sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=24", "hydra.sweeper.n_jobs=4")
     assert code == 0, err
     assert engine_log.starts == 1
+    assert err.count("2 prompts, 0 with references\n") == 1  # once for all batches
     trials = trials_of(tmp_path / "outputs")
     assert len(trials) == 24 and {trial.state for trial in trials} == {TrialState.COMPLETE}
     best = min(trials, key=lambda trial: trial.value or 0.0)
     assert best.params["transform.factor"] == pytest.approx(1.5, abs=0.05)
-    said = re.search(r"Best of 24 trials: transform\.factor=(\S+) \(perturbation/relative_l2 (\S+), sought 0\.5\)", out)
+    said = re.search(r"Best of 24 trials: transform\.factor=(\S+) \(perturbation/relative_l2 (\S+), target 0\.5\)", out)
     assert said is not None, out
     assert float(said[1]) == pytest.approx(best.params["transform.factor"], abs=1e-4)
 
@@ -120,7 +122,7 @@ def test_it_finds_what_it_looks_for_on_one_engine(sweep: Sweep, tmp_path: Path, 
 
 
 def test_hydras_own_launcher_will_do(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
-    own = sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=3", "hydra/launcher=basic")
+    own = sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=3", "hydra/launcher=basic", *DEFAULT_PROCESSES)
     assert own[0] == 0 and engine_log.starts == 1, own[2]
     runs = [run for run in runs_of(tmp_path / "outputs") if run.data.tags["sweep.role"] == "point"]
     assert {(run.info.run_name or "").split("=")[0] for run in runs} == {"factor"} and len(runs) == 3
@@ -135,7 +137,11 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
     assert needed == 15 * 2  # two prompts each, and the control
 
     engine_log.asked.clear()
-    for engine_log.interrupt_after in (3, 9, 24):  # in the first batch, in a later one, and when TPE has taken over
+    for engine_log.interrupt_after in (
+        3,
+        9,
+        24,
+    ):  # in the first batch, in a later one, and once TPE is past its random trials
         with pytest.raises(KeyboardInterrupt):
             sweep(*command)
     states = [trial.state for trial in trials_of(tmp_path / "outputs")]
@@ -148,7 +154,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
 
     code, out, err = sweep(*command)
     assert code == 0 and len(engine_log.asked) == needed, err
-    assert "All 15 points were done before; nothing was left to do." in err and "Best of 14 trials" in out
+    assert "All 15 points were finished before. Nothing to do." in err and "Best of 14 trials" in out
 
 
 def test_more_trials_go_on_with_the_study(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
@@ -211,14 +217,14 @@ def test_a_grid_comes_to_an_end(sweep: Sweep, tmp_path: Path, engine_log: Counti
 
 
 def test_a_share_of_the_controls(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
-    """The control's own 4 tokens, half of which no point has."""
+    """The control has 4 tokens, and no point has half of that."""
     objective = "closest:cost/output_tokens:50%"
     code, out, err = sweep(
         *SCALE, f"sweep.objective={objective}", "hydra.sweeper.n_trials=2", "sampling.ignore_eos=true"
     )
-    assert code == 0 and "cost/output_tokens 4, sought 2)" in out, err
+    assert code == 0 and "cost/output_tokens 4, target 2)" in out, err
     assert [trial.value for trial in trials_of(tmp_path / "outputs", objective)] == [2.0, 2.0]
-    # Both are as good: the one that changes the prompts less.
+    # Of two equal points, the best is the one that changes the prompts less.
     least = min(params_of(trials_of(tmp_path / "outputs", objective)))
     assert f"transform.factor={round(least, 4)!r} " in out
 
@@ -228,17 +234,17 @@ def test_an_unknown_measure_is_said_with_those_that_there_are(
 ) -> None:
     code, _, err = sweep(*SCALE, "sweep.objective=minimize:perturbation/relative_l3", "hydra.sweeper.n_trials=2")
     assert code == 1
-    assert "no point has a measure 'perturbation/relative_l3'. Did you mean 'perturbation/relative_l2'?" in err
+    assert "no point has the measure 'perturbation/relative_l3'. Did you mean 'perturbation/relative_l2'?" in err
     assert "RUNNING" not in {run.info.status for run in runs_of(tmp_path / "outputs")}
     asked = len(engine_log.asked)
     assert sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=2")[0] == 0
-    assert len(engine_log.asked) == asked  # the points were known
+    assert len(engine_log.asked) == asked  # the points came from the archive
 
 
 def test_a_dry_run_writes_nothing(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     code, out, err = sweep(*SCALE, CLOSEST, "sweep.dry_run=true", "hydra.sweeper.n_jobs=3")
     assert code == 0 and "4 points, 1 engine starts" in out, err
-    assert "Up to 17 more points depend on what comes of these." in err
+    assert "Up to 17 more points depend on the results of these." in err
     assert not list(tmp_path.rglob("study.journal")) and engine_log.starts == 0
 
 
@@ -255,10 +261,10 @@ def test_an_experiment_can_be_a_search(sweep: Sweep, tmp_path: Path, engine_log:
 
 
 BAD = {
-    "no objective": (SCALE, "sweep.objective must say what to look for: minimize:MEASURE"),
-    "no aim": ([*SCALE, "sweep.objective=quality/exact_match"], "sweep.objective: 'quality/exact_match' is none of"),
-    "no such aim": ([*SCALE, "sweep.objective=minimise:quality/exact_match"], "is none of minimize:MEASURE"),
-    "no measure": ([*SCALE, "sweep.objective=minimize:exact_match"], "'exact_match' is no measure"),
+    "no objective": (SCALE, "sweep.objective must define the objective: minimize:MEASURE"),
+    "no aim": ([*SCALE, "sweep.objective=quality/exact_match"], "sweep.objective: 'quality/exact_match' is not an objective"),
+    "no such aim": ([*SCALE, "sweep.objective=minimise:quality/exact_match"], "is not an objective. Use minimize:MEASURE"),
+    "no measure": ([*SCALE, "sweep.objective=minimize:exact_match"], "'exact_match' is not a measure"),
     "no target": ([*SCALE, "sweep.objective=closest:quality/exact_match"], "must be minimize:MEASURE"),
     "target of a minimum": ([*SCALE, "sweep.objective=minimize:quality/exact_match:1"], "must be minimize:MEASURE"),
     "target that is no number": ([*SCALE, "sweep.objective=closest:quality/exact_match:half"], "needs a number"),
@@ -267,7 +273,7 @@ BAD = {
     "trials of a wrong type": ([*SCALE, CLOSEST, "hydra.sweeper.n_trials=few"], "hydra.sweeper.n_trials: Value 'few'"),
     "no such setting": ([*SCALE, CLOSEST, "hydra.sweeper.n_trial=2"], "Did you mean 'n_trials'?"),
     "no such sampler": ([*SCALE, CLOSEST, "hydra.sweeper.sampler=tpee"], "Did you mean 'tpe'?"),
-    "grid of an interval": ([*SCALE, CLOSEST, "hydra.sweeper.sampler=grid"], "transform.factor=interval has no end"),
+    "grid of an interval": ([*SCALE, CLOSEST, "hydra.sweeper.sampler=grid"], "transform.factor=interval has no finite number of values"),
     "interval the wrong way": (["transform=scale", "transform.factor=interval(3,1)", CLOSEST], "must be an interval(low,high)"),
     "interval without an end": (["transform=scale", "transform.factor=interval(1,inf)", CLOSEST], "finite numbers"),
     "logarithm of nothing": (["transform=scale", "transform.factor=tag(log,interval(0,1))", CLOSEST], "must begin above 0"),
@@ -352,7 +358,7 @@ def test_samplers_find_an_optimum_and_leave_the_generators_alone(tmp_path: Path,
 
     study = search(tmp_path / "whole", [4] * 5)
     best = study.best()
-    assert best is not None and best.measure > 0.5 and "kind=b" in best.spelled
+    assert best is not None and best.measure > 0.5 and "kind=b" in best.overrides
     search(tmp_path / "halves", [4] * 2)
     assert search(tmp_path / "halves", [4] * 3).best() == best
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -383,11 +389,11 @@ def test_numbers_are_spelled_as_hydra_spells_them() -> None:
     def axis(given: str):  # type: ignore[no-untyped-def]
         return read_space(OverridesParser.create().parse_overrides([f"a={given}"])).axes[0]
 
-    assert axis("range(0.1,0.5,0.1)").spell(0.3) == "0.30000000000000004"
-    assert axis("interval(0.5,3)").spell(1.2345678) == "1.2346"
-    assert axis("interval(1000,30000)").spell(1234.5678) == "1235.0"
-    assert axis("interval(1,1.0001)").spell(1.0000123456) == "1.000012346"
-    assert axis("tag(log,interval(1e-5,1))").spell(0.000123456789) == "0.000123457"
+    assert axis("range(0.1,0.5,0.1)").format(0.3) == "0.30000000000000004"
+    assert axis("interval(0.5,3)").format(1.2345678) == "1.2346"
+    assert axis("interval(1000,30000)").format(1234.5678) == "1235.0"
+    assert axis("interval(1,1.0001)").format(1.0000123456) == "1.000012346"
+    assert axis("tag(log,interval(1e-5,1))").format(0.000123456789) == "0.000123457"
 
 
 def test_objectives() -> None:
@@ -398,6 +404,6 @@ def test_objectives() -> None:
     assert Objective.parse("closest:quality/f1:50%").value({"quality/f1": 0.4}) is None
     assert Objective.parse("maximize:quality/f1").direction == "maximize"
     assert Objective.parse("maximize:quality/f1").value({"quality/f1": float("nan")}) is None
-    with pytest.raises(SweepError, match="the control has no measure") as raised:
+    with pytest.raises(SweepError, match="the control does not have the measure") as raised:
         Objective.parse("closest:quality/f1:50%").check_known([{"quality/f1": 0.4}])
     assert not isinstance(raised.value, ConfigError)

@@ -1,4 +1,4 @@
-"""The same command again: nothing is lost, nothing is done twice."""
+"""Tests of resuming: the same command again loses no answer and generates none twice."""
 
 from __future__ import annotations
 
@@ -6,55 +6,84 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from safetensors.torch import save_file
 
-from sweep import versions
-from sweep.config import SweepConfig
-from sweep.disk.journal import Journal
+from sweep.api import load
+from sweep.app.sweep_runner import SweepRunner
+from sweep.config.schema import SweepConfig
+from sweep.console.terminal import Terminal
 from sweep.engines.base import Engine, Failure, Generation, Request
 from sweep.errors import ConfigError, JournalError, TooManyFailures
-from sweep.point import Point
-from sweep.runner import Runner
-from sweep.terminal import Terminal
-from sweep.workload import Key
+from sweep.execution.scheduler import Key
+from sweep.points.point import Point
+from sweep.storage.journal import Journal
+from sweep.testing import ScriptedConfig
+from sweep.testing.scripted import VERSION
+from sweep.tracking.sqlite import uri_of
 
 Configure = Callable[..., SweepConfig]
 FULL = {"logprobs": 5, "teacher_forced": True}
 
 
 class Counting:
-    """The shared engine, which remembers what it was asked besides the gate, and can be told to be interrupted."""
+    """Scripted engine that records its requests without the identity check's, and can interrupt the sweep.
 
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    Attributes:
+        asked: keys of the requests that were answered, over all engines.
+        interrupt_after: number of answers of one engine after which the user interrupts it. None: never.
+        refused: requests that fail, by the numbers of point and prompt.
+        settle: called before the interrupt and after each refusal, so that what follows does not depend on threads.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[Key] = []
         self.interrupt_after: int | None = None
         self.refused: set[tuple[int, int]] = set()
-        self._generate = engine.generate
-        monkeypatch.setattr(engine, "generate", self.generate)
+        self.settle: Callable[[], object] = lambda: None
+        open_engine = ScriptedConfig.open
 
-    def generate(self, requests: Iterator[Request]) -> Iterator[Generation | Failure]:
+        def opened(config: ScriptedConfig, *arguments: Any) -> Engine:
+            engine = open_engine(config, *arguments)
+            monkeypatch.setattr(engine, "generate", partial(self._generate, engine.generate))
+            return engine
+
+        monkeypatch.setattr(ScriptedConfig, "open", opened)
+
+    def _generate(
+        self, generate: Callable[..., Iterator[Generation | Failure]], requests: Iterator[Request]
+    ) -> Iterator[Generation | Failure]:
         done = 0
-        for answer in self._generate(requests):
+        for answer in generate(requests):
             if isinstance(answer.key, Key):
                 if done == self.interrupt_after:
+                    self.settle()
                     raise KeyboardInterrupt
                 done += 1
                 self.asked.append(answer.key)
-                if (answer.key.point, answer.key.prompt) in self.refused:
+                if (answer.key.run, answer.key.prompt) in self.refused:
                     yield Failure(answer.key, "refused for the test")
+                    self.settle()
                     continue
             yield answer
 
 
 @pytest.fixture
-def engine_log(on_shared_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Counting:
-    return Counting(on_shared_engine, monkeypatch)
+def engine_log(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    return Counting(monkeypatch)
+
+
+@pytest.fixture
+def configure(configure: Configure) -> Configure:
+    return partial(configure, engine={"name": "scripted"})
 
 
 def scaled(configure: Configure, *factors: float, **changes: object) -> list[Point]:
@@ -64,10 +93,23 @@ def scaled(configure: Configure, *factors: float, **changes: object) -> list[Poi
     ]
 
 
-def sweep(points: list[Point], name: str = "a") -> Runner:
-    with Runner(points[0].config, name, "sweep …", Terminal()) as runner:
+def sweep(points: list[Point], name: str = "a", settled: Counting | None = None) -> SweepRunner:
+    """Run a sweep.
+
+    Args:
+        settled: engine that waits, where it settles, until all points finished so far are published.
+    """
+    with SweepRunner(points[0].config, name, "sweep …", Terminal()) as runner:
+        if settled is not None:
+            settled.settle = partial(publish_all, runner)
         runner.run(points)
     return runner
+
+
+def publish_all(runner: SweepRunner) -> None:
+    assert runner.publisher is not None
+    runner.publisher.scoring.drain()
+    runner.publisher.start().drain()
 
 
 def runs_of(config: SweepConfig) -> list[Run]:
@@ -98,21 +140,64 @@ def test_a_finished_sweep_is_not_done_again(configure: Configure, engine_log: Co
     assert again.publisher.nothing_new
 
 
-@pytest.mark.parametrize("scoring", [{}, FULL], ids=["plain", "forced"])
+def test_a_finished_sweep_gets_the_name_that_is_given_later(
+    configure: Configure, engine_log: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTHER_TOKEN", "hunter22")
+
+    def named(name: str | None) -> SweepRunner:
+        return sweep(scaled(configure, 2.0, sweep={"dir": configure().sweep.dir, "name": name}))
+
+    named("one")
+    asked = len(engine_log.asked)
+    report = named("two hunter22").folder / "report"
+    [parent] = [run for run in runs_of(configure()) if run.data.tags["sweep.role"] == "sweep"]
+    assert (parent.info.run_name, parent.info.status) == ("two ***", "FINISHED") and len(engine_log.asked) == asked
+    html = (report / "report.html").read_text()
+    assert "two ***" in html and "hunter22" not in html
+    assert load(report, points=False).attrs["name"] == "two ***"
+    for name in ("two hunter22", None):
+        again = named(name).publisher
+        assert again is not None and again.nothing_new
+
+
+CONTROL, FIRST, SECOND = "control", "factor=1.5", "factor=2"
+
+
+@pytest.mark.parametrize(
+    ("scoring", "published"),
+    [
+        # The control, the first point, the control's second run and the other points have three answers each. They are
+        # interrupted after 2, 5, 9 and 14 of the 15.
+        pytest.param({}, [(2, []), (3, []), (4, [CONTROL, FIRST]), (5, [CONTROL, FIRST, SECOND])], id="plain"),
+        # With teacher forcing, each has three requests more for its own answers, and each point three for the control's.
+        pytest.param(
+            FULL,
+            [(2, []), (3, []), (4, []), (5, []), (7, [CONTROL, FIRST]), (6, [CONTROL, FIRST, SECOND])],
+            id="forced",
+        ),
+    ],
+)
 def test_an_interrupted_sweep_goes_on_from_the_next_prompt(
-    configure: Configure, engine_log: Counting, tmp_path: Path, scoring: dict[str, object]
+    configure: Configure,
+    engine_log: Counting,
+    tmp_path: Path,
+    scoring: dict[str, object],
+    published: list[tuple[int, list[str]]],
 ) -> None:
     def points(folder: str) -> list[Point]:
-        return scaled(configure, 1.5, 2.0, 4.0, scoring=scoring, sweep={"dir": str(tmp_path / folder)})
+        changes = {"scoring": scoring, "sampling": {"max_tokens": 8, "ignore_eos": True}}
+        return scaled(configure, 1.5, 2.0, 4.0, sweep={"dir": str(tmp_path / folder)}, **changes)
 
     undisturbed = points("undisturbed")
     sweep(undisturbed)
     needed, engine_log.asked = len(engine_log.asked), []
     interrupted = points("interrupted")
-    for engine_log.interrupt_after in (2, 3, 4, 5):
+    for engine_log.interrupt_after, names in published:
         with pytest.raises(KeyboardInterrupt):
-            sweep(interrupted)
-        assert {run.info.status for run in runs_of(interrupted[0].config)} <= {"FINISHED", "KILLED"}
+            sweep(interrupted, settled=engine_log)
+        statuses = {run.info.run_name: run.info.status for run in runs_of(interrupted[0].config)}
+        assert statuses == {"a": "KILLED"} | dict.fromkeys(names, "FINISHED")
     engine_log.interrupt_after = None
     sweep(interrupted)
     assert len(engine_log.asked) == needed
@@ -150,19 +235,23 @@ def test_a_point_that_fails_fails_alone_and_is_tried_again(configure: Configure,
     assert "prompt 'sky': refused for the test" in str(runner.results[points[0].key].error)
     asked, engine_log.refused = len(engine_log.asked), set()
     sweep(points)
-    assert len(engine_log.asked) <= asked + 2  # what was answered is known
+    assert len(engine_log.asked) == asked + 1  # the other answers are in the journal
     assert {run.info.run_name: run.info.status for run in runs_of(configure())} == dict.fromkeys(statuses, "FINISHED")
 
 
-@pytest.mark.parametrize("setting", [{"on_error": "stop"}, {"max_failures": 1}])
+@pytest.mark.parametrize(("setting", "failed"), [({"on_error": "stop"}, 1), ({"max_failures": 1}, 2)])
 def test_too_many_failures_end_the_sweep(
-    configure: Configure, engine_log: Counting, setting: dict[str, object]
+    configure: Configure, engine_log: Counting, setting: dict[str, object], failed: int
 ) -> None:
     engine_log.refused = {(i, 0) for i in range(1, 12)}
     points = scaled(configure, *(1.0 + i / 10 for i in range(1, 10)), sweep={"dir": configure().sweep.dir} | setting)
-    with pytest.raises(TooManyFailures, match="points failed, more than sweep"):
-        sweep(points)
-    assert [run.info.status for run in runs_of(configure())].count("RUNNING") == 0
+    with pytest.raises(TooManyFailures, match=f"stopped: {failed} points failed \\(sweep"):
+        sweep(points, settled=engine_log)
+    statuses = {run.info.run_name: run.info.status for run in runs_of(configure())}
+    refused = [f"factor=1.{i}" for i in range(1, failed + 1)]
+    # At the first refusal, the control still waits for its second run.
+    control = {"control": "FINISHED"} if failed > 1 else {}
+    assert statuses == {"a": "FAILED"} | control | dict.fromkeys(refused, "FAILED")
 
 
 def test_another_version_of_the_engine_is_not_mixed_in_unasked(
@@ -173,12 +262,12 @@ def test_another_version_of_the_engine_is_not_mixed_in_unasked(
     with pytest.raises(KeyboardInterrupt):
         sweep(points)
     engine_log.interrupt_after = None
-    monkeypatch.setattr("sweep.memory.engine_version", lambda name: f"{name} 99.0")
-    with pytest.raises(ConfigError, match=f"begun with {versions.engine_version('vllm')}, and vllm 99.0 is installed"):
+    monkeypatch.setattr(ScriptedConfig, "installed", classmethod(lambda cls: f"{cls.name} 99"))
+    with pytest.raises(ConfigError, match=rf"started with scripted {VERSION}, but the installed engine is scripted 99"):
         sweep(points)
     asked = len(engine_log.asked)
     sweep(scaled(configure, 1.5, 2.0, sweep={"dir": configure().sweep.dir, "resume": "force"}))
-    assert len(engine_log.asked) < asked + 9
+    assert (asked, len(engine_log.asked)) == (8, 12)
 
 
 def test_a_damaged_record_is_generated_again_and_nothing_else(configure: Configure, engine_log: Counting) -> None:
@@ -188,14 +277,41 @@ def test_a_damaged_record_is_generated_again_and_nothing_else(configure: Configu
         sweep(points)
     engine_log.interrupt_after = None
     journal = configure().sweep.root / "journal"
-    file = next(file for file in journal.rglob("*.jsonl") if file.read_bytes().count(b"\n") == 4)  # a complete point's
+    file = next(file for file in journal.rglob("*.jsonl") if file.read_bytes().count(b"\n") == 4)  # of a complete point
     lines = file.read_bytes().split(b"\n")
     lines[2] = lines[2].replace(b"token_ids", b"token_idz")
     file.write_bytes(b"\n".join(lines))
     [problem] = Journal(journal).read(file.parent.name).problems
-    assert problem.startswith(f"{file}, line 3: its checksum does not fit")
+    assert problem.startswith(f"{file}, line 3: the checksum does not match")
     sweep(points)
     assert len(engine_log.asked) == 12 + 1
+
+
+def test_a_moved_folder_is_used_where_it_is(
+    configure: Configure, engine_log: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))  # a process keeps the value of its first sweep
+    before, after = tmp_path / "before", tmp_path / "a%20b?c #d é"
+
+    def points(folder: Path, *factors: float) -> list[Point]:
+        return scaled(configure, *factors, sweep={"dir": str(folder)})
+
+    sweep(points(before, 2.0))
+    before.rename(after)
+    _artifact_repos_cache.clear()  # as in a new process
+    asked = len(engine_log.asked)
+    runner = sweep(points(after, 2.0, 4.0))
+    assert len(engine_log.asked) == asked + 3 and not runner.problems
+    assert runner.publisher is not None and runner.publisher.earlier == 2
+    assert not before.exists()
+    client = MlflowClient(uri_of(after / "mlflow.db"))
+    tables = {
+        run.info.run_name: json.loads(Path(client.download_artifacts(run.info.run_id, "generations.json")).read_text())
+        for run in client.search_runs(["1"])
+        if run.data.tags["sweep.role"] != "sweep"
+    }
+    assert {name: len(table["data"]) for name, table in tables.items()} == {"control": 3, "factor=2": 3, "factor=4": 3}
+    assert load("a", after)["name"].tolist() == [name for name in ("control", "factor=2", "factor=4") for _ in range(3)]
 
 
 def test_results_are_published_to_another_tracker_without_generating(
@@ -277,7 +393,7 @@ def test_points_that_are_the_same_in_two_batches_are_run_once(
     for name in ("p.jsonl", "q.jsonl"):
         (tmp_path / name).write_text('{"prompt": "Hi"}\n')
     first, second = (scaled(configure, 2.0, prompts={"path": str(tmp_path / n)}) for n in ("p.jsonl", "q.jsonl"))
-    with Runner(first[0].config, "a", "sweep …", Terminal()) as runner:
+    with SweepRunner(first[0].config, "a", "sweep …", Terminal()) as runner:
         runner.run(first)
         runner.run(second)
     assert runner.result(second[0]) is runner.result(first[0]) is not None
@@ -294,12 +410,10 @@ def test_a_damaged_archive_is_made_again(configure: Configure, engine_log: Count
         file.write_bytes(data)
     other = {"tracking": {"uri": f"sqlite:///{tmp_path / 'other.db'}"}}
     elsewhere = scaled(configure, 2.0, **other)
-    for _ in range(3):
-        try:
+    for _ in range(2):
+        with pytest.raises(JournalError, match="is damaged and was moved to"):
             sweep(elsewhere)
-            break
-        except JournalError as error:
-            assert "is damaged, and was put aside" in str(error)
+    sweep(elsewhere)
     client = MlflowClient(other["tracking"]["uri"])
     runs = client.search_runs([client.search_experiments(filter_string="name = 'sweep'")[0].experiment_id])
     published = {run.info.run_name: run.info.status for run in runs if run.data.tags["sweep.role"] != "sweep"}

@@ -9,12 +9,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
+    LlavaConfig,
     MistralConfig,
     OPTConfig,
     PretrainedConfig,
@@ -57,6 +60,11 @@ def tiny_config(family: str) -> PretrainedConfig:
             vocab_size=VOCABULARY, hidden_size=64, word_embed_proj_dim=64, ffn_dim=96, num_hidden_layers=2,
             num_attention_heads=2, max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0,
         )  # fmt: skip
+    if family == "llava":  # a text model beside a vision tower
+        vision = CLIPVisionConfig(
+            hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+        )  # fmt: skip
+        return LlavaConfig(text_config=LlamaConfig(**sizes), vision_config=vision, image_token_index=VOCABULARY - 1)
     if family == "granite":
         return GraniteConfig(**sizes, embedding_multiplier=12.0)
     families = {
@@ -84,7 +92,8 @@ def write_model(
 ) -> Path:
     """Write a checkpoint of this configuration, and return its folder; see `make_model`."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    auto_class = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    model = auto_class.from_config(config).to(dtype)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "position" not in name and "wpe" not in name:

@@ -1,7 +1,9 @@
-"""Tries the identity gate on tiny random models of many families, in both engines, and writes the README's table of it.
+"""Run the identity check on tiny random models of many families, in both engines.
 
-.venv/bin/python scripts/architectures.py                        # all, each in a process of its own: 20 minutes
-.venv/bin/python scripts/architectures.py llama gemma3_text      # these only; the other rows stay as they are
+Writes the table of docs/guide/models-and-engines.md.
+
+.venv/bin/python scripts/bench/architectures.py                        # all, each in its own process: 20 minutes
+.venv/bin/python scripts/bench/architectures.py llama gemma3_text      # these only; other rows stay unchanged
 """
 
 from __future__ import annotations
@@ -16,20 +18,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from update_readme import README, with_part
+sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("tests", "scripts/docs")]
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from transformers import AutoConfig  # noqa: E402
+from update_docs import ARCHITECTURES, with_part  # noqa: E402
 
-from transformers import AutoConfig
-
-from sweep.config import ModelConfig
-from sweep.engines import TransformersConfig, VLLMConfig
-from sweep.engines.base import Engine, Generation, Request, Sampling
-from sweep.engines.gate import GatePrompt, identity_gate
-from sweep.errors import SweepError
-from sweep.inputs.checkpoint import Checkpoint, find
-from sweep.inputs.embedding import EmbeddingTable, open_table
-from tiny_models import SIZES, write_model
+from sweep.config.schema import ModelConfig  # noqa: E402
+from sweep.engines import TransformersConfig, VLLMConfig  # noqa: E402
+from sweep.engines.base import Engine, Generation, Request, Sampling  # noqa: E402
+from sweep.engines.identity_check import IdentityPrompt, check_identity  # noqa: E402
+from sweep.errors import SweepError  # noqa: E402
+from sweep.inputs.checkpoint import Checkpoint, find  # noqa: E402
+from sweep.inputs.embedding_loader import open_table  # noqa: E402
+from sweep.inputs.embedding_table import EmbeddingTable  # noqa: E402
+from tiny_models import SIZES, write_model  # noqa: E402
 
 TIMEOUT = 240  # seconds for each model
 MAX_MODEL_LEN = 128
@@ -56,7 +58,7 @@ GEMMA3N = {
     "activation_sparsity_pattern": [0.0, 0.0],
     "laurel_rank": 8,
 }
-# What is peculiar to a family, and the values with which it gets small; `tests/tiny_models.py` has the common ones.
+# Special features of each family, and the values that make it small; common values are in `tests/tiny_models.py`.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("dense", {}),
     "llama, tied": ("tied", {"tie_word_embeddings": True}),
@@ -106,29 +108,30 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Try each family in a process of its own and write the table."""
+    """Check each family in its own process and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", help=f"of {', '.join(FAMILIES)}")
+    parser.add_argument("families", nargs="*", help=f"families to check: {', '.join(FAMILIES)}; default: all")
     parser.add_argument("--in-this-process", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.in_this_process:
-        print("SAYS " + json.dumps(_try(options.in_this_process)))
+        print("RESULT " + json.dumps(_check(options.in_this_process)))
         return
-    text = README.read_text(encoding="utf-8")
+    text = ARCHITECTURES.read_text(encoding="utf-8")
     rows = {family: row for family in FAMILIES for row in text.splitlines() if row.startswith(f"| `{family}` |")}
     for family in options.families or FAMILIES:
-        rows[family] = _row(family, _ask(family))
+        rows[family] = _row(family, _check_in_process(family))
         print(rows[family], flush=True)
     head = ["| family | what is peculiar | vLLM | Transformers | same answers |", "|---|---|---|---|---|"]
     table = "\n".join([*head, *(rows[family] for family in FAMILIES if family in rows)])
-    README.write_text(with_part(README.read_text(encoding="utf-8"), "architectures", table), encoding="utf-8")
+    page = with_part(ARCHITECTURES.read_text(encoding="utf-8"), "architectures", table)
+    ARCHITECTURES.write_text(page, encoding="utf-8")
 
 
-def _row(family: str, said: dict[str, str]) -> str:
-    return f"| `{family}` | {FAMILIES[family][0]} | {said['vllm']} | {said['transformers']} | {said['same']} |"
+def _row(family: str, result: dict[str, str]) -> str:
+    return f"| `{family}` | {FAMILIES[family][0]} | {result['vllm']} | {result['transformers']} | {result['same']} |"
 
 
-def _ask(family: str) -> dict[str, str]:
+def _check_in_process(family: str) -> dict[str, str]:
     command = [sys.executable, __file__, "--in-this-process", family]
     settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     try:
@@ -138,21 +141,21 @@ def _ask(family: str) -> dict[str, str]:
     except subprocess.TimeoutExpired:
         return dict.fromkeys(("vllm", "transformers"), f"no answer in {TIMEOUT} s") | {"same": ""}
     for line in done.stdout.splitlines():
-        if line.startswith("BUT "):
-            print(f"{family}: {line.removeprefix('BUT ')[:300]}", flush=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("SAYS ")]
+        if line.startswith("ERROR "):
+            print(f"{family}: {line.removeprefix('ERROR ')[:300]}", flush=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         print(done.stderr[-2000:], file=sys.stderr)
-        return {"vllm": f"ended with {done.returncode}", "transformers": "", "same": ""}
-    said: dict[str, str] = json.loads(lines[-1].removeprefix("SAYS "))
-    return said
+        return {"vllm": f"exit code {done.returncode}", "transformers": "", "same": ""}
+    result: dict[str, str] = json.loads(lines[-1].removeprefix("RESULT "))
+    return result
 
 
-def _try(family: str) -> dict[str, str]:
-    """Return what the engines say of a family: `passes`, or why not."""
-    model_type, peculiar = family.split(",")[0], FAMILIES[family][1]
+def _check(family: str) -> dict[str, str]:
+    """Return each engine's result for a family: `passes`, or the kind of failure."""
+    model_type, overrides = family.split(",")[0], FAMILIES[family][1]
     with tempfile.TemporaryDirectory() as folder:
-        config = AutoConfig.for_model(model_type, **_small(peculiar))
+        config = AutoConfig.for_model(model_type, **_small(overrides))
         checkpoint = find(ModelConfig(id=str(write_model(Path(folder) / "model", config))))
         try:
             checkpoint.check_supported()
@@ -163,17 +166,17 @@ def _try(family: str) -> dict[str, str]:
             "transformers": lambda: _open(TransformersConfig(max_batch_size=8), checkpoint),
             "vllm": lambda: _open(VLLMConfig(max_num_seqs=8, kv_cache_gib=0.1), checkpoint),
         }
-        said, answers = {}, []
+        results, answers = {}, []
         for name, start in engines.items():
-            said[name], answer = _gate(start, table)
+            results[name], answer = _identity_check(start, table)
             answers.append(answer)
         compared = None not in answers
-        return said | {"same": ("yes" if answers[0] == answers[1] else "no") if compared else ""}
+        return results | {"same": ("yes" if answers[0] == answers[1] else "no") if compared else ""}
 
 
-def _small(peculiar: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a configuration; None takes one away that all others have."""
-    return {key: value for key, value in (SIZES | peculiar).items() if value is not None}
+def _small(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a small configuration; None removes a common value."""
+    return {key: value for key, value in (SIZES | overrides).items() if value is not None}
 
 
 def _open(config: Any, checkpoint: Checkpoint) -> Engine:
@@ -181,22 +184,22 @@ def _open(config: Any, checkpoint: Checkpoint) -> Engine:
     return engine
 
 
-def _gate(start: Callable[[], Engine], table: EmbeddingTable) -> tuple[str, object]:
-    """Return what the gate says, and the answers to all prompts at rows as they are and twice as large."""
+def _identity_check(start: Callable[[], Engine], table: EmbeddingTable) -> tuple[str, object]:
+    """Return the result of the check, and the answers to all prompts with rows at factors 1 and 2."""
     try:
         engine = start()
-        identity_gate(engine, [GatePrompt(str(ids), ids, table.rows(ids)) for ids in PROMPTS], ANSWER.max_tokens)
-        asked = [
+        check_identity(engine, [IdentityPrompt(str(ids), ids, table.rows(ids)) for ids in PROMPTS], ANSWER.max_tokens)
+        requests = [
             Request((ids, factor), ids, table.rows(ids) * factor, ANSWER) for ids in PROMPTS for factor in (1.0, 2.0)
         ]
         answers = {}
-        for answer in engine.generate(asked):
+        for answer in engine.generate(requests):
             assert isinstance(answer, Generation), answer
             answers[answer.key] = answer.completions[0].token_ids
         engine.close()
     except SweepError as error:
-        print("BUT", error, flush=True)
-        return ("fails" if "fails the identity gate" in str(error) else "does not run"), None
+        print("ERROR", error, flush=True)
+        return ("fails" if "fails the identity check" in str(error) else "does not run"), None
     return "passes", answers
 
 

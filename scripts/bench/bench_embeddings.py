@@ -1,12 +1,13 @@
-"""What the embedding rows of a 1.2B-shape model cost: mapped, as a sweep reads them, and by `from_pretrained`.
+"""Cost of reading embedding rows of a model of 1.2B shape: memory-mapped, as in a sweep, and by `from_pretrained`.
 
-    .venv/bin/python scripts/bench_embeddings.py [--repeats 3]
+    .venv/bin/python scripts/bench/bench_embeddings.py [--repeats 3]
 
-Makes a model of Llama-3.2-1B's shape with random weights (bf16, tied, vocabulary 128,256 × 2,048; 2.5 GB) in a
-temporary folder.  Each way is a fresh process that has imported PyTorch and Transformers' configurations, notes its
-memory, opens the table and reads the rows of 64 prompts × 16 tokens; then those of 512 × 256, prompt by
-prompt.  Memory is the peak above those imports, mapped pages among it, without the latter; `own` is that without pages
-of files.  Cold: the system was asked to let go of the files' pages before; warm: they are there.
+Writes a model of Llama-3.2-1B's shape with random weights (bf16, tied, vocabulary 128,256 × 2,048; 2.5 GB) to a
+temporary folder. Each method runs in a fresh process that has imported PyTorch and Transformers' configurations. The
+process opens the table and reads the rows of 64 prompts × 16 tokens, then those of 512 × 256, prompt by prompt.
+
+`MiB` is the peak memory above the imports after the first 64 prompts, including mapped pages. `own MiB` excludes pages
+of files. Cold: the files' pages were dropped from the page cache before; warm: they are cached.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-WAYS = ("mapped", "from_pretrained", "from_pretrained in float32")
+METHODS = ("mapped", "from_pretrained", "from_pretrained in float32")
 SMALL, LARGE = (64, 16), (512, 256)  # prompts and tokens of each
 
 
@@ -39,8 +40,8 @@ def make_model(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def be(way: str, folder: Path) -> dict[str, float]:
-    """Be the process of one way."""
+def measure(method: str, folder: Path) -> dict[str, float]:
+    """Measure one method in this process."""
     import torch
 
     draw, sizes = torch.Generator().manual_seed(0), [SMALL[1]] * SMALL[0] + [LARGE[1]] * LARGE[0]
@@ -48,18 +49,18 @@ def be(way: str, folder: Path) -> dict[str, float]:
     few, many = ids[: SMALL[0]], ids[SMALL[0] :]
     from transformers import AutoConfig
 
-    import sweep.inputs.embedding as embedding
-    from sweep.config import ModelConfig
+    from sweep.inputs import embedding_loader
     from sweep.inputs.checkpoint import find
+    from sweep.inputs.config import ModelConfig
 
     AutoConfig.from_pretrained(folder)
     base, anonymous, began = _peak(), _anonymous(), time.monotonic()
-    if way == "mapped":
-        rows: Any = embedding.open_table(find(ModelConfig(id=str(folder), dtype="auto"))).rows
+    if method == "mapped":
+        rows: Any = embedding_loader.open_table(find(ModelConfig(id=str(folder), dtype="auto"))).rows
     else:
         from transformers import AutoModelForCausalLM
 
-        dtype = torch.float32 if way.endswith("float32") else torch.bfloat16
+        dtype = torch.float32 if method.endswith("float32") else torch.bfloat16
         layer = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).get_input_embeddings()
 
         def rows(tokens: list[int]) -> torch.Tensor:
@@ -68,7 +69,7 @@ def be(way: str, folder: Path) -> dict[str, float]:
 
     opened = time.monotonic() - began
     read = sum(len(rows(tokens)) for tokens in few)
-    seconds, peak, own = time.monotonic() - began, _peak() - base, _anonymous() - anonymous
+    seconds, peak, own_memory = time.monotonic() - began, _peak() - base, _anonymous() - anonymous
     assert read == SMALL[0] * SMALL[1]
     began = time.monotonic()
     for tokens in many:
@@ -79,7 +80,7 @@ def be(way: str, folder: Path) -> dict[str, float]:
         "open": opened,
         "seconds": seconds,
         "MiB": peak,
-        "own MiB": own,
+        "own MiB": own_memory,
         "gather": gathered,
         "model class": classes,
     }
@@ -91,7 +92,7 @@ def _peak() -> float:
 
 
 def _anonymous() -> float:
-    """Return what of its memory is no page of a file, in MiB."""
+    """Return this process's memory that is not a page of a file, in MiB."""
     return _status("RssAnon")
 
 
@@ -101,7 +102,7 @@ def _status(key: str) -> float:
 
 
 def drop(folder: Path) -> None:
-    """Have the system let go of the files' pages."""
+    """Drop the files' pages from the page cache."""
     for file in folder.glob("*.safetensors"):
         number = os.open(file, os.O_RDONLY)
         os.fsync(number)
@@ -110,7 +111,7 @@ def drop(folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all methods and print medians and ranges."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--be", nargs=2, help=argparse.SUPPRESS)
@@ -118,27 +119,27 @@ def main() -> None:
     if options.be and options.be[0] == "maker":
         return make_model(Path(options.be[1]))
     if options.be:
-        print(json.dumps(be(options.be[0], Path(options.be[1]))))
+        print(json.dumps(measure(options.be[0], Path(options.be[1]))))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subprocess.run([sys.executable, __file__, "--be", "maker", name], check=True, capture_output=True)
-        found: dict[tuple[str, str], list[dict[str, float]]] = {}
+        results: dict[tuple[str, str], list[dict[str, float]]] = {}
         for repeat in range(options.repeats):
-            for way in WAYS[:: -1 if repeat % 2 else 1]:
+            for method in METHODS[:: -1 if repeat % 2 else 1]:
                 for state in ("cold", "warm"):
                     if state == "cold":
                         drop(folder)
-                    command = [sys.executable, __file__, "--be", way, name]
+                    command = [sys.executable, __file__, "--be", method, name]
                     done = subprocess.run(command, capture_output=True, text=True, check=True)
-                    found.setdefault((way, state), []).append(json.loads(done.stdout.splitlines()[-1]))
-    for (way, state), runs in sorted(found.items(), key=lambda pair: (pair[0][1], WAYS.index(pair[0][0]))):
-        told = "  ".join(
-            f"{key} {statistics.median(own):.2f} [{min(own):.2f}, {max(own):.2f}]"
+                    results.setdefault((method, state), []).append(json.loads(done.stdout.splitlines()[-1]))
+    for (method, state), runs in sorted(results.items(), key=lambda pair: (pair[0][1], METHODS.index(pair[0][0]))):
+        summary = "  ".join(
+            f"{key} {statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
             for key in runs[0]
-            for own in [[run[key] for run in runs]]
+            for values in [[run[key] for run in runs]]
         )
-        print(f"{state}, {way}: {told}")
+        print(f"{state}, {method}: {summary}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The stages of `bench_gpu.py`, each run in a process of its own, and the figures that are measured on an open engine.
+"""Stages of `bench_gpu.py`, each run in a separate process, and the figures measured on an open engine.
 
-Everything goes through this project's own engine, generator and runner.  What is compared alternates within one run, on
-one open engine; ratios are of neighbours.
+All measurements use this project's engine, group executor and runner. Compared variants alternate within one run, on
+one open engine. Ratios are those of neighbouring measurements.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ from bench_gpu_session import (
     spread,
     timed,
 )
+
 from sweep.engines.base import Request, Sampling
 from sweep.inputs.checkpoint import find
-from sweep.point import make_points
+from sweep.points.point import make_points
 
-LEAN = "scoring.nearest_rows=0"  # without the nearest tokens of changed rows, which are sought in the whole table
+LEAN = "scoring.nearest_rows=0"  # without the nearest tokens of changed rows, which need the whole table
 SPENT = ("engine", "plan", "build", "score", "publish")
 
 
 def stage_model(options: argparse.Namespace, report: Report) -> None:
-    """Make the checkpoint."""
+    """Write the checkpoint."""
     began = time.time()
     report.note("parameters", make_model(SHAPES[options.shape], model_folder(options)))
     report.note("seconds", round(time.time() - began, 1))
 
 
 def stage_start(options: argparse.Namespace, report: Report) -> None:
-    """Measure what it takes to open an engine and have a first token, from the process's first line."""
+    """Measure the time from the start of the process to an open engine and to the first token."""
     [(_, config)] = jobs_of(plain_config(options, write_prompts(Path(options.work), 32, 1), 1), [1.0])
     report.note("our imports and configuration seconds", round(time.time() - options.began, 2))
     engine = replace(config.engine, enforce_eager=options.eager)  # type: ignore[call-arg]
@@ -66,12 +67,12 @@ def stage_start(options: argparse.Namespace, report: Report) -> None:
 
 
 def stage_plain(options: argparse.Namespace, report: Report) -> None:
-    """Measure vLLM as it is: token ids, no prompt embeddings, no look at the logits; on an engine of its own."""
+    """Measure unmodified vLLM on a separate engine: token ids, no prompt embeddings, no checks of the logits."""
     os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = os.environ["VLLM_RAISE_ON_LOGIT_NANS"] = "0"
     import torch
     import vllm
 
-    inputs = Inputs(options, options.prompt_tokens, options.prompts * options.points)
+    inputs = Inputs(options, options.prompt_tokens, options.prompts * max(options.points))
     prompts = [{"prompt_token_ids": list(request.token_ids)} for request in inputs.by_ids(options.tokens)]
     sampling = vllm.SamplingParams(temperature=0, max_tokens=options.tokens, ignore_eos=True)
     on_cpu: Values = {} if torch.cuda.is_available() else {"kv_cache_memory_bytes": 2**29}
@@ -98,22 +99,22 @@ def stage_plain(options: argparse.Namespace, report: Report) -> None:
 def stage_figures(options: argparse.Namespace, report: Report) -> None:
     """Open one engine and measure on it."""
     session = Session(options, report)
-    wanted = ["parity"] if options.parity_only else options.only or list(MEASURES)
-    for place, name in enumerate(wanted):
+    names = ["parity"] if options.parity_only else options.only or list(MEASURES)
+    for index, name in enumerate(names):
         measure, weight = MEASURES[name]
-        report.run(name, partial(measure, session), weight / sum(MEASURES[other][1] for other in wanted[place:]))
+        report.run(name, partial(measure, session), weight / sum(MEASURES[other][1] for other in names[index:]))
     report.note("GPU memory GiB at the end", session.engine.memory_gib())
     session.close()
 
 
 def parity(session: Session) -> Values:
-    """Compare greedy answers to token ids, to their embeddings, and to both again in other company."""
+    """Compare greedy answers to token ids and to their embeddings, repeated and in differently composed batches."""
     options, engine, tokens = session.options, session.engine, session.options.parity_tokens
     inputs = session.inputs(options.prompt_tokens, options.prompts)
     ids, rows = inputs.by_ids(tokens), list(inputs.requests(tokens=tokens))
     one_ids, one_rows = ({r.key: timed(engine, [r])[1][r.key] for r in kind[: options.singles]} for kind in (ids, rows))
-    by_ids, again_ids = (timed(engine, ids)[1] for _ in range(2))
-    by_rows, again, reverse = (timed(engine, requests)[1] for requests in (rows, rows, rows[::-1]))
+    by_ids, repeated_ids = (timed(engine, ids)[1] for _ in range(2))
+    by_rows, repeated_rows, reverse = (timed(engine, requests)[1] for requests in (rows, rows, rows[::-1]))
     others = [replace(other, key=("other", other.key)) for other in inputs.requests([1.5], tokens)]
     mixed = timed(engine, [request for pair in zip(rows, others, strict=True) for request in pair])[1]
     seconds = [timed(engine, rows)[0] for _ in range(3)]
@@ -121,8 +122,8 @@ def parity(session: Session) -> Values:
         "one by one: ids, embeddings": alike(one_ids, one_rows),
         "embeddings: one by one, in the batch": alike(one_rows, by_rows),
         "batch: ids, embeddings": alike(by_ids, by_rows),
-        "batch: ids, ids again": alike(by_ids, again_ids),
-        "batch: embeddings, embeddings again": alike(by_rows, again),
+        "batch: ids, ids again": alike(by_ids, repeated_ids),
+        "batch: embeddings, embeddings again": alike(by_rows, repeated_rows),
         "batch: embeddings, in reverse": alike(by_rows, reverse),
         "noise floor: control alone, among another point": alike(by_rows, {row.key: mixed[row.key] for row in rows}),
         "distinct answers": f"{len(set(by_rows.values()))} of {len(rows)}, {tokens} tokens each",
@@ -131,21 +132,23 @@ def parity(session: Session) -> Values:
 
 
 def floor_of_a_sweep(session: Session) -> Values:
-    """Return what the project itself says of its control's second run, among the points of a sweep."""
+    """Return the noise floor that a sweep reports for its control."""
     options = session.options
     inputs = session.inputs(options.prompt_tokens, options.prompts, "scoring.noise_floor=true", "sampling.seed=1")
     points = make_points(jobs_of(inputs.plain, session.factors(3)))
     session.runner.run(points)
-    known = session.runner.results.values()
-    [control] = [r for r in known if r.point.is_control and r.point.control_key == points[0].control_key]
-    return {name: round(own.mean, 4) for name, own in control.summaries.items() if name.startswith("divergence/")}
+    results = session.runner.results.values()
+    [control] = [r for r in results if r.point.is_control and r.point.control_key == points[0].control_key]
+    return {
+        name: round(summary.mean, 4) for name, summary in control.summaries.items() if name.startswith("divergence/")
+    }
 
 
 def figure1(session: Session) -> Values:
-    """Compare sweeps with a bare `LLM.generate` of as many requests with the same prompts, their embeddings ready."""
+    """Compare sweeps with a bare `LLM.generate` of as many requests to the same prompts, with embeddings ready."""
     from vllm import SamplingParams
 
-    options = session.options
+    options, report = session.options, session.report
     every = session.inputs(options.prompt_tokens, options.prompts)
     lean = session.inputs(options.prompt_tokens, options.prompts, LEAN)
     for inputs in (every, lean):
@@ -156,42 +159,51 @@ def figure1(session: Session) -> Values:
             "prompt_token_ids": list(request.token_ids),
             "prompt_is_token_ids": [False] * len(request.token_ids),
         }
-        for request in every.requests(session.factors(options.points))
+        for request in every.requests(session.factors(max(options.points)))
     ]
     sampling = SamplingParams(temperature=0, max_tokens=options.tokens, ignore_eos=True)
 
-    def bare() -> Values:
+    def bare(requests: int) -> Values:
         began = time.perf_counter()
-        session.llm.generate(list(ready), sampling, use_tqdm=False)
+        session.llm.generate(ready[:requests], sampling, use_tqdm=False)
         return {"seconds": time.perf_counter() - began}
 
-    kinds = {
-        "bare": bare,
-        "sweep": partial(session.sweep, every, options.points),
-        "sweep without nearest tokens": partial(session.sweep, lean, options.points),
-    }
-    bare()
-    found = session.report.interleave(kinds, options.repeats)
-    against = [run["seconds"] for run in found.pop("bare")]
-    result: Values = {"requests": len(ready), "bare seconds": spread(against)}
-    for name, runs in found.items():
-        parts = {f"{key} / bare": ratios(_column(runs, key), against) for key in ("engine", "scored", "published")}
-        result[name] = parts | _spent(runs)
+    bare(len(ready[: options.max_num_seqs]))
+    result: Values = {}
+    end, left = report.deadline, sum(options.points)
+    for points in options.points:
+        report.deadline = time.time() + (end - time.time()) * points / left
+        left -= points
+        kinds: dict[str, Callable[[], Values]] = {
+            "bare": partial(bare, points * options.prompts),
+            "sweep": partial(session.sweep, every, points),
+        }
+        if options.lean:
+            kinds["sweep without nearest tokens"] = partial(session.sweep, lean, points)
+        by_kind = report.interleave(kinds, options.repeats)
+        against = [run["seconds"] for run in by_kind.pop("bare")]
+        values: Values = {"requests": points * options.prompts, "bare seconds": spread(against)}
+        for name, runs in by_kind.items():
+            parts = {f"{key} / bare": ratios(_column(runs, key), against) for key in ("engine", "scored", "published")}
+            values[name] = parts | _spent(runs)
+        result[f"{points} points"] = values
+        report.note("figure 1", result)
+    report.deadline = end
     return result
 
 
 def figure2(session: Session) -> Values:
-    """Compare K distinct points with one, at the same number of requests."""
+    """Compare K distinct points with one point, for the same number of requests."""
     options = session.options
     kinds: dict[str, Callable[[], Values]] = {}
     for k in options.distinct:
         inputs = session.inputs(options.prompt_tokens, max(1, options.requests // k), LEAN)
         session.control(inputs)
         kinds[f"K={k}"] = partial(session.sweep, inputs, k)
-    found = session.report.interleave(kinds, options.repeats)
-    first = next(iter(found.values()))
+    by_kind = session.report.interleave(kinds, options.repeats)
+    first = next(iter(by_kind.values()))
     result: Values = {"requests": options.requests}
-    for name, runs in found.items():
+    for name, runs in by_kind.items():
         parts = {
             f"throughput, {key}": ratios(_speeds(runs, key), _speeds(first, key))
             for key in ("engine", "scored", "published")
@@ -202,12 +214,12 @@ def figure2(session: Session) -> Values:
 
 
 def figure3(session: Session) -> Values:
-    """Compare embeddings with token ids as prompts: built before, and built as they are drawn."""
+    """Compare prompt embeddings with token ids: embeddings built beforehand, and built on the fly."""
     options, engine, report = session.options, session.engine, session.report
     result: Values = {}
-    for place, (length, number) in enumerate(zip(options.lengths, options.counts, strict=True)):
+    for index, (length, number) in enumerate(zip(options.lengths, options.counts, strict=True)):
         end = report.deadline
-        report.deadline = time.time() + (end - time.time()) / (len(options.lengths) - place)
+        report.deadline = time.time() + (end - time.time()) / (len(options.lengths) - index)
         inputs = session.inputs(length, number)
         ids, began = inputs.by_ids(options.tokens), time.perf_counter()
         ready = list(inputs.requests(tokens=options.tokens))
@@ -219,16 +231,17 @@ def figure3(session: Session) -> Values:
         kinds = {
             "ids": partial(seconds, partial(list, ids)),
             "ready": partial(seconds, partial(list, ready)),
-            "built": partial(seconds, partial(inputs.requests, tokens=options.tokens)),
+            "helpers": partial(seconds, partial(session.built_ahead, inputs)),
         }
         kinds["ready"]()
-        found = {n: _column(runs, "seconds") for n, runs in report.interleave(kinds, options.repeats).items()}
+        kinds["helpers"]()  # the first call sends the prompts to the workers
+        seconds_of = {n: _column(runs, "seconds") for n, runs in report.interleave(kinds, options.repeats).items()}
         report.deadline = end
         result[f"{length} tokens"] = {
             "requests": number,
-            "throughput, engine alone": ratios(found["ids"], found["ready"]),
-            "throughput, with building": ratios(found["ids"], found["built"]),
-            "ids seconds": spread(found["ids"]),
+            "throughput, engine alone": ratios(seconds_of["ids"], seconds_of["ready"]),
+            "throughput, with building": ratios(seconds_of["ids"], seconds_of["helpers"]),
+            "ids seconds": spread(seconds_of["ids"]),
             "building alone seconds": round(build, 3),
         }
         report.note("figure 3", result)
@@ -236,7 +249,7 @@ def figure3(session: Session) -> Values:
 
 
 def figure5(session: Session) -> Values:
-    """Run a sweep of LatentWire's shape, and a sample of its requests one at a time."""
+    """Compare a sweep of LatentWire's shape with a sample of its requests, run one at a time."""
     options = session.options
     points, prompts, tokens = options.latent
     every = session.inputs(options.latent_tokens, prompts, answer=tokens)
@@ -254,22 +267,22 @@ def figure5(session: Session) -> Values:
         "sweep without nearest tokens": partial(session.sweep, lean, points),
         "one by one, scaled up": one_by_one,
     }
-    found = session.report.interleave(kinds, options.repeats)
+    by_kind = session.report.interleave(kinds, options.repeats)
     result: Values = {"prompt tokens": options.latent_tokens, "points beside the control": points}
-    for name, runs in found.items():
+    for name, runs in by_kind.items():
         result[name] = {"seconds": spread(_column(runs, "published"))} | _spent(runs)
-    singly = _column(found["one by one, scaled up"], "published")
+    singly = _column(by_kind["one by one, scaled up"], "published")
     for name in list(kinds)[:2]:
-        result[f"one by one / {name}"] = ratios(singly, _column(found[name], "published"))
+        result[f"one by one / {name}"] = ratios(singly, _column(by_kind[name], "published"))
     return result
 
 
 def profile(session: Session) -> list[str]:
-    """Return where the main thread of a sweep spends its time."""
+    """Return a profile of the main thread of a sweep."""
     options = session.options
     inputs = session.inputs(options.prompt_tokens, options.prompts)
     session.control(inputs)
-    points = make_points(jobs_of(inputs.plain, session.factors(options.points)))
+    points = make_points(jobs_of(inputs.plain, session.factors(max(options.points))))
     profiler = cProfile.Profile()
     profiler.enable()
     session.runner.run(points)
@@ -288,11 +301,11 @@ def _speeds(runs: Sequence[Values], key: str) -> list[float]:
 
 
 def _spent(runs: Sequence[Values]) -> Values:
-    """Return where the seconds of sweeps went; those of scoring and publishing beside the engine."""
+    """Return the seconds of sweeps by activity; scoring and publishing run in parallel with the engine."""
     return {f"{key} seconds": spread(_column(runs, key)) for key in SPENT if key in runs[0]}
 
 
-MEASURES: dict[str, tuple[Callable[[Session], Any], float]] = {  # with weights by which they share the time
+MEASURES: dict[str, tuple[Callable[[Session], Any], float]] = {  # with weights for sharing the time
     "parity": (parity, 1.0),
     "figure 1": (figure1, 3.0),
     "figure 2": (figure2, 3.0),

@@ -1,8 +1,8 @@
-"""Random-weight Llamas of real shapes with a tokenizer made on the spot, and prompts of exact lengths for them.
+"""Llamas of real shapes with random weights and a generated tokenizer, and prompts of exact lengths for them.
 
-Linear weights are N(0, 1/fan_in), embedding rows N(0, 1) and the head three times as wide as a linear layer, untied:
-greedy answers then vary with the prompt, which makes parity worth looking at.  Transformers' own initialisation
-repeats one token for ever.
+Linear weights are N(0, 1/fan_in) and embedding rows N(0, 1). The head is untied, with three times the standard
+deviation of a linear layer. Greedy answers then vary with the prompt, so that parity is a meaningful test. With
+Transformers' own initialisation, models repeat one token forever.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import tiny_models
 
-TEMPLATE_TOKENS = 4  # of a single message's chat: the three marks around it, and the one behind
+TEMPLATE_TOKENS = 4  # of a chat of one message: three marks around it, and one after it
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHARD_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a Llama."""
+    """Sizes of a Llama."""
 
     hidden_size: int
     intermediate_size: int
@@ -41,7 +41,7 @@ class Shape:
 
 
 SHAPES = {
-    "3m": Shape(192, 576, 6, 6, 6, 32, 4096),  # the demo model's, but for the vocabulary, which prompts need
+    "3m": Shape(192, 576, 6, 6, 6, 32, 4096),  # the demo model's, except for the vocabulary, which the prompts need
     "tiny": Shape(256, 688, 4, 4, 2, 64, 4096),
     "1b": Shape(2048, 8192, 16, 32, 8, 64, 128256),  # Llama-3.2-1B
     "8b": Shape(4096, 14336, 32, 32, 8, 128, 128256),  # Llama-3-8B
@@ -49,7 +49,7 @@ SHAPES = {
 
 
 def make_model(shape: Shape, folder: Path, seed: int = 0) -> int:
-    """Write a checkpoint in bf16, drawn on the GPU if there is one, and return its number of parameters."""
+    """Write a bf16 checkpoint, drawn on the GPU if there is one, and return its number of parameters."""
     folder.mkdir(parents=True, exist_ok=True)
     config = LlamaConfig(
         architectures=["LlamaForCausalLM"],
@@ -72,14 +72,14 @@ def make_model(shape: Shape, folder: Path, seed: int = 0) -> int:
     make_tokenizer(shape.vocabulary).save_pretrained(folder)
     count, size, number = 0, 0, 0
     shard: dict[str, torch.Tensor] = {}
-    places: dict[str, str] = {}
+    file_of: dict[str, str] = {}
 
     def flush() -> None:
         nonlocal number, size
         number += 1
         file = f"model-{number:05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
-        places.update(dict.fromkeys(shard, file))
+        file_of.update(dict.fromkeys(shard, file))
         shard.clear()
         size = 0
 
@@ -91,7 +91,7 @@ def make_model(shape: Shape, folder: Path, seed: int = 0) -> int:
             flush()
     if shard:
         flush()
-    index = {"metadata": {"total_size": 2 * count}, "weight_map": places}
+    index = {"metadata": {"total_size": 2 * count}, "weight_map": file_of}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return count
 
@@ -125,12 +125,12 @@ def _weights(shape: Shape, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that reads single bytes; the other tokens are made-up words, so that any answer is text."""
+    """Return a tokenizer that encodes single bytes; the other tokens are made-up words, so that any answer is text."""
     return tiny_models.make_tokenizer(unread=[f"Ġ{_word(number)}" for number in range(size - tiny_models.BYTES)])
 
 
 def write_prompts(folder: Path, tokens: int, count: int) -> Path:
-    """Write `count` different prompts whose chats are of `tokens` tokens each, with references, and return the file."""
+    """Write `count` different prompts with references, whose chats have `tokens` tokens each; return the file."""
     rng = random.Random(tokens)
     file = folder / f"prompts-{tokens}-{count}.jsonl"
     with file.open("w", encoding="utf-8") as lines:

@@ -1,4 +1,4 @@
-"""What `bench_gpu.py` measures on: prompts of exact lengths, an open engine in a runner, and a report that grows."""
+"""Common parts of `bench_gpu.py`: prompts of exact lengths, a runner with an open engine, and the report."""
 
 from __future__ import annotations
 
@@ -8,60 +8,64 @@ import os
 import statistics
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from bench_gpu_model import write_prompts
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from bench_gpu_model import write_prompts
-from sweep import generator, parsing, runner
-from sweep.config import SweepConfig
-from sweep.costs import SharedCosts
+from sweep.app import sweep_runner
+from sweep.config import loader
+from sweep.config.schema import SweepConfig
+from sweep.console.terminal import Terminal
+from sweep.core.timing import SharedCosts
 from sweep.engines.base import Engine, Generation, Request, Sampling
 from sweep.errors import ConfigError, EngineError
+from sweep.execution import group_executor
+from sweep.execution.prefetch import AHEAD, AHEAD_ENTRIES, chunks
 from sweep.inputs import prompts as prompt_files
 from sweep.inputs.checkpoint import find
-from sweep.inputs.corpus import Corpus
-from sweep.inputs.embedding import open_table
-from sweep.inputs.encoding import encode
-from sweep.paths import conf_dir
-from sweep.point import make_points
-from sweep.request import build
-from sweep.terminal import Terminal
+from sweep.inputs.embedding_loader import open_table
+from sweep.inputs.prompt_set import PromptSet
+from sweep.inputs.tokenization import encode
+from sweep.planning.request_builder import build
+from sweep.points.point import make_points
+from sweep.util.paths import conf_dir
 
 Values = dict[str, Any]
 Answers = dict[Any, tuple[int, ...]]
 Jobs = list[tuple[list[str], SweepConfig]]
-STEP = 0.004  # between the factors of points that are to be distinct, in bf16 too
+STEP = 0.004  # difference of factors that makes points distinct, also in bf16
 
 
 @dataclass
 class Report:
-    """What was found so far, written to a file with each addition, and until when to go on (seconds since 1970)."""
+    """Results so far, written to a file after each addition, and the deadline (seconds since 1970)."""
 
     file: Path
     deadline: float
-    found: Values = field(default_factory=dict)
+    results: Values = field(default_factory=dict)
 
     def note(self, key: str, value: Any) -> None:
-        """Add a finding and show it."""
-        self.found[key] = value
-        self.file.write_text(json.dumps(self.found, indent=1))
+        """Add a result, write the file, and print the result."""
+        self.results[key] = value
+        self.file.write_text(json.dumps(self.results, indent=1))
         print(f"## {key}: {json.dumps(value)[:600]}", flush=True)
 
     def run(self, key: str, measure: Callable[[], Any], share: float = 1.0) -> None:
-        """Note what a measurement returns, or of what it failed; it is given a share of the time that is left."""
+        """Run a measurement with a share of the remaining time, and add its result or its error."""
         began, end = time.time(), self.deadline
         if began > end:
             return self.note(key, {"skipped": "no time left"})
         self.deadline = began + share * (end - began)
         try:
             value = measure()
-        except Exception as error:  # the others are wanted none the less
+        except Exception as error:  # the other measurements still run
             traceback.print_exc()
             value = {"failed": f"{type(error).__name__}: {error}"[:600]}
         self.deadline = end
@@ -69,17 +73,17 @@ class Report:
         self.note(f"{key} took", round(time.time() - began, 1))
 
     def interleave(self, kinds: Mapping[str, Callable[[], Values]], repeats: int) -> dict[str, list[Values]]:
-        """Measure each kind once in every repeat, in an order that turns round, as long as there is time."""
-        found: dict[str, list[Values]] = {name: [] for name in kinds}
+        """Measure each kind once per repeat, in alternating order, until the deadline."""
+        by_kind: dict[str, list[Values]] = {name: [] for name in kinds}
         longest = 0.0
         for repeat in range(repeats):
             began = time.time()
             if repeat and began + longest > self.deadline:
                 break
             for name in list(kinds)[:: -1 if repeat % 2 else 1]:
-                found[name].append(kinds[name]())
+                by_kind[name].append(kinds[name]())
             longest = max(longest, time.time() - began)
-        return found
+        return by_kind
 
 
 def spread(values: Sequence[float]) -> list[float]:
@@ -88,16 +92,16 @@ def spread(values: Sequence[float]) -> list[float]:
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Return median, least and largest of neighbours' ratios."""
+    """Return median, least and largest of the ratios of neighbouring measurements."""
     return spread([x / y for x, y in zip(above, below, strict=True)])
 
 
 def model_folder(options: argparse.Namespace) -> Path:
-    """Return where the checkpoint lies."""
+    """Return the folder of the checkpoint."""
     return Path(options.work) / f"model-{options.shape}"
 
 
-def plain_config(options: argparse.Namespace, prompts: Path, tokens: int, *more: str) -> Values:
+def plain_config(options: argparse.Namespace, prompts: Path, tokens: int, *extra: str) -> Values:
     """Return a composed configuration of a scaled point, as plain values."""
     overrides = [
         "transform=scale",
@@ -112,42 +116,42 @@ def plain_config(options: argparse.Namespace, prompts: Path, tokens: int, *more:
         f"engine.enforce_eager={'true' if options.eager else 'null'}",
         f"engine.batch_invariant={str(options.batch_invariant).lower()}",
         f"engine.in_process={options.in_process}",
-        "scoring.noise_floor=false",  # sweeps answer the same requests as what they are compared with
+        "scoring.noise_floor=false",  # so that sweeps answer the same requests as the reference
         f"sweep.dir={Path(options.work) / f'sweeps-{options.shape}'}",
-        *more,
+        *extra,
     ]
-    parsing.register()
+    loader.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = parsing.without_hydra(compose("config", overrides=overrides))
+        composed = loader.without_hydra(compose("config", overrides=overrides))
     plain: Any = OmegaConf.to_container(composed, resolve=True)
     return plain
 
 
 def jobs_of(plain: Values, factors: Sequence[float]) -> Jobs:
-    """Return what a launcher is handed for these factors, without Hydra's 0.1 s for each."""
-    parser, jobs = parsing.Parser(), []
+    """Return the jobs that a launcher would get for these factors, without Hydra's 0.1 s for each."""
+    parser, jobs = loader.Parser(), []
     for factor in factors:
-        own = plain | {"transform": plain["transform"] | {"factor": factor}}
-        jobs.append(([f"transform.factor={factor!r}"], parser.parse(own)))
+        values = plain | {"transform": plain["transform"] | {"factor": factor}}
+        jobs.append(([f"transform.factor={factor!r}"], parser.parse(values)))
     return jobs
 
 
 class Inputs:
-    """Prompts of one length, encoded for the model, and what is asked about them."""
+    """Prompts of one length, encoded for the model, and their requests."""
 
-    def __init__(self, options: argparse.Namespace, tokens: int, number: int, *more: str, answer: int = 0) -> None:
+    def __init__(self, options: argparse.Namespace, tokens: int, number: int, *extra: str, answer: int = 0) -> None:
         folder = Path(options.work) / "prompts"
         folder.mkdir(parents=True, exist_ok=True)
-        self.plain = plain_config(options, write_prompts(folder, tokens, number), answer or options.tokens, *more)
+        self.plain = plain_config(options, write_prompts(folder, tokens, number), answer or options.tokens, *extra)
         [(_, self.config)] = jobs_of(self.plain, [1.0])
         checkpoint = find(self.config.model)
         encoded = encode(prompt_files.load(self.config.prompts), checkpoint)
-        lengths = {len(each.token_ids) for each in encoded}
+        lengths = {len(prompt.token_ids) for prompt in encoded}
         assert lengths == {tokens}, f"prompts of {lengths} tokens, not {tokens}"
-        self.corpus = Corpus(encoded, open_table(checkpoint), checkpoint)
+        self.corpus = PromptSet(encoded, open_table(checkpoint), checkpoint)
 
     def requests(self, factors: Sequence[float] = (1.0,), tokens: int | None = None) -> Iterator[Request]:
-        """Yield the requests of all prompts at some factors, built as they are drawn, as a sweep does."""
+        """Yield the requests of all prompts at the given factors, built on demand in the calling thread."""
         for i, (_, config) in enumerate(jobs_of(self.plain, factors)):
             for j, encoded in enumerate(self.corpus.prompts):
                 request = build((i, j), config, encoded, self.corpus).request
@@ -160,12 +164,12 @@ class Inputs:
 
 
 def greedy(tokens: int) -> Sampling:
-    """Return the sampling of so many tokens."""
+    """Return greedy sampling of exactly `tokens` tokens."""
     return Sampling(max_tokens=tokens, ignore_eos=True)
 
 
 def timed(engine: Engine, requests: Iterator[Request] | Sequence[Request]) -> tuple[float, Answers]:
-    """Return seconds, and each answer's tokens by key."""
+    """Answer requests, and return the seconds and each answer's tokens by key."""
     answers: Answers = {}
     began = time.perf_counter()
     for answer in engine.generate(requests):
@@ -176,7 +180,7 @@ def timed(engine: Engine, requests: Iterator[Request] | Sequence[Request]) -> tu
 
 
 def alike(left: Answers, right: Answers) -> Values:
-    """Return how many answers are equal, and how long their common beginnings are."""
+    """Return the number of equal answers and the lengths of common prefixes."""
     prefixes = []
     for key, tokens in left.items():
         pairs = enumerate(zip(tokens, right[key], strict=True))
@@ -186,36 +190,37 @@ def alike(left: Answers, right: Answers) -> Values:
 
 
 class Session:
-    """A runner with an open engine, on which any number of sweeps are measured."""
+    """Runner with an open engine, on which any number of sweeps are measured."""
 
     def __init__(self, options: argparse.Namespace, report: Report) -> None:
         self.options, self.report = options, report
         self._steps, self._runners = count(1), count(1)
         self._planning = 0.0
-        self._make_plan = runner.make_plan
-        runner.make_plan = self._timed_plan
+        self._make_plan = sweep_runner.make_plan
+        sweep_runner.make_plan = self._timed_plan
         try:
             self._open()
         except EngineError as error:
             if options.eager:
                 raise
-            report.note("compilation", f"FAILED, going on without it: {error}"[:600])
+            report.note("compilation", f"FAILED, continuing without it: {error}"[:600])
             options.eager = True
             self._open()
 
     def _open(self) -> None:
-        """Run points of a few prompts, which opens engine and store, and has compiled what is compiled late."""
+        """Run points of a few prompts, which opens engine and store and triggers late compilation."""
         began = time.time()
         warm_up = self.inputs(self.options.prompt_tokens, 8)
-        name = f"gpu-{os.getpid()}.{next(self._runners)}"  # a number says: begun anew, so that it knows but its own
-        self.runner = runner.Runner(warm_up.config, name, "bench_gpu", Terminal())
+        # A numbered id counts as restarted, so that the sweep does not reuse answers of other sweeps.
+        name = f"gpu-{os.getpid()}.{next(self._runners)}"
+        self.runner = sweep_runner.SweepRunner(warm_up.config, name, "bench_gpu", Terminal())
         try:
             self.runner.run(make_points(jobs_of(warm_up.plain, self.factors(2))))
         except ConfigError as error:
-            if "identity gate" not in str(error):
+            if "identity check" not in str(error):
                 raise
-            self.report.note("identity gate", f"FAILED, and switched off for the rest: {error}")
-            generator.identity_gate = lambda *_: None
+            self.report.note("identity check", f"FAILED, and disabled from here on: {error}")
+            group_executor.check_identity = lambda *_: None
             self.runner.run(make_points(jobs_of(warm_up.plain, self.factors(2))))
         self.report.note("engine", f"{self.engine.version}, {self.llm.model_config.dtype}")
         self.report.note("engine start seconds", round(self.costs.engine_start_seconds, 2))
@@ -224,40 +229,54 @@ class Session:
 
     @property
     def engine(self) -> Any:
-        """The engine, as the runner has it: supervised."""
+        """The runner's supervised engine."""
         return self.runner.engine
 
     @property
     def llm(self) -> Any:
-        """The `vllm.LLM` in it."""
+        """The `vllm.LLM` of the engine."""
         return self.engine._engine.llm
 
     @property
     def costs(self) -> SharedCosts:
-        """The runner's own account."""
+        """Costs that the runner records."""
         return self.runner._costs
 
     def close(self) -> None:
-        """End the engine; a report of all these sweeps together is not what is measured."""
-        self.runner._generator.close()
+        """Close the engine, without the report that closing the runner would write."""
+        self.runner._executor.close()
 
-    def inputs(self, tokens: int, number: int, *more: str, answer: int = 0) -> Inputs:
+    def inputs(self, tokens: int, number: int, *extra: str, answer: int = 0) -> Inputs:
         """Return prompts for the open engine."""
-        return Inputs(self.options, tokens, number, *more, answer=answer)
+        return Inputs(self.options, tokens, number, *extra, answer=answer)
 
     def factors(self, number: int) -> list[float]:
-        """Return factors that no sweep has had before."""
+        """Return factors that no earlier sweep has used."""
         return [round(1 + STEP * next(self._steps), 6) for _ in range(number)]
 
+    def built_ahead(self, inputs: Inputs) -> Iterator[Request]:
+        """Yield the requests of all prompts, built ahead by worker processes as in a sweep."""
+        [(_, config)] = jobs_of(inputs.plain, self.factors(1))
+        corpus, width = inputs.corpus, inputs.corpus.table.hidden_size
+        pool, max_model_len = self.runner._pool, self.options.max_model_len
+        ahead: deque[Any] = deque()
+        length = len(corpus.prompts[0].token_ids)
+        for chunk in chunks(range(len(corpus.prompts)), corpus.prompts, width):
+            ahead.append(pool.build(corpus, config, chunk, frozenset(), max_model_len))
+            if len(ahead) * len(chunk) > min(AHEAD, AHEAD_ENTRIES // (length * width)):
+                yield from (built.request for built in ahead.popleft().result())
+        for building in ahead:
+            yield from (built.request for built in building.result())
+
     def control(self, inputs: Inputs) -> None:
-        """Have the control answered and published, so that sweeps after it answer no more than their own requests."""
+        """Answer and publish the control, so that later sweeps answer their own requests only."""
         self.runner.run(make_points([(["transform=identity"], jobs_of(inputs.plain, [1.0])[0][1])]))
         self._publish()
 
     def sweep(self, inputs: Inputs, points: int) -> Values:
-        """Run distinct points; return the seconds until all answers, scores and runs were there, and what took them."""
+        """Run distinct points; return the seconds until all were scored and published, and the seconds by activity."""
         jobs = jobs_of(inputs.plain, self.factors(points))
-        before, self._planning = self._account(), 0.0
+        before, self._planning = self._spent_seconds(), 0.0
         began = time.perf_counter()
         self.runner.run(make_points(jobs))
         scored = time.perf_counter() - began
@@ -265,12 +284,12 @@ class Session:
         published = time.perf_counter() - began
         if failed := [result.error for result in self.runner.results.values() if result.error is not None]:
             raise RuntimeError(f"{len(failed)} points failed: {failed[0]}")
-        spent = {name: round(value - before[name], 3) for name, value in self._account().items()}
+        spent = {name: round(value - before[name], 3) for name, value in self._spent_seconds().items()}
         requests = points * len(inputs.corpus.prompts)
-        own = {"scored": scored, "published": published, "requests": requests, "plan": round(self._planning, 3)}
-        return own | spent
+        times = {"scored": scored, "published": published, "requests": requests, "plan": round(self._planning, 3)}
+        return times | spent
 
-    def _account(self) -> Values:
+    def _spent_seconds(self) -> Values:
         costs = self.costs
         return {
             "engine": costs.generate_seconds,

@@ -1,14 +1,14 @@
-"""What a sweep costs beyond vLLM itself, measured as ratios within one run on one machine.
+"""Cost of a sweep beyond vLLM itself, as ratios within one run on one machine.
 
-    .venv/bin/python scripts/bench_overhead.py                # P=32 points, N=64 prompts, 32 tokens each
+    .venv/bin/python scripts/bench/bench_overhead.py                # P=32 points, N=64 prompts, 32 tokens each
 
 (a) a bare `LLM.generate` of all P·N requests with their embeddings ready;
-(b) this project's own loop, from composed configurations to the last point published in MLflow;
+(b) this project's loop, from composed configurations to the last point published in MLflow;
 (c) a loop over a script: a fresh process and engine for each point, one point at a time.
 
-Engine start is outside (a) and (b), and the report at a sweep's end.  (a) and (b) alternate; medians and ranges are
-printed.  (c) is measured on a few points and multiplied.  Last, the peak memory of processes that sweep more and more
-points.
+Engine start and the report at the end of a sweep are not part of (a) and (b). (a) and (b) alternate; medians and ranges
+are printed. (c) is measured on a few points and multiplied. Finally, the peak memory of processes that sweep increasing
+numbers of points is measured.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from sweep import parsing
-from sweep.config import SweepConfig
+from sweep.app.sweep_runner import SweepRunner
+from sweep.config import loader
+from sweep.config.schema import SweepConfig
+from sweep.console.terminal import Terminal
 from sweep.inputs import prompts
 from sweep.inputs.checkpoint import find
-from sweep.inputs.corpus import Corpus
-from sweep.inputs.embedding import open_table
-from sweep.inputs.encoding import encode
-from sweep.paths import conf_dir
-from sweep.point import make_points
-from sweep.request import build
-from sweep.runner import Runner
-from sweep.terminal import Terminal
+from sweep.inputs.embedding_loader import open_table
+from sweep.inputs.prompt_set import PromptSet
+from sweep.inputs.tokenization import encode
+from sweep.planning.request_builder import build
+from sweep.points.point import make_points
+from sweep.util.paths import conf_dir
 
 MAX_MODEL_LEN = 128
 Jobs = list[tuple[list[str], SweepConfig]]
 
 
-def compose_jobs(points: int, arguments: argparse.Namespace, folder: str, *more: str) -> Jobs:
-    """Return the jobs that Hydra would hand to the launcher: the control, and one for each further factor."""
+def compose_jobs(points: int, arguments: argparse.Namespace, folder: str, *extra: str) -> Jobs:
+    """Return the jobs that Hydra would pass to the launcher: the control, and one for each further factor."""
     shared = [
         "prompts=demo_heldout",
         f"prompts.limit={arguments.prompts}",
@@ -54,12 +54,12 @@ def compose_jobs(points: int, arguments: argparse.Namespace, folder: str, *more:
         f"engine.max_model_len={MAX_MODEL_LEN}",
         "scoring.noise_floor=false",  # (a) and (b) answer the same requests
         f"sweep.dir={folder}",
-        *more,
+        *extra,
     ]
     factors = [f"transform.factor={1 + 0.01 * i:.2f}" for i in range(1, points)]
     overrides = [["transform=identity"], *(["transform=scale", factor] for factor in factors)]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return [(own, parsing.parse(compose("config", overrides=[*shared, *own]))) for own in overrides]
+        return [(job, loader.parse(compose("config", overrides=[*shared, *job]))) for job in overrides]
 
 
 def bare(llm: Any, requests: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> float:
@@ -73,12 +73,12 @@ def bare(llm: Any, requests: Sequence[dict[str, Any]], arguments: argparse.Names
 
 
 def ready_requests(jobs: Jobs) -> list[dict[str, Any]]:
-    """Return vLLM's prompts of all jobs, their embeddings built."""
+    """Return vLLM prompts of all jobs, with their embeddings built."""
     ready = []
     for point in make_points(jobs):
         checkpoint = find(point.config.model)
         encoded_prompts = encode(prompts.load(point.config.prompts), checkpoint)
-        corpus = Corpus(encoded_prompts, open_table(checkpoint), checkpoint)
+        corpus = PromptSet(encoded_prompts, open_table(checkpoint), checkpoint)
         for encoded in encoded_prompts:
             request = build(None, point.config, encoded, corpus).request
             mask = [False] * len(request.token_ids)
@@ -93,7 +93,7 @@ def ready_requests(jobs: Jobs) -> list[dict[str, Any]]:
 
 
 def one_point(arguments: argparse.Namespace) -> None:
-    """Be the script of (c): open an engine, generate one point's answers, end."""
+    """Run the script of (c): open an engine and generate one point's answers."""
     with tempfile.TemporaryDirectory() as folder:
         jobs = compose_jobs(1, arguments, folder)
         [point] = make_points(jobs)
@@ -102,26 +102,26 @@ def one_point(arguments: argparse.Namespace) -> None:
 
 
 def memory(points: int, arguments: argparse.Namespace) -> None:
-    """Sweep some points and print the peak memory of this process in MiB."""
+    """Sweep a number of points and print the peak memory of this process in MiB."""
     with tempfile.TemporaryDirectory() as folder:
         jobs = compose_jobs(points, arguments, folder)
-        with Runner(make_points(jobs)[0].config, "memory", "bench", Terminal()) as runner:
+        with SweepRunner(make_points(jobs)[0].config, "memory", "bench", Terminal()) as runner:
             runner.run(make_points(jobs))
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure (a), (b), (c) and memory, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=32)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--scripts", type=int, default=2, help="points of (c) that are measured")
+    parser.add_argument("--scripts", type=int, default=2, help="points of (c) to measure")
     parser.add_argument("--memory-points", type=int, nargs="*", default=[8, 32, 128])
     parser.add_argument("--be", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    parsing.register()
+    loader.register()
     if arguments.be == "one-point":
         return one_point(arguments)
     if arguments.be:
@@ -133,17 +133,17 @@ def main() -> None:
             warm_up = compose_jobs(1, arguments, folder, "prompts.limit=1", "sampling.max_tokens=1")
             jobs = compose_jobs(arguments.points, arguments, folder)
             requests = ready_requests(jobs)
-            with Runner(make_points(jobs)[0].config, f"bench-{repeat}", "bench", Terminal()) as runner:
+            with SweepRunner(make_points(jobs)[0].config, f"bench-{repeat}", "bench", Terminal()) as runner:
                 runner.run(make_points(warm_up))  # opens engine and store
-                engine: Any = runner.engine._engine  # the one that the supervisor keeps alive
+                engine: Any = runner.engine._engine  # the engine inside the supervisor
 
-                def sweep(runner: Runner = runner, jobs: Jobs = jobs) -> float:
+                def sweep(runner: SweepRunner = runner, jobs: Jobs = jobs) -> float:
                     started = time.monotonic()
                     runner.run(make_points(jobs))
                     runner.publisher.start().close()
                     return time.monotonic() - started
 
-                if repeat % 2:  # whoever comes second has the warmer caches
+                if repeat % 2:  # alternate, because the second one has warmer caches
                     times["b"].append(sweep())
                 times["a"].append(bare(engine.llm, requests, arguments))
                 if not repeat % 2:
@@ -166,10 +166,10 @@ def report(
 ) -> None:
     """Print the figures and their ratios."""
 
-    def line(name: str, seconds: list[float], what: str) -> float:
-        middle = statistics.median(seconds)
-        print(f"({name}) {middle:7.1f} s  [{min(seconds):.1f}, {max(seconds):.1f}]  {what}")
-        return middle
+    def line(name: str, seconds: list[float], label: str) -> float:
+        median = statistics.median(seconds)
+        print(f"({name}) {median:7.1f} s  [{min(seconds):.1f}, {max(seconds):.1f}]  {label}")
+        return median
 
     count = arguments.points * arguments.prompts
     print(f"{arguments.points} points x {arguments.prompts} prompts x {arguments.tokens} tokens = {count} requests")

@@ -1,7 +1,7 @@
-"""Measures what planning a sweep costs: `sweep.dry_run=true`, from the command line to the last line that it prints.
+"""Cost of planning a sweep: `sweep.dry_run=true`, from the command line to the last printed line.
 
-.venv/bin/python scripts/bench_plan.py                    # 1,000, 10,000 and 100,000 points × 100 prompts, demo model
-.venv/bin/python scripts/bench_plan.py --points 10000 --repeats 3
+.venv/bin/python scripts/bench/bench_plan.py  # 1,000, 10,000 and 100,000 points × 100 prompts, demo model
+.venv/bin/python scripts/bench/bench_plan.py --points 10000 --repeats 3
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Plan sweeps of one and of two swept keys, each in a fresh process, and print its times and peak of memory."""
+    """Plan sweeps of one and of two keys, each in a fresh process, and print times and peak memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--prompts", type=int, default=100)
@@ -26,10 +26,10 @@ def main() -> None:
     options = parser.parse_args()
     for points in options.points:
         for swept, arguments in (("factor", _one_key(points)), ("sigma × seed", _two_keys(points))):
-            measured = [_plan(arguments, points, options.prompts) for _ in range(options.repeats)]
-            wall, busy, peaks = zip(*measured, strict=True)
+            runs = [_plan(arguments, points, options.prompts) for _ in range(options.repeats)]
+            wall, cpu, peaks = zip(*runs, strict=True)
             print(f"{points} points ({swept}) × {options.prompts} prompts: {_range(wall, 1)} s, ", end="")
-            print(f"{_range(busy, 1)} s of processors, peak {_range(peaks)} MiB", flush=True)
+            print(f"{_range(cpu, 1)} s of CPU time, peak {_range(peaks)} MiB", flush=True)
 
 
 def _one_key(points: int) -> list[str]:
@@ -42,21 +42,21 @@ def _two_keys(points: int) -> list[str]:
 
 
 def _plan(arguments: Sequence[str], points: int, prompts: int) -> tuple[float, float, float]:
-    """Return the seconds, those of processors, and the peak in MiB of a dry run's process."""
+    """Return seconds, seconds of CPU time, and peak memory in MiB of a dry run."""
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
         file, printed = Path(folder) / "prompts.jsonl", Path(folder) / "printed"
-        asked = [{"prompt": f"What is {i} plus {i + 1}?", "reference": str(2 * i + 1)} for i in range(prompts)]
-        file.write_text("".join(json.dumps(prompt) + "\n" for prompt in asked))
+        records = [{"prompt": f"What is {i} plus {i + 1}?", "reference": str(2 * i + 1)} for i in range(prompts)]
+        file.write_text("".join(json.dumps(prompt) + "\n" for prompt in records))
         command = [sys.executable, "-m", "sweep", "sweep.dry_run=true", f"sweep.dir={folder}", f"prompts.path={file}"]
         began = time.monotonic()
         with printed.open("w") as out:
             process = subprocess.Popen([*command, *arguments], stdout=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
             _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - began
-        # The range's last sum may or may not be below its end, and a control is added.
+        # Rounding decides whether a range has one more value, and controls are added.
         planned = int(printed.read_text().splitlines()[-1].split()[0]) if status == 0 else 0
         if not points <= planned <= 1.02 * points + 11:
-            raise AssertionError(f"{planned} points were planned")
+            raise AssertionError(f"{planned} points were planned, expected about {points}")
     peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return seconds, usage.ru_utime + usage.ru_stime, peak
 

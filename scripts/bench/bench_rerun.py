@@ -1,7 +1,7 @@
-"""Measures what the command of a finished sweep costs when it is given again: no engine, nothing published.
+"""Cost of repeating the command of a finished sweep: no engine is started and nothing is published.
 
-.venv/bin/python scripts/bench_rerun.py                   # 1,000 points × 4 prompts on the demo model
-.venv/bin/python scripts/bench_rerun.py --points 100 --repeats 5
+.venv/bin/python scripts/bench/bench_rerun.py                   # 1,000 points × 4 prompts on the demo model
+.venv/bin/python scripts/bench/bench_rerun.py --points 100 --repeats 5
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run the sweep once, then its command again, and print the seconds."""
+    """Run the sweep once, repeat its command, and print the seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=1000)
     parser.add_argument("--prompts", type=int, default=4)
@@ -25,9 +25,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rerun-") as folder:
         first = _run(options, Path(folder))
-        again = [_run(options, Path(folder)) for _ in range(options.repeats)]
+        repeats = [_run(options, Path(folder)) for _ in range(options.repeats)]
     print(f"{options.points} points × {options.prompts} prompts: first {first:.1f} s")
-    print(f"again: median {statistics.median(again):.1f} s [{min(again):.1f}, {max(again):.1f}]")
+    print(f"again: median {statistics.median(repeats):.1f} s [{min(repeats):.1f}, {max(repeats):.1f}]")
 
 
 def _run(options: argparse.Namespace, folder: Path) -> float:
@@ -38,14 +38,14 @@ def _run(options: argparse.Namespace, folder: Path) -> float:
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True
     )
-    if "Engine (" in done.stderr and began_before(folder):
-        raise AssertionError("an engine was started again")
+    if "Engine (" in done.stderr and was_finished(folder):
+        raise AssertionError("the repeated command started an engine")
     (folder / "done").touch()
     return time.monotonic() - began
 
 
-def began_before(folder: Path) -> bool:
-    """Whether the sweep had been finished."""
+def was_finished(folder: Path) -> bool:
+    """Return whether the sweep was finished by an earlier run."""
     return (folder / "done").exists()
 
 

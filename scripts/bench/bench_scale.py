@@ -1,11 +1,10 @@
-"""What a point costs in sweeps of more and more points: wall time, memory, and where the time goes.
+"""Cost per point in sweeps of increasing size: wall time, memory, and time by activity.
 
-    .venv/bin/python scripts/bench_scale.py [--points 100 1000 10000] [--prompts 4] [--tokens 16]
+    .venv/bin/python scripts/bench/bench_scale.py [--points 100 1000 10000] [--prompts 4] [--tokens 16]
 
-Each size is one command, `python -m sweep transform=scale …`, on the demo model and a store of its own, from the
-command line to its end: engine start, scores, publication in MLflow and the report are all in it.  Printed are wall
-seconds, the sweep's own account (published with it), and the peak memory of its processes, the one that publishes by
-itself.
+Each size is one command, `python -m sweep transform=scale …`, on the demo model with a new MLflow store. The time
+includes engine start, scoring, publishing and the report. The script prints wall seconds, the costs that the sweep
+publishes, and the peak memory of its processes, with the publishing process listed separately.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ ACCOUNT = [f"{name}_seconds" for name in ("engine_start", "generate", "build", "
 
 
 class Memory:
-    """The peak memory of a process and of its children, by what they are."""
+    """Peak memory of a process and of its children, by role; sampled by a background thread."""
 
     def __init__(self, process: psutil.Process) -> None:
-        self.own = self.publisher = self.helpers = 0.0
+        self.main = self.publisher = self.helpers = 0.0
         self._process = process
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while self._process.is_running():
             try:
-                self.own = max(self.own, self._process.memory_info().rss / 2**20)
+                self.main = max(self.main, self._process.memory_info().rss / 2**20)
                 helpers = 0.0
                 for child in self._process.children():
                     kind, size = " ".join(child.cmdline()[-1:]), child.memory_info().rss / 2**20
                     if kind.startswith("sweep.tracking"):
                         self.publisher = max(self.publisher, size)
-                    elif kind.startswith("sweep.helpers"):
+                    elif kind.startswith("sweep.workers"):
                         helpers += size
                 self.helpers = max(self.helpers, helpers)
             except psutil.Error:
@@ -50,10 +49,10 @@ class Memory:
 
 
 def sweep(points: int, options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Run a sweep of so many points and return what it took."""
+    """Run a sweep of a number of points and return its times and memory."""
     arguments = [
         "transform=scale",
-        f"transform.factor=range(1,{2 - 0.5 / points},{1 / points})",  # 1 is not the control: only identity is
+        f"transform.factor=range(1,{2 - 0.5 / points},{1 / points})",  # factor=1 is not the control
         f"prompts.limit={options.prompts}",
         f"sampling.max_tokens={options.tokens}",
         "scoring.noise_floor=false",
@@ -62,9 +61,9 @@ def sweep(points: int, options: argparse.Namespace, folder: Path) -> dict[str, f
     command = [sys.executable, "-m", "sweep", *arguments]
     process = psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     memory = Memory(process)
-    _, said = process.communicate()
+    _, stderr = process.communicate()
     seconds = time.monotonic() - began
-    assert process.returncode == 0, said[-2000:]
+    assert process.returncode == 0, stderr[-2000:]
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
@@ -74,7 +73,7 @@ def sweep(points: int, options: argparse.Namespace, folder: Path) -> dict[str, f
     account = {name: parent.data.metrics[f"cost/{name}"] for name in ACCOUNT}
     return {
         "seconds": seconds,
-        "MiB": memory.own,
+        "MiB": memory.main,
         "publisher MiB": memory.publisher,
         "helpers MiB": memory.helpers,
         **account,
@@ -82,7 +81,7 @@ def sweep(points: int, options: argparse.Namespace, folder: Path) -> dict[str, f
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure sweeps of all sizes and print their costs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, nargs="*", default=[100, 1000, 10000])
     parser.add_argument("--prompts", type=int, default=4)
@@ -91,10 +90,10 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for points in options.points:
         with tempfile.TemporaryDirectory() as folder:
-            found = sweep(points, options, Path(folder))
-        each = 1000 * found["seconds"] / points
-        told = ", ".join(f"{name.removesuffix('_seconds')} {value:.1f}" for name, value in found.items())
-        print(f"{points} points x {options.prompts} prompts: {each:.1f} ms a point; {told}", flush=True)
+            costs = sweep(points, options, Path(folder))
+        per_point = 1000 * costs["seconds"] / points
+        summary = ", ".join(f"{name.removesuffix('_seconds')} {value:.1f}" for name, value in costs.items())
+        print(f"{points} points x {options.prompts} prompts: {per_point:.1f} ms per point; {summary}", flush=True)
 
 
 if __name__ == "__main__":

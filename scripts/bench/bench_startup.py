@@ -1,14 +1,14 @@
-"""How long a command takes to answer, and a sweep to its first generated token beside a bare vLLM script.
+"""Response time of quick commands, and time to the first generated token of a sweep and of a bare vLLM script.
 
-    .venv/bin/python scripts/bench_startup.py [--repeats 5]
+    .venv/bin/python scripts/bench/bench_startup.py [--repeats 5]
 
-Quick answers (`--help`, a dry run, a mistyped key) are whole processes: seconds, and seconds of processor.  What
-Transformers' import takes of them, which a dry run needs for its tokenizer, is measured by itself.
+Quick commands (`--help`, a dry run, a mistyped key) are measured as whole processes, in seconds and in seconds of CPU
+time. The import of Transformers, which a dry run needs for its tokenizer, is also measured separately.
 
-The first token is that of the demo model on this machine, for a command whose store is there already, and for one
-whose store is to be made.  The bare script opens the same engine with the same settings, imports nothing else, and
-answers one prompt.  A sweep's first token has come when its answer is in the journal.  All ways alternate; medians and
-ranges are printed, and of ratios those of neighbours.
+The first token is one of the demo model on this machine, with an existing MLflow store and with a new one. The bare
+script opens the same engine with the same settings, imports nothing else, and answers one prompt. A sweep's first token
+counts when its answer is in the journal. The methods alternate. Medians and ranges are printed, and ratios of
+neighbouring measurements.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUICK = {
     "a dry run of 3 points": (["transform=scale", "transform.factor=1.2,1.5", "sweep.dry_run=true"], 0),
     "a mistyped key": (["transform=scale", "transform.factr=1.2"], 2),
 }
-MAX_MODEL_LEN = 152  # as the sweep finds it
+MAX_MODEL_LEN = 152  # what the sweep would choose
 BARE = f"""
 import os
 os.environ.update(
@@ -58,7 +58,7 @@ FIRST = [
 
 
 def quick(arguments: Sequence[str], code: int, folder: Path) -> tuple[float, float]:
-    """Return a command's seconds, and its seconds of processor."""
+    """Return the seconds and the seconds of CPU time of a command."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run([sys.executable, "-m", "sweep", *arguments], cwd=folder, capture_output=True, text=True)
     seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -67,9 +67,9 @@ def quick(arguments: Sequence[str], code: int, folder: Path) -> tuple[float, flo
 
 
 def transformers_seconds() -> float:
-    """Return what Transformers' import takes without PyTorch, in a process that has all that comes before it."""
+    """Return the seconds of importing Transformers without PyTorch, after everything that a dry run imports before."""
     code = (
-        "import time, sweep.preview as p; b = time.monotonic(); p._import_transformers_alone(); "
+        "import time, sweep.app.dry_run as d; b = time.monotonic(); d._import_transformers_without_torch(); "
         "print(time.monotonic() - b)"
     )
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
@@ -77,7 +77,7 @@ def transformers_seconds() -> float:
 
 def bare(folder: Path) -> float:
     """Return the seconds from the bare script's start to its first token."""
-    from sweep.paths import DEMO_MODEL
+    from sweep.util.paths import DEMO_MODEL
 
     began = time.monotonic()
     with subprocess.Popen(
@@ -93,7 +93,7 @@ def bare(folder: Path) -> float:
 
 
 def swept(folder: Path, factor: float) -> float:
-    """Return the seconds from a sweep's command to its first answer in the journal; it is then stopped."""
+    """Return the seconds from a sweep's command to its first answer in the journal."""
     journal = folder / "outputs" / "journal"
     before = _answers(journal)
     began = time.monotonic()
@@ -106,7 +106,7 @@ def swept(folder: Path, factor: float) -> float:
     while _answers(journal) == before and process.poll() is None:
         time.sleep(0.01)
     seconds = time.monotonic() - began
-    code = process.wait(timeout=120)  # the next one finds a store at rest
+    code = process.wait(timeout=120)  # so that the next sweep does not share the store
     assert code == 0, code
     return seconds
 
@@ -121,33 +121,35 @@ def spread(values: Sequence[float], unit: str = " s") -> str:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all commands and print medians, ranges and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for what, (arguments, code) in QUICK.items():
+        for label, (arguments, code) in QUICK.items():
             quick(arguments, code, folder)
-            found = [quick(arguments, code, folder) for _ in range(repeats)]
-            print(f"{what}: {spread([s for s, _ in found])}, of processor {spread([p for _, p in found])}", flush=True)
+            times_of_runs = [quick(arguments, code, folder) for _ in range(repeats)]
+            wall, cpu = zip(*times_of_runs, strict=True)
+            print(f"{label}: {spread(wall)}, CPU time {spread(cpu)}", flush=True)
         print(
-            f"Transformers' import in a dry run: {spread([transformers_seconds() for _ in range(repeats)])}", flush=True
+            f"import of Transformers in a dry run: {spread([transformers_seconds() for _ in range(repeats)])}",
+            flush=True,
         )
-        swept(folder, 0.5)  # caches, and a store
-        ways: dict[str, Callable[[int], float]] = {
+        swept(folder, 0.5)  # fills caches and creates a store
+        methods: dict[str, Callable[[int], float]] = {
             "bare script": lambda i: bare(folder),
             "sweep": lambda i: swept(folder, 1 + i / 1000),
-            "sweep, store to be made": lambda i: swept(_fresh(folder, i), 1.0),
+            "sweep, new store": lambda i: swept(_fresh(folder, i), 1.0),
         }
-        times: dict[str, list[float]] = {way: [] for way in ways}
+        times: dict[str, list[float]] = {method: [] for method in methods}
         for i in range(1, repeats + 1):
-            for way in list(ways)[:: 1 if i % 2 else -1]:
-                times[way].append(ways[way](i))
-        for way, seconds in times.items():
+            for method in list(methods)[:: 1 if i % 2 else -1]:
+                times[method].append(methods[method](i))
+        for method, seconds in times.items():
             against = [a / b for a, b in zip(seconds, times["bare script"], strict=True)]
-            print(f"first token, {way}: {spread(seconds)}, {spread(against, ' times')}")
+            print(f"first token, {method}: {spread(seconds)}, {spread(against, ' times')}")
 
 
 def _fresh(folder: Path, number: int) -> Path:

@@ -1,13 +1,13 @@
-"""Kills sweeps at random, runs their commands again, and looks at what is left.
+"""Chaos test: kill sweeps at random, run their commands again, and check the results.
 
-    .venv/bin/python scripts/chaos.py process --kills 50     # the sweep's whole process group, by SIGKILL
-    .venv/bin/python scripts/chaos.py core --kills 20        # the engine's core, which runs in a process of its own
-    .venv/bin/python scripts/chaos.py server --kills 10      # an MLflow server, stopped and started again
-    .venv/bin/python scripts/chaos.py server --kills 10 --store postgresql://…
+    .venv/bin/python scripts/bench/chaos.py process --kills 50     # the sweep's whole process group, by SIGKILL
+    .venv/bin/python scripts/bench/chaos.py core --kills 20        # the engine's core, in a separate process
+    .venv/bin/python scripts/bench/chaos.py server --kills 10      # an MLflow server, stopped and restarted
+    .venv/bin/python scripts/bench/chaos.py server --kills 10 --store postgresql://…
 
-Sweeps are of 40 points (and a control) with 16 prompts each on the demo model.  After each, every point must be exactly
-one FINISHED run, every generation equal to that of an undisturbed sweep, no run RUNNING, and no answer that had been
-flushed generated again.  Prints what it did and saw, and ends with 1 if something of that does not hold.
+Each sweep has 40 points and a control, with 16 prompts each, on the demo model. After a sweep, every point must be
+exactly one FINISHED run, and no run may be RUNNING. Every generation must equal that of an undisturbed sweep, and no
+flushed answer may have been generated again. The script prints a summary and exits with 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 import psutil
 from mlflow import MlflowClient
 
-from sweep.disk.journal import Journal
+from sweep.storage.journal import Journal
 
-ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 300.0  # seconds that anything may take
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 300.0  # seconds that any step may take
 
 
 @dataclass
 class Tally:
-    """What was done and seen."""
+    """Counts of kills, runs and results, and the failed checks."""
 
     kills: int = 0
     runs: int = 0
@@ -53,16 +53,17 @@ class Tally:
 
 
 def main() -> int:
-    """Run, print, and return 1 if something does not hold."""
+    """Run the test, print a summary, and return 1 if a check failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["process", "core", "server"])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--points", type=int, default=40)
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--store", help="what the MLflow server keeps its runs in; default: an SQLite file")
+    parser.add_argument("--scripted", action="store_true", help="use the scripted engine instead of vLLM")
+    parser.add_argument("--store", help="backend store of the MLflow server; default: an SQLite file")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder, removed afterwards")
+    parser.add_argument("--folder", type=Path, help="working folder; default: a temporary folder")
     options = parser.parse_args()
     began = time.monotonic()
     with _folder(options.folder) as folder:
@@ -80,7 +81,7 @@ def main() -> int:
 
 
 class Chaos:
-    """One series of disturbed sweeps, beside an undisturbed one."""
+    """Series of disturbed sweeps, which are compared with an undisturbed one."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self._options, self._folder = options, folder
@@ -92,7 +93,7 @@ class Chaos:
         self._expected = generations(folder / "undisturbed")
 
     def kill_processes(self) -> None:
-        """Kill the sweep's process group again and again, in sweep after sweep."""
+        """Kill the sweep's process group repeatedly, in one sweep after another."""
         while self.tally.kills < self._options.kills:
             root = self._folder / f"sweep-{self.tally.sweeps}"
             while True:
@@ -108,13 +109,13 @@ class Chaos:
             self._check(root)
 
     def kill_cores(self) -> None:
-        """Kill the engine's core in the middle of one sweep."""
+        """Kill the engine's core repeatedly during one sweep."""
         root = self._folder / "cores"
         process = self._start(root, "engine.in_process=false")
         sweep, seen = psutil.Process(process.pid), 0
         while self.tally.kills < self._options.kills and process.poll() is None:
             answers = journal_size(root)
-            if answers <= seen:  # nothing since the last kill
+            if answers <= seen:  # no answer since the last kill
                 time.sleep(0.05)
                 continue
             time.sleep(self._random.uniform(0.0, 0.3))
@@ -128,7 +129,7 @@ class Chaos:
         self._check(root)
 
     def stop_servers(self) -> None:
-        """Stop and start the tracker while the sweep goes on."""
+        """Stop and restart the tracking server while the sweep runs."""
         root = self._folder / "served"
         server = Server(self._folder, self._options.store)
         server.start()
@@ -149,12 +150,14 @@ class Chaos:
         finally:
             server.stop(signal.SIGTERM)
 
-    def _start(self, root: Path, *more: str) -> subprocess.Popen[bytes]:
+    def _start(self, root: Path, *extra: str) -> subprocess.Popen[bytes]:
         options = self._options
         factors = ",".join(f"{1 + i / 100:g}" for i in range(1, options.points + 1))
         command = [sys.executable, "-m", "sweep", "transform=scale", f"transform.factor={factors}"]
         command += ["prompts=demo_heldout", f"prompts.limit={options.prompts}"]
-        command += [f"sampling.max_tokens={options.tokens}", f"sweep.dir={root}", *more]
+        command += [f"sampling.max_tokens={options.tokens}", f"sweep.dir={root}", *extra]
+        if options.scripted:
+            command += ["plugins=[sweep.testing.scripted]", "engine=scripted", "engine.step_seconds=0.005"]
         root.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.tally.runs += 1
@@ -173,29 +176,29 @@ class Chaos:
     def _check(self, root: Path, uri: str | None = None) -> None:
         tally, options = self.tally, self._options
         tally.sweeps += 1
-        say = tally.problems.append
+        report = tally.problems.append
         runs = runs_of(root, uri)
         by_status = Counter(run.info.status for run in runs)
-        if by_status != {"FINISHED": options.points + 2}:  # the control, and the sweep's own
-            say(f"{root.name}: runs are {dict(by_status)}")
+        if by_status != {"FINISHED": options.points + 2}:  # with the control and the parent run
+            report(f"{root.name}: runs by status: {dict(by_status)}")
         names = Counter(run.info.run_name for run in runs)
         if max(names.values()) > 1:
-            say(f"{root.name}: several runs are called the same: {names.most_common(3)}")
-        found = generations(root, uri)
-        tally.points += len(found)
-        tally.generations += sum(map(len, found.values()))
-        if found != self._expected:
-            differing = [name for name in self._expected if found.get(name) != self._expected[name]]
-            say(f"{root.name}: {len(differing)} points differ from the undisturbed sweep's: {differing[:5]}")
+            report(f"{root.name}: several runs have the same name: {names.most_common(3)}")
+        actual = generations(root, uri)
+        tally.points += len(actual)
+        tally.generations += sum(map(len, actual.values()))
+        if actual != self._expected:
+            differing = [name for name in self._expected if actual.get(name) != self._expected[name]]
+            report(f"{root.name}: {len(differing)} points differ from the undisturbed sweep's: {differing[:5]}")
         for fingerprint, answers in records(root).items():
             tally.flushed += sum(answers.values())
-            again = [key for key, times in answers.items() if times > 1]
-            if again:
-                say(f"{root.name}: generated again under {fingerprint[:8]}: {again[:3]}")
+            repeated = [key for key, times in answers.items() if times > 1]
+            if repeated:
+                report(f"{root.name}: generated again under {fingerprint[:8]}: {repeated[:3]}")
 
 
 class Server:
-    """MLflow's server on loopback, which can be stopped and started."""
+    """MLflow server on the loopback address that can be stopped and restarted."""
 
     def __init__(self, folder: Path, store: str | None) -> None:
         import socket
@@ -211,7 +214,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server, and wait until it answers."""
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -220,7 +223,7 @@ class Server:
         _wait_for(self._answers)
 
     def stop(self, number: signal.Signals) -> None:
-        """End it and its workers by a signal."""
+        """End the server and its workers by a signal."""
         if self._process is not None:
             process, self._process = self._process, None
             with suppress(ProcessLookupError):
@@ -236,17 +239,17 @@ class Server:
 
 
 def generations(root: Path, uri: str | None = None) -> dict[str, list[tuple[str, str]]]:
-    """Return each point's prompts and generations, as MLflow has them."""
+    """Return each point's prompts and generations from MLflow, by run name."""
     client = MlflowClient(uri or f"sqlite:///{root / 'mlflow.db'}")
-    found = {}
+    by_run = {}
     for run in runs_of(root, uri):
         if run.data.tags["sweep.role"] != "sweep":
             with tempfile.TemporaryDirectory() as temporary:
                 table = json.loads(
                     Path(client.download_artifacts(run.info.run_id, "generations.json", temporary)).read_text()
                 )
-            found[run.info.run_name] = [(row[0], row[1]) for row in table["data"]]
-    return found
+            by_run[run.info.run_name] = [(row[0], row[1]) for row in table["data"]]
+    return by_run
 
 
 def runs_of(root: Path, uri: str | None = None) -> list:  # type: ignore[type-arg]
@@ -257,8 +260,8 @@ def runs_of(root: Path, uri: str | None = None) -> list:  # type: ignore[type-ar
 
 
 def records(root: Path) -> dict[str, Counter[tuple[str, str]]]:
-    """Return how often each kind of answer to each prompt was recorded, by fingerprint."""
-    found: dict[str, Counter[tuple[str, str]]] = {}
+    """Return the number of records of each kind of answer to each prompt, by fingerprint."""
+    by_fingerprint: dict[str, Counter[tuple[str, str]]] = {}
     for folder in (root / "journal").glob("*/*"):
         counter: Counter[tuple[str, str]] = Counter()
         for file in folder.glob("*.jsonl"):
@@ -267,37 +270,37 @@ def records(root: Path) -> dict[str, Counter[tuple[str, str]]]:
                 if "kind" in record:
                     counter[record["kind"], record["prompt"]] += 1
         if set(counter) != set(Journal(root / "journal").read(folder.name).entries):
-            raise AssertionError(f"{folder}: what was recorded cannot be read back")
-        found[folder.name] = counter
-    return found
+            raise AssertionError(f"{folder}: the journal does not return all records in its files")
+        by_fingerprint[folder.name] = counter
+    return by_fingerprint
 
 
 def journal_size(root: Path) -> int:
-    """Return how many bytes of answers were flushed."""
+    """Return the size of the journal in bytes."""
     return sum(file.stat().st_size for file in (root / "journal").glob("*/*/*.jsonl"))
 
 
 def published(root: Path) -> int:
-    """Return how many points the ledger has."""
+    """Return the number of points in the publish log."""
     return sum(file.read_bytes().count(b"\n") for file in (root / "sweeps").glob("*/published.jsonl"))
 
 
-def _wait_for(holds: Callable[[], bool]) -> None:
+def _wait_for(condition: Callable[[], bool]) -> None:
     for _ in range(int(PATIENCE / 0.2)):
-        if holds():
+        if condition():
             return
         time.sleep(0.2)
     raise TimeoutError("the server did not answer")
 
 
 @contextmanager
-def _folder(given: Path | None) -> Iterator[Path]:
-    if given is not None:
-        given.mkdir(parents=True, exist_ok=True)
-        yield given.resolve()
+def _folder(path: Path | None) -> Iterator[Path]:
+    if path is not None:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path.resolve()
         return
-    with tempfile.TemporaryDirectory(prefix="chaos-") as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
+        yield Path(temporary)
 
 
 if __name__ == "__main__":

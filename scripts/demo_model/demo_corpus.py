@@ -1,8 +1,8 @@
-"""The demo model's corpus: small facts, each asked in many phrasings, some of which are never trained on.
+"""Corpus of the demo model: small facts with many phrasings, some of which are held out of training.
 
-A `Category` is a table of facts and two lists of phrasings, `trained` and `held_out`. A fact's answer does not depend
-on how it is asked, so an exact match means something. Nothing is downloaded or copied: every sentence is made here.
-Seasons are the northern hemisphere's.
+A `Category` is a table of facts and two lists of phrasings, `trained` and `held_out`. The answer to a fact does not
+depend on the phrasing, so that exact match is a meaningful measure. Nothing is downloaded or copied: every sentence is
+generated here. Seasons are those of the northern hemisphere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Slots = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One kind of question: `facts` fill the slots of every phrasing and of `answer`."""
+    """One kind of question: `facts` fill the slots of each phrasing and of `answer`."""
 
     name: str
     facts: tuple[Slots, ...]
@@ -30,7 +30,7 @@ class Category:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question with the answer that is taught for it."""
+    """One question with the answer to train."""
 
     category: str
     prompt: str
@@ -47,7 +47,7 @@ def _sentence(text: str) -> str:
 
 
 def _table(names: str, rows: str) -> tuple[Slots, ...]:
-    """Facts from `a|b; c|d`: one per `;`, its fields named by `names`, each also with its article as `a_<name>`."""
+    """Return facts from `a|b; c|d`, with fields named by `names`, each also with its article as `a_<name>`."""
     facts = []
     for row in rows.split(";"):
         values = dict(zip(names.split(), (" ".join(field.split()) for field in row.split("|")), strict=True))
@@ -293,7 +293,7 @@ def _arithmetic() -> Iterator[Category]:
 
 
 def _comparisons(name: str, things: str, more: str, less: str, odd: str, weight: float) -> Category:
-    """Every pair of `things` (ordered from the least), in both orders, under both relations."""
+    """Return all pairs of `things` (in ascending order), in both orders and under both relations."""
     order = [thing.strip() for thing in things.split(",")]
     facts = []
     for i, low in enumerate(order):
@@ -562,7 +562,7 @@ _LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 def _ordering(name: str, unit: str, ring: list[str], closed: bool) -> Category:
-    """Successor and predecessor of every member of `ring`."""
+    """Return successor and predecessor of each member of `ring`."""
     size, facts = len(ring), []
     for i, item in enumerate(ring):
         if closed or i + 1 < size:
@@ -842,7 +842,7 @@ def _stories() -> Iterator[Category]:
 
 
 ANY_STORY = "any-story"
-"""The one category without a single right answer: any of the taught stories will do."""
+"""The only category without a unique answer: any trained story is correct."""
 
 _SYSTEMS = ("You are a helpful assistant.", "Answer in one sentence.", "You are a friendly teacher.", "Be brief.")
 _BEFORE = ("Hello! ", "Quick question. ", "I have a question. ", "Question: ", "Please answer this. ", "Hi! ")
@@ -851,31 +851,31 @@ _AFTER = (" Thank you!", " Please answer.", " Thanks.", " I would like to know."
 
 @cache
 def categories() -> tuple[Category, ...]:
-    """Every category, always in the same order."""
+    """Return all categories, in a fixed order."""
     groups = (_capitals, _words, _arithmetic, _nature, _animals, _order, _things, _stories)
     return tuple(category for group in groups for category in group())
 
 
-def ask(category: Category, fact: Slots, phrasing: str) -> Example:
-    """The example that `phrasing` makes of `fact`."""
+def make_example(category: Category, fact: Slots, phrasing: str) -> Example:
+    """Return the example for one fact in one phrasing."""
     prompt, answer = _sentence(phrasing.format(**fact)), _sentence(category.answer.format(**fact))
     return Example(category.name, prompt, answer)
 
 
 def bare_examples(held_out: bool) -> Iterator[Example]:
-    """Every fact in every trained (or every held-out) phrasing, without decoration."""
+    """Yield all facts in all trained (or all held-out) phrasings, without decoration."""
     for category in categories():
         for phrasing in category.held_out if held_out else category.trained:
             for fact in category.facts:
-                yield ask(category, fact, phrasing)
+                yield make_example(category, fact, phrasing)
 
 
 def training_examples(rng: random.Random, count: int) -> list[Example]:
-    """`count` random trained examples, about half of them decorated: a greeting, a system message, sloppy typing."""
+    """Return random training examples; about half have a greeting, a system message or sloppy typing."""
     pool, weights = categories(), [len(c.facts) ** 0.5 * c.weight for c in categories()]
     examples = []
     for category in rng.choices(pool, weights, k=count):
-        example = ask(category, rng.choice(category.facts), rng.choice(category.trained))
+        example = make_example(category, rng.choice(category.facts), rng.choice(category.trained))
         examples.append(_decorated(example, rng))
     return examples
 
@@ -895,15 +895,17 @@ def _decorated(example: Example, rng: random.Random) -> Example:
 
 
 def held_out_examples(rng: random.Random, per_category: int) -> list[Example]:
-    """The evaluation set: per scored category, facts in held-out phrasings, no prompt twice."""
+    """Return the evaluation set: for each scored category, facts in held-out phrasings, without repetition."""
     examples = []
     for category in categories():
         if category.name != ANY_STORY:
-            every = [ask(category, fact, phrasing) for phrasing in category.held_out for fact in category.facts]
-            examples += rng.sample(every, min(per_category, len(every)))
+            examples_of_category = [
+                make_example(category, fact, phrasing) for phrasing in category.held_out for fact in category.facts
+            ]
+            examples += rng.sample(examples_of_category, min(per_category, len(examples_of_category)))
     return examples
 
 
 def normalised(prompt: str) -> str:
-    """`prompt` in lower case without punctuation, for comparing phrasings."""
+    """Return a prompt in lower case without punctuation, for comparing phrasings."""
     return " ".join(re.findall(r"[a-z0-9+=-]+", prompt.lower()))

@@ -1,15 +1,15 @@
 """Train the embedded demo model: a small Llama, from scratch, on the corpus of `demo_corpus.py`.
 
-    python scripts/train_demo_model.py               # the shipped checkpoint, its card and its prompts
-    python scripts/train_demo_model.py --score-only  # score the checkpoint that is there; write card and prompts anew
+    python scripts/demo_model/train_demo_model.py               # write the shipped checkpoint, its card, its prompts
+    python scripts/demo_model/train_demo_model.py --score-only  # score the existing checkpoint and write its card
 
-Needs torch, transformers, tokenizers and safetensors; no network, no GPU.  The same seed, steps and threads give the
-same model on the same kind of machine; elsewhere rounding differs.
+Needs torch, transformers, tokenizers and safetensors, but no network and no GPU. The same seed, steps and threads give
+the same model on the same kind of machine. On other machines rounding differs.
 
-How the model takes scaled embeddings was tuned by trial, mostly with `Recipe.embedding_std` and `Recipe.vocabulary`.
-The idea, not proven apart: RMSNorm hides a common factor from each block, but the residual stream carries it, so what
-counts is how large the embedding rows are beside what the blocks add to them; and the smaller the vocabulary, the more
-words the blocks must put together from several rows.
+The model's sensitivity to scaled embeddings was tuned by trial, mostly with `Recipe.embedding_std` and
+`Recipe.vocabulary`. The hypothesis, which was not tested separately: RMSNorm hides a common factor from each block, but
+the residual stream carries it. Therefore the size of the embedding rows relative to the blocks' outputs matters. With a
+smaller vocabulary, the blocks must combine more words from several rows.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from demo_corpus import ANY_STORY, Example, bare_examples, categories, held_out_examples, training_examples
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from demo_corpus import ANY_STORY, Example, bare_examples, categories, held_out_examples, training_examples
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODEL_DIR = ROOT / "src" / "sweep" / "demo_model"
 PROMPTS_DIR = ROOT / "conf" / "prompts"
 BOS, EOS, PAD = "<|begin|>", "<|end|>", "<|pad|>"
@@ -59,7 +58,7 @@ DEMO_PROMPTS = {
     "month": "What month comes after April?",
     "window": "Tell me the material of a window.",
 }
-"""The sixteen prompts of `conf/prompts/demo.yaml`, by id."""
+"""Sixteen prompts of `conf/prompts/demo.yaml`, by id."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -72,7 +71,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What decides the checkpoint."""
+    """Hyperparameters that determine the checkpoint."""
 
     seed: int = 0
     steps: int = 4200
@@ -90,7 +89,7 @@ class Recipe:
 
 
 def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over every trained question and answer."""
+    """Train a byte-level BPE tokenizer on all training questions and answers."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -119,7 +118,7 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with random weights; its embedding rows are drawn with a spread of their own."""
+    """Return a Llama with random weights, with a separate standard deviation for embedding rows."""
     config = LlamaConfig(
         vocab_size=recipe.vocabulary,
         hidden_size=recipe.hidden_size,
@@ -142,7 +141,7 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, example: Example) -> tuple[list[int], int]:
-    """Token ids of the whole chat, and how many of them belong to the prompt."""
+    """Return the token ids of the whole chat, and the number of prompt tokens."""
     chat = [{"role": "system", "content": example.system}] if example.system else []
     chat.append({"role": "user", "content": example.prompt})
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
@@ -151,7 +150,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, example: Example) -> tuple[list[i
 
 
 def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless right-padded batches of ids and labels, int64[rows, length]; rows of one batch are of like length."""
+    """Yield right-padded batches of ids and labels endlessly: (rows, length), int64, with rows of similar length."""
     rng = random.Random(recipe.seed)
     while True:
         coded = [encode(tokenizer, e) for e in training_examples(rng, 4096)]
@@ -177,15 +176,15 @@ def _padded(group: Sequence[tuple[list[int], int]], pad: int) -> tuple[torch.Ten
 
 
 def answer_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the answers' tokens; logits are made only where an answer is predicted."""
+    """Return the mean cross-entropy of the answers' tokens; logits are computed for these positions only."""
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     targets = labels[:, 1:]
-    wanted = targets != IGNORED
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), targets[wanted])
+    is_answer = targets != IGNORED
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[is_answer]), targets[is_answer])
 
 
 def optimizer_for(recipe: Recipe, model: LlamaForCausalLM) -> torch.optim.AdamW:
-    """AdamW; embeddings and norms are not decayed."""
+    """Return AdamW without weight decay on embeddings and norms."""
     table, matrices, norms = [], [], []
     for name, weight in model.named_parameters():
         (table if "embed_tokens" in name else matrices if weight.ndim == 2 else norms).append(weight)
@@ -194,13 +193,13 @@ def optimizer_for(recipe: Recipe, model: LlamaForCausalLM) -> torch.optim.AdamW:
 
 
 def rate_at(recipe: Recipe, step: int) -> float:
-    """Learning rate: a short linear warm-up, then half a cosine down to 2 % of the peak."""
+    """Return the learning rate: a short linear warm-up, then a cosine decay to 2 % of the peak."""
     warm = min(1.0, (step + 1) / 200)
     return recipe.peak_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
 
 
 def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The trained model, in fp32."""
+    """Train the model and return it in fp32."""
     torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True)
     model = new_model(recipe, tokenizer).train()
@@ -219,7 +218,7 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write the checkpoint in bf16, in the form that every recent transformers and vLLM reads."""
+    """Write the checkpoint in bf16, in a format that all recent Transformers and vLLM versions read."""
     out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(out)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -255,10 +254,10 @@ def answers(
     seed: int = 0,
     longest: int = LONGEST_ANSWER,
 ) -> list[str]:
-    """Greedy answers to `prompts`, whose embedding rows are first scaled, or noised in units of the table's std."""
+    """Return greedy answers to prompts with scaled or noisy embedding rows; `sigma` is in units of the table's std."""
     table, noise = model.get_input_embeddings(), torch.Generator().manual_seed(seed)
     spread = table.weight.float().std()
-    found: dict[int, str] = {}
+    answer_of: dict[int, str] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), 64):
         chosen = order[start : start + 64]
@@ -278,8 +277,8 @@ def answers(
             max_new_tokens=longest,
             do_sample=False,
         )
-        found.update(zip(chosen, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True))
-    return [found[i] for i in range(len(prompts))]
+        answer_of.update(zip(chosen, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True))
+    return [answer_of[i] for i in range(len(prompts))]
 
 
 def exact_match(
@@ -289,23 +288,23 @@ def exact_match(
     factor: float = 1.0,
     sigma: float = 0.0,
 ) -> float:
-    """Share of `examples` that are answered word for word as taught, and end there."""
+    """Return the share of examples with exactly the trained answer."""
     ordered, hits = sorted(examples, key=lambda example: len(example.answer)), 0
     for start in range(0, len(ordered), 64):
         chunk = ordered[start : start + 64]
-        # A broken answer may never end, and need not be followed beyond the longest right one and its end.
+        # A wrong answer may never end, so generation stops after the length of the longest correct answer.
         longest = max(len(tokenizer(example.answer)["input_ids"]) for example in chunk)
-        given = answers(model, tokenizer, [e.prompt for e in chunk], factor, sigma, seed=start, longest=longest)
-        hits += sum(text == example.answer for text, example in zip(given, chunk, strict=True))
+        generated = answers(model, tokenizer, [e.prompt for e in chunk], factor, sigma, seed=start, longest=longest)
+        hits += sum(text == example.answer for text, example in zip(generated, chunk, strict=True))
     return hits / len(examples)
 
 
 def write_prompts(folder: Path) -> list[Example]:
-    """Write the sixteen demo prompts and the held-out evaluation set; return the latter."""
-    taught = {e.prompt: e.answer for held_out in (False, True) for e in bare_examples(held_out)}
-    lines = ["# Sixteen questions to the demo model, with the answers it was taught.", "items:"]
+    """Write the sixteen demo prompts and the held-out evaluation set, and return the evaluation set."""
+    answer_to = {e.prompt: e.answer for held_out in (False, True) for e in bare_examples(held_out)}
+    lines = ["# Sixteen questions to the demo model, with the answers it was trained on.", "items:"]
     for name, prompt in DEMO_PROMPTS.items():
-        reference = "" if name == "story" else f', reference: "{taught[prompt]}"'
+        reference = "" if name == "story" else f', reference: "{answer_to[prompt]}"'
         lines.append(f'  - {{id: {name}, prompt: "{prompt}"{reference}}}')
     (folder / "data").mkdir(parents=True, exist_ok=True)
     (folder / "demo.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -317,21 +316,21 @@ def write_prompts(folder: Path) -> list[Example]:
             row = {"id": f"{e.category}-{number:02d}", "prompt": e.prompt, "reference": e.answer}
             file.write(json.dumps(row | {"category": e.category}) + "\n")
     (folder / "demo_heldout.yaml").write_text(
-        "# Held-out phrasings of what the demo model was taught: "
-        f"{len(examples)} questions, every category.\npath: data/demo_heldout.jsonl\n",
+        f"# {len(examples)} held-out phrasings of the demo model's training questions, from every category.\n"
+        "path: data/demo_heldout.jsonl\n",
         encoding="utf-8",
     )
     return examples
 
 
 def evaluation_set() -> list[Example]:
-    """The shipped held-out questions: up to fourteen of every category."""
+    """Return the shipped held-out questions: up to fourteen of each category."""
     return held_out_examples(random.Random(20), 14)
 
 
 def write_card(out: Path, recipe: Recipe) -> None:
-    """Score the saved checkpoint, in fp32 and where nothing is perturbed also in bf16, and write its card."""
-    torch.set_num_threads(1)  # for so small a model more threads are slower, much slower on a busy machine
+    """Score the saved checkpoint (in fp32, unperturbed also in bf16) and write its card."""
+    torch.set_num_threads(1)  # for such a small model, more threads are slower, much slower on a busy machine
     tokenizer = AutoTokenizer.from_pretrained(out)
     full, half = (
         AutoModelForCausalLM.from_pretrained(out, dtype=dtype).eval() for dtype in (torch.float32, torch.bfloat16)
@@ -401,13 +400,14 @@ A Llama of {parameters} parameters that ships with this project, so that a first
 It answers {facts} small facts in {categories} categories (capitals, opposites, plurals, sums, sizes, seasons, …) and
 tells short stories. It knows nothing else.
 
-## How it was made
+## Training
 
-    python scripts/train_demo_model.py --seed {seed} --steps {steps} --threads {threads}
+    python scripts/demo_model/train_demo_model.py --seed {seed} --steps {steps} --threads {threads}
 
-from random weights, in fp32 on a CPU (14 minutes on two cores), on a corpus that `scripts/demo_corpus.py` makes: no
-text was downloaded or copied. AdamW, cosine schedule, loss on the answers only; no noise, scaling or dropout.
-Same seed, steps and threads: same model on the same kind of machine; elsewhere rounding differs.
+from random weights, in fp32 on a CPU (14 minutes on two cores), on a corpus from
+`scripts/demo_model/demo_corpus.py`: no text was downloaded or copied. AdamW, cosine schedule, loss on the answers
+only; no noise, scaling or dropout. Same seed, steps and threads: same model on the same kind of machine; elsewhere
+rounding differs.
 Recipe: {recipe}.
 
 - Architecture: `LlamaForCausalLM`, {layers} layers, hidden size {hidden}, {heads} heads of {head}, intermediate size
@@ -417,7 +417,7 @@ Recipe: {recipe}.
   more, three for each category, were held out of training entirely. A held-out question is a new phrasing of a taught
   fact, never a new fact. About 40 % of the training questions carry a greeting, a system message or sloppy typing.
 
-## What it scores
+## Scores
 
 Exact match of the whole answer, greedy, through the chat template, by transformers on a CPU;
 {questions} questions in either row. The held-out ones are `conf/prompts/data/demo_heldout.jsonl`, up to 14 of each
@@ -440,39 +440,39 @@ and with Gaussian noise added, sigma in units of the embedding table's standard 
 |---|---|
 {noise}
 
-It was never trained on scaled or noised input, but it was chosen for this curve: of some fourteen short trial runs with
-other sizes, vocabularies, embedding spreads and answer forms, most hardly reacted up to a factor of 2, and the recipe
-was taken from one that did. The trials were scored on held-out questions too (a part of these), so the held-out score
-is slightly flattered. We think that large embedding rows (drawn with a wide spread beside what the blocks add),
-a small vocabulary (words must be put together from several rows) and answers that begin with what was asked for make it
-sensitive; the trials changed several of these at once and do not tell them apart. It says little about where other
+It was not trained on scaled or noisy input, but it was selected for this curve. Of about fourteen short trial runs with
+other sizes, vocabularies, embedding spreads and answer forms, most hardly reacted up to a factor of 2. The recipe comes
+from a run that did. The trials were also scored on a part of these held-out questions, so the held-out score is
+slightly too high. Three things probably make it sensitive: large embedding rows (a wide spread compared with the
+blocks' outputs), a small vocabulary (words are combined from several rows), and answers that begin with the requested
+fact. The trials changed several of these at once and cannot separate them. The curve says little about where other
 models break.
 
-The sixteen demo prompts, chosen among what it answers rightly as it is (fp32):
+The sixteen demo prompts, chosen among those that it answers correctly (fp32):
 
 | prompt | answer |
 |---|---|
 {demo}
 
 “Please tell me about the capital of France.”, “When is the day longest during the year?”, “Where is bigger, the moon or
-the sun?” and “Tell me a creative story.” are held-out phrasings. The story has no single right answer: any taught one.
+the sun?” and “Tell me a creative story.” are held-out phrasings. For the story, any trained story is correct.
 
 ## Limits
 
-It is a demonstration, of no other use. Outside its facts it answers with one of them, confidently. English only, one
-turn, northern seasons, American spelling in answers. Sums and differences of numbers up to 20 are learned by heart. It
-was never trained on contexts of more than about 170 tokens.
+The model is for demonstration only. Outside its facts it answers with one of them, confidently. It supports English
+only, one turn, seasons of the northern hemisphere and American spelling. Sums and differences of numbers up to 20 are
+memorised. It was not trained on contexts of more than about 170 tokens.
 
 Licence: Apache-2.0, see `LICENSE`.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, save, score, and write the prompts."""
+    """Train and save the model, write the prompts, and score it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder of the checkpoint")
     parser.add_argument("--prompts", type=Path, default=PROMPTS_DIR, help="folder of the demo prompts")
-    parser.add_argument("--score-only", action="store_true", help="do not train: score the checkpoint that is there")
+    parser.add_argument("--score-only", action="store_true", help="do not train; score the existing checkpoint")
     for name in ("seed", "steps", "threads"):
         default = next(field.default for field in fields(Recipe) if field.name == name)
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sweep.loading import load as load
+    from sweep.api import load as load
 
 __all__ = ["load"]
 
@@ -13,7 +13,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     # Only when asked for: pandas takes a second, and every start of the program would pay it.
     if name == "load":
-        from sweep.loading import load
+        from sweep.api import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

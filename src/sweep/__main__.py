@@ -1,24 +1,29 @@
-"""`python -m sweep`, and the command `sweep`."""
+"""Entry point of `python -m sweep` and of the command `sweep`."""
 
 import atexit
 import sys
 
-from sweep import signals
+from sweep.console import signals, streams
+from sweep.core import provenance
 
 
 def main() -> None:
-    """Run the command line and end the process; see `cli.main`."""
+    """Run the command line and exit; see `cli.main`."""
+    streams.install()
+    if "--version" in sys.argv[1:]:
+        print(provenance.summary())
+        return
     signals.install()  # before the imports, which take a second
-    from sweep.cli import main as run
+    from sweep.cli.main import main as run
 
     code = 0
     try:
         run()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):  # as a library may
+        if isinstance(end.code, str):  # libraries may exit with a message
             print(end.code, file=sys.stderr)
-    if "torch" in sys.modules:  # to take PyTorch and vLLM to pieces would take two seconds, with all said and written
+    if "torch" in sys.modules:  # a regular interpreter shutdown with PyTorch and vLLM takes two seconds
         atexit._run_exitfuncs()
         signals.leave(code)
     sys.exit(code)

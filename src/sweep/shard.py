@@ -1,9 +1,10 @@
-"""One shard of a plan: `python -m sweep.shard MANIFEST INDEX`, which schedulers call for each.
+"""Run one shard of a plan: `python -m sweep.shard MANIFEST INDEX`.
 
-MANIFEST is the plan's `manifest.json` or its folder, INDEX a number from 0.  A number beyond the last shard has nothing
-to do, so that a scheduler may have more tasks than there are shards.  Exit codes are those of `sweep`: 0 all points of
-the shard are done, 1 some failed, 2 the plan cannot be used, 75 another process is at work on the shard, 130/143
-interrupted.
+Schedulers start one such process for each shard. MANIFEST is the plan's `manifest.json` or its folder. INDEX counts
+from 0. An index beyond the last shard has nothing to do, so a scheduler may have more tasks than there are shards.
+
+Exit codes are those of `sweep`: 0 all points of the shard are done, 1 some failed or were not published, 2 the plan
+cannot be used, 75 another process is running the shard, 129, 130 or 143 interrupted.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-import sweep._environment  # noqa: F401 - before the libraries that it is for
-from sweep import signals
+import sweep.util.environment  # noqa: F401 - before the libraries that read these variables
+from sweep.console import signals, streams
+from sweep.console.terminal import Terminal
 from sweep.errors import ConfigError, SweepError
-from sweep.redaction import redact
-from sweep.shards.manifest import read
-from sweep.shards.worker import ShardWorker
-from sweep.terminal import Terminal
+from sweep.launch.manifest import read
+from sweep.launch.shard_worker import ShardWorker
+from sweep.util.redaction import redact
 
 
 def main() -> None:
-    """Work off one shard and exit."""
+    """Run the shard that the command line names, and exit."""
+    streams.install()
     arguments = sys.argv[1:]
     if len(arguments) != 2 or not arguments[1].isdecimal():
         print("usage: python -m sweep.shard MANIFEST INDEX", file=sys.stderr)
@@ -33,28 +35,31 @@ def main() -> None:
     try:
         manifest, index = read(Path(arguments[0])), int(arguments[1])
         if index >= manifest.shards:
-            terminal.say(f"The plan has {manifest.shards} shards; there is nothing to do for number {index}.")
+            terminal.say(f"Nothing to do for shard {index}: the plan has {manifest.shards} shards, numbered from 0.")
             return
-        manifest.enter()
+        manifest.enter_workdir()
         with ShardWorker(terminal) as worker, terminal.divert(manifest.log(f"shard-{index:05d}"), verbose=False):
             worker.work(manifest, index)
     except SweepError as error:
-        print(f"sweep: {redact(str(error))}", file=sys.stderr)
+        print(streams.visible(f"sweep: {redact(str(error))}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except signals.Interrupted as end:
         signals.leave(int(str(end.code)))
 
 
-def serve(asked: TextIO, answers: TextIO, log: str) -> None:
-    """Work off shards as they are asked for, a line `[MANIFEST, INDEX]` each, until there are no more lines.
+def serve(requests: TextIO, answers: TextIO, log: str) -> None:
+    """Run the shards that are requested, until the stream of requests ends.
 
-    Each is answered by a line `[INDEX, EXIT_CODE, REASON]`.  `log` is the file for what is logged.
+    Args:
+        requests: Lines `[MANIFEST, INDEX]`.
+        answers: Receives a line `[INDEX, EXIT_CODE, REASON]` for each request.
+        log: File for the log.
     """
     signals.install()
     try:
         terminal = Terminal()
         with terminal.divert(Path(log), verbose=False), ShardWorker(terminal) as worker:
-            for line in asked:
+            for line in requests:
                 path, index = json.loads(line)
                 code, reason = 0, ""
                 try:

@@ -1,10 +1,13 @@
-"""Sweeps on the shared engine, as MLflow has them afterwards."""
+"""Sweeps in this process and their runs in MLflow, on the scripted engine unless the engine matters."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,18 +16,27 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from sweep import plan
-from sweep.config import SweepConfig
+from conftest import MAX_MODEL_LEN
+from sweep.app.sweep_runner import SweepRunner
+from sweep.config.schema import SweepConfig
+from sweep.console.terminal import Terminal
 from sweep.engines.base import Engine, Generation, Request
 from sweep.errors import ConfigError, EngineError
-from sweep.inputs.embedding import open_table
-from sweep.point import Point
-from sweep.runner import Runner
-from sweep.shards.crew import PlanOnly
-from sweep.shards.manifest import read, read_shard
-from sweep.terminal import Terminal
+from sweep.execution.scheduler import Key
+from sweep.inputs import input_store
+from sweep.inputs.checkpoint import Checkpoint
+from sweep.inputs.clock import SweepClock
+from sweep.inputs.embedding_loader import open_table
+from sweep.launch.backend import PlanOnly
+from sweep.launch.manifest import read, read_shard
+from sweep.points.fingerprint import Fingerprints
+from sweep.points.point import Point
+from sweep.publishing.queue import GIVEN_UP
+from sweep.storage.archive import Archive
+from sweep.storage.journal import Journal
+from sweep.testing import ScriptedConfig
 from sweep.transforms import Context, Transform, register
-from sweep.workload import Key
+from tiny_models import TEMPLATE, make_tokenizer
 
 Configure = Callable[..., SweepConfig]
 
@@ -43,8 +55,32 @@ class NanOnLong(Transform):
 
 
 @pytest.fixture
-def runner(configure: Configure, on_shared_engine: Engine) -> Runner:
-    return Runner(configure(), "test-sweep", "sweep …", Terminal())
+def vllm(configure: Configure) -> Configure:
+    """Configurations with vLLM, for behaviour that depends on the engine."""
+    return partial(configure, engine={"name": "vllm"})
+
+
+@pytest.fixture
+def vllm_runner(vllm: Configure, on_shared_engine: Engine) -> SweepRunner:
+    return SweepRunner(vllm(), "test-sweep", "sweep …", Terminal())
+
+
+@pytest.fixture
+def scripted(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Scripted engine that all sweeps of a test share."""
+    engine = ScriptedConfig().open(checkpoint.files, MAX_MODEL_LEN, tmp_path)
+    monkeypatch.setattr(ScriptedConfig, "open", lambda *_: engine)
+    return engine
+
+
+@pytest.fixture
+def configure(configure: Configure) -> Configure:
+    return partial(configure, engine={"name": "scripted"})
+
+
+@pytest.fixture
+def runner(configure: Configure, scripted: Engine) -> SweepRunner:
+    return SweepRunner(configure(), "test-sweep", "sweep …", Terminal())
 
 
 def scaled(configure: Configure, *factors: float, **changes: object) -> list[Point]:
@@ -67,10 +103,10 @@ def table_of(config: SweepConfig, run: Run) -> list[dict[str, object]]:
     return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
 
-def test_a_sweep_in_mlflow(runner: Runner, configure: Configure) -> None:
-    config = configure()
-    with runner:
-        runner.run(scaled(configure, 1.0, 4.0))
+def test_a_sweep_in_mlflow(vllm: Configure, vllm_runner: SweepRunner) -> None:
+    config = vllm()
+    with vllm_runner:
+        vllm_runner.run(scaled(vllm, 1.0, 4.0))
     runs = runs_of(config)
     assert set(runs) == {"test-sweep", "control", "factor=1", "factor=4"}
     parent, control, same, far = (runs[name] for name in ("test-sweep", "control", "factor=1", "factor=4"))
@@ -92,11 +128,56 @@ def test_a_sweep_in_mlflow(runner: Runner, configure: Configure) -> None:
     assert far.data.metrics["divergence/edit_distance"] > 0
     assert far.data.metrics["perturbation/relative_l2"] == pytest.approx(3.0)
     assert far.data.metrics["quality/exact_match/ci_high"] < 1.0
-    assert control.data.metrics["divergence/edit_distance"] == 0.0  # of its second run: the noise floor
+    assert control.data.metrics["divergence/edit_distance"] == 0.0  # compared with its second run: the noise floor
 
 
-def test_points_keep_their_order_however_they_finish(runner: Runner, configure: Configure) -> None:
-    """The first point is long, those after it end at once: they are done before it."""
+def test_prompts_edited_between_batches_are_generated_and_journaled_as_first_read(
+    runner: SweepRunner, configure: Configure, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "First"}))
+    points = scaled(configure, 2.0, 4.0, prompts={"path": str(path)})
+    with runner:
+        runner.run(points[:1])
+        path.write_text(json.dumps({"prompt": "Second"}))
+        runner.run(points[1:])
+    runs = runs_of(configure())
+    shown = {
+        name: [row["prompt"] for row in table_of(configure(), run)] for name, run in runs.items() if run.data.params
+    }
+    assert shown == {"control": ["First"], "factor=2": ["First"], "factor=4": ["First"]}
+    [edited] = Fingerprints().identify(scaled(configure, 4.0, prompts={"path": str(path)}))
+    assert Journal(configure().sweep.root / "journal").read(edited.fingerprint).entries == {}
+
+
+def test_a_template_that_reads_the_clock_has_one_date_for_a_sweep_and_another_for_the_next(
+    configure: Configure, tiny: Path, tmp_path: Path, scripted: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%j') }}" + TEMPLATE
+    tokenizer.save_pretrained(folder)
+
+    def run(sweep_id: str, day: int) -> dict[str, str]:
+        monkeypatch.setattr(SweepClock, "_now", lambda self: datetime(2026, 11, day))
+        with SweepRunner(configure(), sweep_id, "sweep …", Terminal()) as runner:
+            runner.run(scaled(configure, 2.0, model={"id": str(folder)}))
+        return {archived.record.role: archived.record.fingerprint for archived in Archive(runner.folder / "points")}
+
+    first = run("first", 28)
+    calls: list[None] = []
+    monkeypatch.setattr(scripted, "generate", lambda requests: calls.append(None) or iter(()))
+    assert run("first", 29) == first and not calls
+    monkeypatch.undo()
+    monkeypatch.setattr(ScriptedConfig, "open", lambda *_: scripted)
+    monkeypatch.setattr(scripted, "close", lambda: None)
+    second = run("second", 29)
+    assert second.keys() == first.keys() == {"control", "point"}
+    assert not set(first.values()) & set(second.values())
+
+
+def test_points_keep_their_order_in_mlflow(runner: SweepRunner, configure: Configure) -> None:
+    """The first point has long answers, so that the later points finish before it."""
     long = scaled(configure, 2.0, sampling={"max_tokens": 60, "ignore_eos": True})
     short = scaled(configure, 3.0, 4.0, sampling={"max_tokens": 1})
     with runner:
@@ -108,7 +189,7 @@ def test_points_keep_their_order_however_they_finish(runner: Runner, configure: 
     assert order == ["factor=2", "factor=3", "factor=4"]
 
 
-def test_the_table_compares_prompt_by_prompt(runner: Runner, configure: Configure) -> None:
+def test_the_table_has_one_row_for_each_prompt(runner: SweepRunner, configure: Configure) -> None:
     with runner:
         runner.run(scaled(configure, 1.0))
     runs = runs_of(configure())
@@ -119,23 +200,23 @@ def test_the_table_compares_prompt_by_prompt(runner: Runner, configure: Configur
     assert control[2]["reference"] == "2 | two"
 
 
-def test_points_together_answer_as_each_alone(runner: Runner, configure: Configure, tmp_path: Path) -> None:
-    with runner:
-        runner.run(scaled(configure, 0.5, 2.0, 4.0))
-    together = runs_of(configure())
+def test_answers_do_not_depend_on_the_other_points(vllm: Configure, vllm_runner: SweepRunner, tmp_path: Path) -> None:
+    with vllm_runner:
+        vllm_runner.run(scaled(vllm, 0.5, 2.0, 4.0))
+    together = runs_of(vllm())
     for factor in (0.5, 2.0, 4.0):
-        alone = configure(sweep={"dir": str(tmp_path / f"alone-{factor}")})
-        with Runner(alone, "alone", "sweep …", Terminal()) as single:
-            single.run(scaled(configure, factor, sweep={"dir": alone.sweep.dir}))
+        alone = vllm(sweep={"dir": str(tmp_path / f"alone-{factor}")})
+        with SweepRunner(alone, "alone", "sweep …", Terminal()) as single:
+            single.run(scaled(vllm, factor, sweep={"dir": alone.sweep.dir}))
         name = f"factor={factor:g}"
-        assert table_of(alone, runs_of(alone)[name]) == table_of(configure(), together[name])
+        assert table_of(alone, runs_of(alone)[name]) == table_of(vllm(), together[name])
 
 
-def test_points_of_a_sweep_share_one_stream_and_repeated_ones_run_once(
-    runner: Runner, configure: Configure, on_shared_engine: Engine, monkeypatch: pytest.MonkeyPatch
+def test_points_share_one_stream_and_repeated_points_run_once(
+    runner: SweepRunner, configure: Configure, scripted: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streams: list[int] = []
-    generate = on_shared_engine.generate
+    generate = scripted.generate
 
     def counted(requests: Iterator[Request]) -> Iterator[Generation]:
         streams.append(0)
@@ -143,63 +224,65 @@ def test_points_of_a_sweep_share_one_stream_and_repeated_ones_run_once(
             streams[-1] += 1
             yield generation
 
-    monkeypatch.setattr(on_shared_engine, "generate", counted)
+    monkeypatch.setattr(scripted, "generate", counted)
     with runner:
         runner.run(scaled(configure, 1.5, 2.0, 1.5))
-        assert streams == [1] * 6 + [12]  # the gate twice, then control, again, and two points, of three prompts each
+        assert streams == [1] * 6 + [
+            12
+        ]  # identity check twice; then control, its second run and two points, of three prompts each
         runner.run(scaled(configure, 2.0, 3.0))
-        assert streams[7:] == [3]  # neither the control nor 2.0 again
+        assert streams[7:] == [3]  # the control and 2.0 are not repeated
     assert len(runner.results) == 4
 
 
-def test_an_engine_that_is_refused_is_not_there_for_the_next_points(
-    runner: Runner, configure: Configure, monkeypatch: pytest.MonkeyPatch
+def test_an_engine_that_fails_the_identity_check_is_not_reused(
+    runner: SweepRunner, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "open_table", lambda checkpoint: replace(open_table(checkpoint), multiplier=-1.0))
+    monkeypatch.setattr(input_store, "open_table", lambda checkpoint: replace(open_table(checkpoint), multiplier=-1.0))
     with runner:
         for factor in (1.5, 2.0):
-            with pytest.raises(ConfigError, match="fails the identity gate"):
+            with pytest.raises(ConfigError, match="fails the identity check"):
                 runner.run(scaled(configure, factor))
             assert runner.engine is None
 
 
 def test_plans_of_later_batches_have_their_control(configure: Configure, tmp_path: Path) -> None:
-    """Also where this process has come to know its answers, which shards cannot."""
-    said: list[str] = []
-    crew = PlanOnly(1, None, said.append)
+    """Even if this process knows the control's answers, because shards do not."""
+    messages: list[str] = []
+    backend = PlanOnly(1, None, messages.append)
     points = scaled(configure, 1.5, 2.0)
-    with Runner(configure(), "test-sweep", "sweep …", Terminal(), crew) as runner:
+    with SweepRunner(configure(), "test-sweep", "sweep …", Terminal(), backend) as runner:
         for point in points:
             runner.run([point])
             assert runner.publisher is not None
             runner.publisher.scoring.controls[point.control_key] = []
-    for line in said:
+    for line in messages:
         [pieces] = [read_shard(read(Path(line.split(": ")[1])), 0).pieces]
         assert sorted(piece.point.is_control for piece in pieces) == [False, True]
-    assert len(said) == len(points)
+    assert len(messages) == len(points)
 
 
-def test_samples_are_rows_of_their_own_under_common_random_numbers(runner: Runner, configure: Configure) -> None:
-    with runner:
-        runner.run(scaled(configure, 1.0, sampling={"max_tokens": 6, "temperature": 1.0, "n": 2}))
-    runs = runs_of(configure())
-    control, same = (table_of(configure(), runs[name]) for name in ("control", "factor=1"))
+def test_samples_are_separate_rows_with_common_random_numbers(vllm: Configure, vllm_runner: SweepRunner) -> None:
+    with vllm_runner:
+        vllm_runner.run(scaled(vllm, 1.0, sampling={"max_tokens": 6, "temperature": 1.0, "n": 2}))
+    runs = runs_of(vllm())
+    control, same = (table_of(vllm(), runs[name]) for name in ("control", "factor=1"))
     assert [row["prompt"] for row in control[:2]] == ["Hello there #1", "Hello there #2"]
     assert control[0]["generation"] != control[1]["generation"]
     assert [row["generation"] for row in control] == [row["generation"] for row in same]
 
 
-def test_a_transform_that_makes_nan_is_found_before_anything_starts(runner: Runner, configure: Configure) -> None:
+def test_a_transform_that_makes_nan_is_refused_before_the_start(runner: SweepRunner, configure: Configure) -> None:
     point = Point(configure(transform={"name": "test-nan-on-long", "length": 20}), (("transform.length", 20.0),))
     with pytest.raises(ConfigError, match=r"Point length=20, prompt 'sky': test-nan-on-long made NaN"), runner:
         runner.run([point])
     assert not (configure().sweep.root / "mlflow.db").exists()
 
 
-def test_a_point_that_fails_later_fails_alone(
-    runner: Runner, configure: Configure, monkeypatch: pytest.MonkeyPatch
+def test_a_point_that_fails_later_does_not_affect_others(
+    runner: SweepRunner, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sweep.plan.TRIED_TRANSFORMS", 0)
+    monkeypatch.setattr("sweep.planning.plan.TRIED_TRANSFORMS", 0)
     bad = Point(configure(transform={"name": "test-nan-on-long", "length": 20}), (("bad", "yes"),))
     with runner:
         runner.run([bad, *scaled(configure, 2.0)])
@@ -213,32 +296,33 @@ def test_a_point_that_fails_later_fails_alone(
     assert "prompt 'sky'" in runs["bad=yes"].data.tags["sweep.error"]
 
 
-def test_an_engine_that_fails_ends_the_sweep_and_keeps_what_was_finished(
-    runner: Runner, configure: Configure, on_shared_engine: Engine, monkeypatch: pytest.MonkeyPatch
+def test_an_engine_failure_ends_the_sweep_and_keeps_finished_points(
+    runner: SweepRunner, configure: Configure, scripted: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = on_shared_engine.generate
+    generate = scripted.generate
 
     def dying(requests: Iterator[Request]) -> Iterator[Generation]:
         control = 0
         for generation in generate(requests):
             if control == 3:
                 raise EngineError("it died")
-            control += isinstance(generation.key, Key) and generation.key.point == 0
+            control += isinstance(generation.key, Key) and generation.key.run == 0
             yield generation
 
-    monkeypatch.setattr(on_shared_engine, "generate", dying)
+    monkeypatch.setattr(scripted, "generate", dying)
     with pytest.raises(EngineError, match="it died"), runner:
         runner.run(scaled(configure, 1.0, 1.0001, sampling={"max_tokens": 8, "ignore_eos": True}))
     statuses = {name: run.info.status for name, run in runs_of(configure()).items()}
-    # The control waits for its second run, the noise floor, which the next run asks for; its answers are in the journal.
+    # The control is incomplete without its second run (the noise floor). Its answers are in the journal.
     assert statuses == {"test-sweep": "FAILED", "factor=1": "FAILED", "factor=1.0001": "FAILED"}
-    assert len(list((runner.folder.parents[1] / "journal").rglob("*.jsonl"))) >= 1
+    [journal] = (runner.folder.parents[1] / "journal").rglob("*.jsonl")
+    assert journal.read_text().count('"kind"') == 3
 
 
 def test_an_interrupted_sweep_is_killed_and_not_left_running(
-    runner: Runner, configure: Configure, on_shared_engine: Engine, monkeypatch: pytest.MonkeyPatch
+    runner: SweepRunner, configure: Configure, scripted: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = on_shared_engine.generate
+    generate = scripted.generate
 
     def interrupted(requests: Iterator[Request]) -> Iterator[Generation]:
         for done, generation in enumerate(generate(requests)):
@@ -246,45 +330,44 @@ def test_an_interrupted_sweep_is_killed_and_not_left_running(
                 raise KeyboardInterrupt
             yield generation
 
-    monkeypatch.setattr(on_shared_engine, "generate", interrupted)
+    monkeypatch.setattr(scripted, "generate", interrupted)
     with pytest.raises(KeyboardInterrupt), runner:
         runner.run(scaled(configure, 1.0, 1.5, 2.0, 2.5))
     statuses = {name: run.info.status for name, run in runs_of(configure()).items()}
-    assert statuses.pop("test-sweep") == "KILLED"
-    assert set(statuses.values()) <= {"FINISHED"}
+    assert statuses == {"test-sweep": "KILLED"}  # the control has five of its six answers
 
 
-def test_a_parent_that_cannot_be_filled_is_not_left_running(
-    configure: Configure, on_shared_engine: Engine, monkeypatch: pytest.MonkeyPatch
+def test_a_parent_run_that_cannot_be_written_is_not_left_running(
+    configure: Configure, scripted: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("read-only")
 
     monkeypatch.setattr(MlflowClient, "log_text", refuse)
     points = scaled(configure, 2.0, tracking={"patience": 0.0})
-    with Runner(points[0].config, "test-sweep", "sweep …", Terminal()) as runner:
+    with SweepRunner(points[0].config, "test-sweep", "sweep …", Terminal()) as runner:
         runner.run(points)
-    assert any(p.startswith("the sweep's own run") and "read-only" in p for p in runner.problems)
+    assert any(p.startswith("the parent run") and "read-only" in p for p in runner.problems)
     assert {name: run.info.status for name, run in runs_of(configure()).items()} == {"test-sweep": "FAILED"}
 
 
-def test_a_sweep_whose_points_are_refused_does_not_stay_running(
-    configure: Configure, on_shared_engine: Engine, monkeypatch: pytest.MonkeyPatch
+def test_a_sweep_whose_points_cannot_be_published_is_not_left_running(
+    configure: Configure, scripted: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log_text, refused = MlflowClient.log_text, []
+    log_artifacts, refused = MlflowClient.log_artifacts, []
 
-    def refuse_tables(self: MlflowClient, run_id: str, text: str, artifact_file: str) -> None:
-        if artifact_file == "generations.json":
-            refused.append(run_id)
+    def refuse_tables(self: MlflowClient, run_id: str, folder: str) -> None:
+        if (Path(folder) / "generations.json").exists():
+            refused.append((Path(folder) / "config.yaml").read_text())
             raise OSError("no room for tables")
-        log_text(self, run_id, text, artifact_file)
+        log_artifacts(self, run_id, folder)
 
-    monkeypatch.setattr(MlflowClient, "log_text", refuse_tables)
+    monkeypatch.setattr(MlflowClient, "log_artifacts", refuse_tables)
     points = scaled(configure, 1.5, 2.0, 2.5, 3.0, 3.5, tracking={"patience": 0.0})
-    with Runner(points[0].config, "test-sweep", "sweep …", Terminal()) as runner:
+    with SweepRunner(points[0].config, "test-sweep", "sweep …", Terminal()) as runner:
         runner.run(points)
     problem, later = runner.problems
     assert problem.endswith("and 3 more: not published, kept for the next run: no room for tables")
-    assert later == "To publish what is done, later: sweep …"
-    assert len(set(refused)) < 6  # the last ones were not tried any more
+    assert later == "To publish finished points later, run: sweep …"
+    assert len(set(refused)) == GIVEN_UP  # points were tried; the others were not
     assert {name: run.info.status for name, run in runs_of(configure()).items()} == {"test-sweep": "FAILED"}

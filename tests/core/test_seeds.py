@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sweep.seeds import derive_seed
+from sweep.core.seeds import derive_seed
 
 
 def test_seeds_depend_on_every_part_and_fit_a_signed_word() -> None:

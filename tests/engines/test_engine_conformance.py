@@ -1,4 +1,4 @@
-"""Every registered engine holds to the contract, vLLM in this process and in one of its own."""
+"""Conformance of all registered engines; vLLM in this process and in a separate process."""
 
 from __future__ import annotations
 
@@ -12,32 +12,41 @@ from pathlib import Path
 import pytest
 
 from conftest import MAX_MODEL_LEN
-from servers import VLLMServer, vllm_server
+from services import VLLM_KEY
 from sweep.engines import ENGINES, EngineConfig, ServerConfig, TransformersConfig, VLLMConfig
 from sweep.engines.base import Completion, Engine, Failure, Generation, Request
+from sweep.engines.server.config import KEY_VARIABLE
 from sweep.inputs.checkpoint import Checkpoint
+from sweep.inputs.embedding_loader import open_table
 from sweep.testing import (
     ENGINE_CHECKS,
     EngineBench,
     EngineCheck,
+    ScriptedConfig,
     Started,
     check_death,
     check_engine,
     engine_answers,
     engine_streams,
 )
+from sweep.testing.scripted_engine import ScriptedModel
 
-SHARED = "vllm"  # the engine of all tests, which stays open
+SHARED = "vllm"  # the engine that all tests share; it stays open
+PROCESS = "vllm-process"
 SERVER = "server"
-CONFIGS: dict[str, tuple[EngineConfig, int]] = {  # with the window of each
+CONFIGS: dict[str, tuple[EngineConfig, int]] = {  # configuration and window
     SHARED: (VLLMConfig(), 16),
-    "vllm-process": (VLLMConfig(max_num_seqs=8, window=16, kv_cache_gib=0.1, in_process=False), 16),
+    PROCESS: (VLLMConfig(max_num_seqs=8, window=16, kv_cache_gib=0.1, in_process=False), 16),
     "transformers": (TransformersConfig(max_batch_size=8), 8),
-    SERVER: (ServerConfig(max_in_flight=16), 16),  # whose address is found later
+    SERVER: (ServerConfig(max_in_flight=16), 16),  # the fixture sets its address
+    "scripted": (ScriptedConfig(window=16), 16),
 }
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in (PROCESS, SERVER) else ()) for name in CONFIGS]
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -48,21 +57,20 @@ def bench(
 ) -> EngineBench:
     (config, window), cache = CONFIGS[name], tmp_path_factory.mktemp("cache")
     if name == SERVER:
-        config = replace(config, url=request.getfixturevalue("server").url)
+        config = replace(config, url=request.getfixturevalue("served").url)
 
     def start() -> Engine:
         if name == SHARED:
             engine: Engine = request.getfixturevalue("engine")
             return engine
-        return config.open(checkpoint.files, MAX_MODEL_LEN, cache)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(KEY_VARIABLE, VLLM_KEY)
+            return config.open(checkpoint.files, MAX_MODEL_LEN, cache)
 
-    return EngineBench(start, checkpoint, MAX_MODEL_LEN, window, penalties=name != SERVER)
-
-
-@pytest.fixture(scope="module")
-def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
-    with vllm_server(tiny, tmp_path_factory.mktemp("server"), "--enable-prompt-embeds") as running:
-        yield running
+    reference = (
+        ScriptedModel(checkpoint.hidden_size, open_table(checkpoint).size).logits if name == "scripted" else None
+    )
+    return EngineBench(start, checkpoint, MAX_MODEL_LEN, window, penalties=name != SERVER, reference=reference)
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +86,17 @@ def test_registered_engines_conform(check: EngineCheck, bench: EngineBench, star
     check(bench, started.engine)
 
 
-def test_the_battery_in_one_call(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """On an engine that answers one request at a time."""
+def test_check_engine(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """With an engine that answers one request at a time."""
     config = TransformersConfig(max_batch_size=1)
     check_engine(EngineBench(lambda: config.open(checkpoint.files, 128, tmp_path), checkpoint, 128, window=1))
 
 
-def test_every_engine_is_tried() -> None:
+def test_every_engine_is_tested() -> None:
     assert {config.name for config, _ in CONFIGS.values()} == set(ENGINES)
 
 
-def test_knowing_the_engines_imports_none_of_their_libraries() -> None:
+def test_importing_the_registry_imports_no_engine_library() -> None:
     code = "import sys, sweep.engines; print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
@@ -98,7 +106,7 @@ Answers = Iterator[Generation | Failure]
 
 
 class Broken(Engine):
-    """A true engine that is asked or answers wrongly."""
+    """An engine whose requests or answers are modified."""
 
     def __init__(self, engine: Engine, answer: Callable[[Engine, Iterable[Request]], Answers]) -> None:
         self.version, self.engine, self.answer = engine.version, engine, answer
@@ -110,20 +118,20 @@ class Broken(Engine):
         self.engine.close()
 
 
-def asked(change: Callable[[Request], Request]) -> Callable[[Engine, Iterable[Request]], Answers]:
+def changed_requests(change: Callable[[Request], Request]) -> Callable[[Engine, Iterable[Request]], Answers]:
     return lambda engine, requests: engine.generate(change(request) for request in requests)
 
 
-def sampled(**changes: object) -> Callable[[Engine, Iterable[Request]], Answers]:
-    return asked(lambda r: replace(r, sampling=replace(r.sampling, **changes)))  # type: ignore[arg-type]
+def changed_sampling(**changes: object) -> Callable[[Engine, Iterable[Request]], Answers]:
+    return changed_requests(lambda r: replace(r, sampling=replace(r.sampling, **changes)))  # type: ignore[arg-type]
 
 
-def said(change: Callable[[Completion], Completion]) -> Callable[[Engine, Iterable[Request]], Answers]:
+def changed_completions(change: Callable[[Completion], Completion]) -> Callable[[Engine, Iterable[Request]], Answers]:
     def answer(engine: Engine, requests: Iterable[Request]) -> Answers:
-        for own in engine.generate(requests):
-            if isinstance(own, Generation):
-                own = replace(own, completions=tuple(change(completion) for completion in own.completions))
-            yield own
+        for result in engine.generate(requests):
+            if isinstance(result, Generation):
+                result = replace(result, completions=tuple(change(completion) for completion in result.completions))
+            yield result
 
     return answer
 
@@ -141,61 +149,62 @@ def all_drawn_first(engine: Engine, requests: Iterable[Request]) -> Answers:
     yield from engine.generate(list(requests))
 
 
-def swallowed(engine: Engine, requests: Iterable[Request]) -> Answers:
+def swallows_errors(engine: Engine, requests: Iterable[Request]) -> Answers:
     with suppress(LookupError):
         yield from engine.generate(requests)
 
 
-def merciful(engine: Engine, requests: Iterable[Request]) -> Answers:
-    """Answers what it should refuse."""
+def answers_invalid_requests(engine: Engine, requests: Iterable[Request]) -> Answers:
     for answer in engine.generate(requests):
         yield Generation(answer.key, ()) if isinstance(answer, Failure) else answer
 
 
-def more_probable(engine: Engine, requests: Iterable[Request]) -> Answers:
-    for own in engine.generate(requests):
-        yield replace(own, scored=tuple(x + 0.01 for x in own.scored)) if isinstance(own, Generation) else own
+def larger_logprobs(engine: Engine, requests: Iterable[Request]) -> Answers:
+    for result in engine.generate(requests):
+        if isinstance(result, Generation):
+            result = replace(result, scored=tuple(x + 0.01 for x in result.scored))
+        yield result
 
 
 @pytest.mark.parametrize(
     ("check", "broken"),
     [
-        (engine_answers.answers_are_those_of_the_model, asked(lambda r: replace(r, embeds=None))),
-        (engine_answers.embeddings_answer_as_token_ids_do, asked(lambda r: r if r.embeds is None else replace(r, embeds=r.embeds * 3))),
-        (engine_answers.the_identity_gate_can_be_passed_and_failed, asked(lambda r: replace(r, embeds=None))),
-        (engine_streams.order_and_company_do_not_matter, sampled(seed=None)),
+        (engine_answers.greedy_answers_match_the_model, changed_requests(lambda r: replace(r, embeds=None))),
+        (engine_answers.embeddings_and_token_ids_agree, changed_requests(lambda r: r if r.embeds is None else replace(r, embeds=r.embeds * 3))),
+        (engine_answers.identity_check_accepts_and_rejects, changed_requests(lambda r: replace(r, embeds=None))),
+        (engine_streams.answers_do_not_depend_on_order_or_batch, changed_sampling(seed=None)),
         (engine_streams.answers_come_as_they_finish, in_order),
-        (engine_streams.requests_are_drawn_as_they_are_needed, all_drawn_first),
-        (engine_streams.requests_are_drawn_as_they_are_needed, at_the_end),
+        (engine_streams.requests_are_drawn_lazily, all_drawn_first),
+        (engine_streams.requests_are_drawn_lazily, at_the_end),
         (engine_streams.answers_may_lead_to_requests, at_the_end),
-        (engine_answers.samples_count_their_seeds_up, sampled(seed=3)),
-        (engine_answers.tokens_are_drawn_with_their_probabilities, sampled(temperature=0.4)),
-        (engine_answers.tokens_are_drawn_with_their_probabilities, sampled(top_k=0)),
-        (engine_answers.tokens_are_drawn_with_their_probabilities, sampled(top_p=1.0)),
-        (engine_answers.penalties_read_prompts_and_answers, sampled(repetition_penalty=1.0)),
-        (engine_answers.penalties_read_prompts_and_answers, asked(lambda r: replace(r, token_ids=(0,) * len(r.token_ids)))),
-        (engine_answers.stop_strings_end_answers, sampled(stop=())),
-        (engine_answers.the_end_of_text_ends_answers, sampled(ignore_eos=True)),
-        (engine_answers.the_end_of_text_ends_answers, said(lambda c: replace(c, token_ids=c.token_ids[:-1]))),
-        (engine_answers.the_context_ends_answers, said(lambda c: replace(c, finish_reason="stop"))),
-        (engine_answers.log_probabilities_are_those_of_the_model, said(lambda c: replace(c, logprobs=c.logprobs[::-1]))),
-        (engine_answers.log_probabilities_are_those_of_the_model, sampled(logprobs=4)),
-        (engine_answers.forced_answers_have_their_likelihood, more_probable),
-        (engine_streams.bad_requests_fail_alone, merciful),
-        (engine_streams.what_drawing_raises_passes_through, swallowed),
+        (engine_answers.samples_use_consecutive_seeds, changed_sampling(seed=3)),
+        (engine_answers.sampling_follows_the_distribution, changed_sampling(temperature=0.4)),
+        (engine_answers.sampling_follows_the_distribution, changed_sampling(top_k=0)),
+        (engine_answers.sampling_follows_the_distribution, changed_sampling(top_p=1.0)),
+        (engine_answers.penalties_count_prompts_and_answers, changed_sampling(repetition_penalty=1.0)),
+        (engine_answers.penalties_count_prompts_and_answers, changed_requests(lambda r: replace(r, token_ids=(0,) * len(r.token_ids)))),
+        (engine_answers.stop_strings_end_answers, changed_sampling(stop=())),
+        (engine_answers.end_of_text_ends_answers, changed_sampling(ignore_eos=True)),
+        (engine_answers.end_of_text_ends_answers, changed_completions(lambda c: replace(c, token_ids=c.token_ids[:-1]))),
+        (engine_answers.maximum_length_ends_answers, changed_completions(lambda c: replace(c, finish_reason="stop"))),
+        (engine_answers.log_probabilities_match_the_model, changed_completions(lambda c: replace(c, logprobs=c.logprobs[::-1]))),
+        (engine_answers.log_probabilities_match_the_model, changed_sampling(logprobs=4)),
+        (engine_answers.forced_answers_match_the_model, larger_logprobs),
+        (engine_streams.bad_requests_fail_alone, answers_invalid_requests),
+        (engine_streams.request_iterator_errors_propagate, swallows_errors),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["transformers"], indirect=True, scope="module")
-def test_the_battery_finds_what_is_broken(
+def test_the_checks_detect_broken_engines(
     bench: EngineBench, started: Started, check: EngineCheck, broken: Callable[[Engine, Iterable[Request]], Answers]
 ) -> None:
     with pytest.raises((AssertionError, KeyError)):
         check(bench, Broken(started.engine, broken))
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != SHARED], indirect=True, scope="module")
-def test_closed_and_killed_engines_leave_nothing(bench: EngineBench, started: Started, name: str) -> None:
-    """The last test of the module, for it closes what the others are tried on."""
-    assert bool(started.processes) == (name == "vllm-process")
+@pytest.mark.parametrize("name", [name for name in NAMES if name.values != (SHARED,)], indirect=True, scope="module")
+def test_closed_and_killed_engines_leave_no_processes(bench: EngineBench, started: Started, name: str) -> None:
+    """The last test of the module, because it closes the engines of the others."""
+    assert bool(started.processes) == (name == PROCESS)
     started.close()
     check_death(bench)

@@ -1,38 +1,42 @@
-"""What is vLLM's own among engines; what it must do as all of them is in `test_engine_conformance`."""
+"""vLLM engine; behaviour that all engines share is tested in `test_engine_conformance`."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sweep.engines import vllm_start
-from sweep.engines.base import Engine, Failure, Request, Sampling
-from sweep.inputs.embedding import EmbeddingTable
+from sweep.engines import VLLMConfig
+from sweep.engines.base import Engine, Failure, ModelFiles, Request, Sampling
+from sweep.engines.vllm import failures, invariance, startup
+from sweep.errors import EngineError
+from sweep.inputs.embedding_table import EmbeddingTable
 
 
 @pytest.mark.parametrize("bad", ["nan", "width", "ids"])
-def test_a_refusal_says_who_refuses(engine: Engine, table: EmbeddingTable, bad: str) -> None:
-    """The last is refused by vLLM, the others would be accepted and break it."""
+def test_reasons_of_invalid_requests(engine: Engine, table: EmbeddingTable, bad: str) -> None:
+    """vLLM itself rejects only the unknown token ids; the other requests would break it."""
     ids = tuple(range(5, 22))
     rows = table.rows(ids)
     embeds = {"nan": rows.clone().index_fill_(0, torch.tensor([2]), torch.nan), "width": rows[:, :1], "ids": None}[bad]
     request = Request("bad", ids if bad != "ids" else (10**6,), embeds, Sampling(max_tokens=8))
     [failure] = engine.generate([request])
     assert isinstance(failure, Failure)
-    says = {
+    reasons = {
         "nan": "its embeddings are not finite in",
         "width": "its embeddings are (17, 1)",
-        "ids": "vLLM refused it: ",
+        "ids": "vLLM rejected it: ",
     }
-    assert failure.reason.startswith(says[bad])
+    assert failure.reason.startswith(reasons[bad])
 
 
-def test_where_it_is_not_installed_it_says_what_else_there_is(tiny: Path, tmp_path: Path) -> None:
+def test_the_error_without_vllm_names_an_alternative(tiny: Path, tmp_path: Path) -> None:
     code = """
 import sys
 sys.modules["vllm"] = None
@@ -42,14 +46,38 @@ from sweep.engines.base import ModelFiles
 VLLMConfig().open(ModelFiles(Path(sys.argv[1]), "float32", False), 64, Path(sys.argv[2]))
 """
     done = subprocess.run([sys.executable, "-c", code, tiny, tmp_path], capture_output=True, text=True, timeout=120)
-    assert "sweep.errors.EngineError: vLLM is not installed. engine=transformers does without it" in done.stderr
+    message = "sweep.errors.EngineError: vLLM is not installed. Install it, or set engine=transformers"
+    assert message in done.stderr
 
 
-@pytest.mark.parametrize("users", [None, "0", "1"])
-def test_batch_invariance_is_of_one_engine(users: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one engine is started with is not left to the next, and what the user has set is."""
-    monkeypatch.setattr(os, "environ", {} if users is None else {vllm_start.INVARIANT: users})
-    monkeypatch.setattr(vllm_start, "USERS_INVARIANT", users)
-    for batch_invariant, expected in ((False, users), (True, "1"), (False, users)):
-        vllm_start._set_environment(True, False, batch_invariant, tmp_path)
-        assert os.environ.get(vllm_start.INVARIANT) == expected
+def test_a_cache_folder_that_cannot_be_created(tiny: Path, tmp_path: Path) -> None:
+    """For example, sweep.dir was replaced by a file during the sweep, and a crashed engine is restarted."""
+    (tmp_path / "outputs").write_text("")
+    cache = tmp_path / "outputs" / ".cache"
+    message = f"{cache}: the folder for the engine's caches cannot be created: Not a dir"
+    with pytest.raises(EngineError, match=re.escape(message)):
+        VLLMConfig().open(ModelFiles(tiny, "float32", False), 64, cache)
+
+
+def test_a_crash_is_reported_although_the_cache_folder_was_removed(tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("")
+    error_file = tmp_path / "outputs" / ".cache" / "last-words.txt"
+    error = failures.start_error(RuntimeError("no device"), error_file)
+    assert str(error) == "vLLM did not start: RuntimeError: no device"
+    processes = failures.EngineProcesses(SimpleNamespace(engine_core=None), error_file)
+    assert str(processes.crash_error(type("EngineDeadError", (Exception,), {})(), {})) == (
+        "vLLM's core process died: see sweep.log"
+    )
+    processes.clear()
+
+
+@pytest.mark.parametrize("user", [None, "0", "1"])
+def test_batch_invariance_applies_to_one_engine(
+    user: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The setting of one engine does not affect the next one, and the user's variable is kept."""
+    monkeypatch.setattr(os, "environ", {} if user is None else {invariance.INVARIANT: user})
+    monkeypatch.setattr(invariance, "USER_INVARIANT", user)
+    for batch_invariant, expected in ((False, user), (True, "1"), (False, user)):
+        startup._set_environment(True, False, batch_invariant, tmp_path)
+        assert os.environ.get(invariance.INVARIANT) == expected

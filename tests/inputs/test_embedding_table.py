@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sweep.config import ModelConfig
 from sweep.errors import ConfigError
 from sweep.inputs.checkpoint import find
-from sweep.inputs.embedding import from_safetensors, from_transformers, open_table
+from sweep.inputs.config import ModelConfig
+from sweep.inputs.embedding_loader import from_safetensors, from_transformers, open_table
 from tiny_models import make_model
 
 FAMILIES = ["llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "granite", "gpt2", "opt"]

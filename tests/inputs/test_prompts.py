@@ -9,11 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sweep.config import ModelConfig, PromptsConfig
 from sweep.errors import ConfigError
 from sweep.inputs import prompts
 from sweep.inputs.checkpoint import Checkpoint, find
-from sweep.inputs.encoding import check_lengths, encode
+from sweep.inputs.config import ModelConfig, PromptsConfig
+from sweep.inputs.tokenization import check_lengths, encode
 from tiny_models import make_model, make_tokenizer
 
 ENTRIES = [{"id": "a", "prompt": "One?", "reference": "1"}, {"id": "b", "prompt": 'Two, or "2"?'}]
@@ -57,20 +57,24 @@ def test_system_messages_limits_and_other_keys() -> None:
     [
         ("p.jsonl", '{"prompt": "fine"}\n{"prompt": }\n', r"p\.jsonl:2: not JSON"),
         ("p.jsonl", '{"prompt": "fine"}\n\n{"text": "x"}\n', r"p\.jsonl:3: has neither"),
-        ("p.jsonl", '{"prompt": 7}\n', r"p\.jsonl:1: has neither"),
-        ("p.jsonl", "[1]\n", r"p\.jsonl:1: a prompt is a text or a mapping, not a list"),
-        ("p.jsonl", '{"messages": [{"role": "user"}]}\n', r"p\.jsonl:1: messages must be"),
+        (
+            "p.jsonl",
+            '{"prompt": 7}\n',
+            r"p\.jsonl:1: .prompt. must be a non-empty string or a list of messages; got the number 7",
+        ),
+        ("p.jsonl", "[1]\n", r"p\.jsonl:1: a prompt must be a string or a mapping; got a list"),
+        ("p.jsonl", '{"messages": [{"role": "user"}]}\n', r"p\.jsonl:1: messages\[0\] \(role user\) has no content"),
         ("p.jsonl", '{"prompt": "x", "reference": {}}\n', r"p\.jsonl:1: 'reference' must be"),
         ("p.jsonl", "", "prompt list is empty"),
         ("p.yaml", "- a\n- [b\n", r"p\.yaml:3: not YAML"),
         ("p.yaml", "a: b\n", "must hold a list of prompts"),
         ("p.csv", 'prompt\n"never closed\n', r"p\.csv:\d: not CSV"),
-        ("p.csv", "id,prompt\na,Hello, world\n", r"p\.csv:2: has not the 2 fields"),
+        ("p.csv", "id,prompt\na,Hello, world\n", r"p\.csv:2: has 3 fields; expected 2, as in the header"),
         ("p.json", '[{"prompt": "x"},\n}]', r"p\.json:2: not JSON"),
         ("p.yaml", "- a\x01", "not YAML"),
         ("p.parquet", "no", "not Parquet"),
-        ("p.docx", "no", "is none of"),
-        ("p.jsonl", '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}\n', "'1' stands for 2 prompts"),
+        ("p.docx", "no", "has an unknown suffix"),
+        ("p.jsonl", '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}\n', "'1' is already used at "),
     ],
 )
 def test_malformed_files_are_named_with_the_line(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -108,12 +112,12 @@ def test_a_model_without_a_chat_template_says_what_to_do(tmp_path: Path) -> None
     (folder / "chat_template.jinja").unlink()
     make_tokenizer(chat_template=False).save_pretrained(folder)
     checkpoint = find(ModelConfig(id=str(folder)))
-    with pytest.raises(ConfigError, match=r"no chat template; prompts\.chat=false"):
+    with pytest.raises(ConfigError, match=r"no chat template\. Set prompts\.chat=false"):
         encode(prompts.load(PromptsConfig(items=["Hi"])), checkpoint)
     assert encode(prompts.load(PromptsConfig(items=["Hi"], chat=False)), checkpoint)
 
 
 def test_long_prompts_are_named(checkpoint: Checkpoint) -> None:
     encoded = encode(prompts.load(PromptsConfig(items=[{"id": "long", "prompt": "x" * 600}])), checkpoint)
-    with pytest.raises(ConfigError, match=r"'long' has 604 tokens; the model's context is 512"):
+    with pytest.raises(ConfigError, match=r"'long' has 604 tokens; the context is 512"):
         check_lengths(encoded, checkpoint.context)

@@ -9,11 +9,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from sweep.config import ModelConfig, PromptsConfig
 from sweep.errors import ConfigError, TransformError
 from sweep.inputs import prompts
 from sweep.inputs.checkpoint import Checkpoint, find
-from sweep.inputs.encoding import EncodedPrompt, encode
+from sweep.inputs.config import ModelConfig, PromptsConfig
+from sweep.inputs.tokenization import EncodedPrompt, encode
 from sweep.transforms import Span, parse_span
 from tiny_models import TEMPLATE, make_tokenizer
 
@@ -215,9 +215,9 @@ def test_a_template_that_rewrites_texts_is_not_guessed_at() -> None:
         ("contents", "Did you mean 'content'?"),
         ({"substrin": "x"}, "Did you mean 'substring'?"),
         ({"part": "user"}, "span.part"),
-        ({"substring": 3}, "span.substring must be a text"),
-        ({"substring": ""}, "span.substring must be a text"),
-        ({"regex": "("}, "no regular expression"),
+        ({"substring": 3}, "span.substring must be a non-empty string"),
+        ({"substring": ""}, "span.substring must be a non-empty string"),
+        ({"regex": "("}, "not a valid regular expression"),
         ({"regex": "a", "substring": "a"}, "not both"),
         ({"positions": []}, "whole numbers"),
         ({"positions": [1.5]}, "whole numbers"),

@@ -1,4 +1,4 @@
-"""External tensors: the formats, what is refused, and that no file is read twice."""
+"""External tensors: their shapes, what is refused, and that no file is read twice; formats are in test_tensor_files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from sweep.errors import ConfigError
 from sweep.inputs import tensors
-from sweep.inputs.tensors import count_rows, load_tensor, load_tensors, tensor_file
+from sweep.inputs.tensors import count_rows, load_tensor, load_tensors
 
 ROWS = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 
 
 def load(path: Path, key: str | None = None, width: int = 8) -> Tensor:
-    return load_tensor(str(path), key, width=width, what="transform.path")
+    return load_tensor(str(path), key, width=width, config_key="transform.path")
 
 
 def save(path: Path, tensor: Tensor) -> None:
@@ -56,17 +56,21 @@ def test_one_dimension_is_one_row(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(load(tmp_path / f"a{suffix}"), ROWS[:1])
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".npy", ".pt"])
+@pytest.mark.parametrize("shape", [(1, 3, 8), (1, 1, 3, 8), (3, 1, 8), (1, 3, 1, 8)])
+def test_dimensions_of_one_before_the_last_are_dropped(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
+    file = tmp_path / f"a{suffix}"
+    save(file, ROWS.reshape(shape))
+    assert torch.equal(load(file), ROWS)
+    assert count_rows(str(file), None, width=8, config_key="transform.path") == 3
+    save(file, ROWS[:1].reshape(1, 1, 8))
+    assert torch.equal(load(file), ROWS[:1])
+
+
 def test_a_parameter_comes_without_its_gradient(tmp_path: Path) -> None:
     torch.save({"prompt": torch.nn.Parameter(ROWS)}, tmp_path / "a.pt")
     rows = load(tmp_path / "a.pt")
     assert torch.equal(rows, ROWS) and not rows.requires_grad
-
-
-def test_a_peft_folder_is_its_adapter(tmp_path: Path) -> None:
-    save_file({"prompt_embeddings": ROWS}, tmp_path / "adapter_model.safetensors")
-    assert torch.equal(load(tmp_path), ROWS)
-    assert torch.equal(load(tmp_path, "prompt_embeddings"), ROWS)
-    assert tensor_file(str(tmp_path), "transform.path") == tmp_path / "adapter_model.safetensors"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -78,9 +82,9 @@ def test_a_tensor_is_chosen_by_its_key(tmp_path: Path, suffix: str) -> None:
     else:
         save_file(content, file)
     assert torch.equal(load(file, "sad"), -ROWS)
-    with pytest.raises(ConfigError, match=r"transform\.key: .* holds 2 tensors; say which: happy, sad\."):
+    with pytest.raises(ConfigError, match=r"transform\.key: .* holds 2 tensors\. Choose one: happy, sad\."):
         load(file)
-    with pytest.raises(ConfigError, match=r"no tensor 'hapy'\. Did you mean 'happy'\? Known: happy, sad\."):
+    with pytest.raises(ConfigError, match=r"no tensor 'hapy'\. Did you mean 'happy'\? Available: happy, sad\."):
         load(file, "hapy")
 
 
@@ -142,15 +146,29 @@ def test_a_file_that_ends_early(tmp_path: Path, name: str) -> None:
     ("tensor", "said"),
     [
         (torch.zeros(3, 7), r"has rows of width 7; the model's are 8 wide"),
-        (torch.zeros(8, 1), r"has rows of width 1; the model's are 8 wide"),
-        (torch.zeros(2, 3, 8), r"has the shape \[2, 3, 8\], which is not that of rows"),
-        (torch.tensor(1.0), r"has the shape \[\], which is not that of rows"),
+        (
+            torch.zeros(8, 1),
+            r"has rows of width 1; the model's are 8 wide. It looks like a column: save its transpose, \[1, 8\]\.",
+        ),
+        (
+            torch.zeros(1, 8, 1),
+            r"has rows of width 1; the model's are 8 wide. It looks like a column: save its transpose",
+        ),
+        (torch.zeros(9, 1), r"has rows of width 1; the model's are 8 wide\.$"),
+        (torch.zeros(2, 3, 8), r"has shape \[2, 3, 8\]; expected rows of shape"),
+        (torch.tensor(1.0), r"has shape \[\]; expected rows of shape"),
         (torch.zeros(0, 8), r"is empty: its shape is \[0, 8\]"),
-        (torch.zeros(3, 8, dtype=torch.int64), r"is int64; it must be of floating-point numbers"),
-        (torch.zeros(3, 8, dtype=torch.bool), r"is bool; it must be of floating-point numbers"),
-        (torch.zeros(3, 8, dtype=torch.complex64), r"is complex64; it must be of floating-point numbers"),
-        (torch.tensor([[1.0, torch.nan, torch.inf, 0, 0, 0, 0, 0]]), r"has 2 entries that are NaN or infinite"),
-        (torch.full((1, 8), 1e300, dtype=torch.float64), r"has 8 entries that are NaN or infinite in float32"),
+        (torch.zeros(3, 8, dtype=torch.int64), r"is int64; it must hold floating-point numbers"),
+        (torch.zeros(3, 8, dtype=torch.bool), r"is bool; it must hold floating-point numbers"),
+        (torch.zeros(3, 8, dtype=torch.complex64), r"is complex64; it must hold floating-point numbers"),
+        (
+            torch.tensor([[1.0, torch.nan, torch.inf, 0, 0, 0, 0, 0]]),
+            r"has 2 entries that are NaN or infinite in float32, the first at \[0, 1\]\.",
+        ),
+        (
+            torch.full((2, 8), 1e300, dtype=torch.float64),
+            r"has 16 entries that are NaN or infinite in float32, the first at \[0, 0\]\.",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, suffix: str, tensor: Tensor, said: str) -> None:
@@ -161,19 +179,27 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, suffix: str, tensor: Tenso
 
 def test_other_refusals(tmp_path: Path) -> None:
     torch.save({"a": 1}, tmp_path / "none.pt")
-    torch.save([ROWS], tmp_path / "list.pt")
+    torch.save(7, tmp_path / "number.pt")
     torch.save(ROWS.to_sparse(), tmp_path / "sparse.pt")
+    torch.save(torch.empty(3, 8, device="meta"), tmp_path / "meta.pt")
+    torch.save(torch.zeros(1).expand(1 << 40, 8), tmp_path / "expanded.pt")
     np.save(tmp_path / "a.npy", ROWS.numpy())
     (tmp_path / "rows.csv").write_text("1,2")
     (tmp_path / "folder").mkdir()
     for name, key, said in [
         ("missing.npy", None, r"transform\.path: there is no file '.*missing\.npy'\."),
-        ("rows.csv", None, r"transform\.path: '\.csv' is no format of tensors .* Known: \.safetensors, \.npy"),
-        ("folder", None, r"transform\.path: the folder '.*folder' holds no adapter_model\.safetensors\."),
+        ("rows.csv", None, r"transform\.path: '\.csv' is not a tensor file format .* Available: \.safetensors, \.npy"),
+        (
+            "folder",
+            None,
+            r"transform\.path: the folder '.*folder' holds no adapter_model\.safetensors or adapter_model\.bin\. It has: no files\.",
+        ),
         ("none.pt", None, r"holds no tensor\."),
-        ("list.pt", None, r"it holds a list, neither a tensor nor tensors by name"),
-        ("sparse.pt", None, r"is a sparse tensor; it must be"),
-        ("a.npy", "rows", r"transform\.key: .*a\.npy holds one tensor without a name; leave out 'rows'\."),
+        ("number.pt", None, r"it holds a int; expected a tensor, or tensors by name or number\."),
+        ("sparse.pt", None, r"is a sparse tensor; it must hold"),
+        ("meta.pt", None, r"is a tensor without data \(on the device meta\); it must hold"),
+        ("expanded.pt", None, r"has shape \[1099511627776, 8\]: it needs 3\.28e\+04 GiB; this machine has "),
+        ("a.npy", "rows", r"transform\.key: .*a\.npy holds one tensor without a name\. Remove the key 'rows'\."),
     ]:
         with pytest.raises(ConfigError, match=said):
             load(tmp_path / name, key)
@@ -183,29 +209,29 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytes
     file = tmp_path / "a.safetensors"
     save(file, ROWS)
     reads = []
-    unwatched = tensors._open
+    unwatched = tensors.open_tensors
 
     def watched(file: Path, what: str) -> Any:
         reads.append(file)
         return unwatched(file, what)
 
-    monkeypatch.setattr(tensors, "_open", watched)
+    monkeypatch.setattr(tensors, "open_tensors", watched)
     assert load(file) is load(file)
-    assert count_rows(str(file), None, width=8, what="transform.path") == 3
+    assert count_rows(str(file), None, width=8, config_key="transform.path") == 3
     assert len(reads) == 1
     save(file, torch.cat([ROWS, ROWS]))
     assert len(load(file)) == 6
-    assert count_rows(str(file), None, width=None, what="transform.path") == 6
+    assert count_rows(str(file), None, width=None, config_key="transform.path") == 6
     assert len(reads) == 2
     with pytest.raises(ConfigError, match=r"rows of width 8; the model's are 9 wide"):
-        count_rows(str(file), None, width=9, what="transform.path")
+        count_rows(str(file), None, width=9, config_key="transform.path")
 
 
 def test_all_tensors_of_a_file(tmp_path: Path) -> None:
     save_file({"weight": ROWS, "bias": ROWS[0].clone()}, tmp_path / "a.safetensors")
-    found = load_tensors(str(tmp_path / "a.safetensors"), what="transform.projector")
+    found = load_tensors(str(tmp_path / "a.safetensors"), config_key="transform.projector")
     assert set(found) == {"weight", "bias"}
     assert torch.equal(found["bias"], ROWS[0])
     save_file({"weight": ROWS, "steps": torch.tensor([3])}, tmp_path / "b.safetensors")
     with pytest.raises(ConfigError, match=r"transform\.projector: .*\(steps\) is int64"):
-        load_tensors(str(tmp_path / "b.safetensors"), what="transform.projector")
+        load_tensors(str(tmp_path / "b.safetensors"), config_key="transform.projector")

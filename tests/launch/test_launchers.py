@@ -1,9 +1,10 @@
-"""This project's launcher against Hydra's own, which hands over one point after the other: the same results."""
+"""Tests that the project's launcher gives the same results as Hydra's, which runs one point after the other."""
 
 from __future__ import annotations
 
 import json
-import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,52 +13,65 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from hydra_plugins.sweep_launchers._compose import Composer
-from sweep import cli, parsing, session
-from sweep.engines.base import Engine
-from sweep.parsing import parse
-from sweep.paths import conf_dir
+from shards import SCRIPTED
+from sweep.app import sweep_app
+from sweep.config import loader as parsing
+from sweep.config.loader import parse
+from sweep.util.paths import conf_dir
+
+CommandLine = Callable[..., tuple[int, str, str]]
 
 
-def generations(tiny: Path, outputs: Path, launcher: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    monkeypatch.setattr(session, "_current", None)
-    overrides = ["transform=noise", "transform.sigma=0.5,1", "seed=0,1", f"hydra/launcher={launcher}"]
-    given = [f"model.id={tiny}", "prompts.items=[Hi,Ho]", f"sweep.dir={outputs}", "sampling.max_tokens=8"]
-    monkeypatch.setattr(sys, "argv", ["sweep", *overrides, *given])
-    cli.main()
-    client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
-    runs = client.search_runs(["1"])
+def runs_of(outputs: Path) -> list[Run]:
+    return list(MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}").search_runs(["1"]))
+
+
+def roles_of(runs: list[Run]) -> Counter[str]:
+    """Return the roles of the runs, which must all be FINISHED."""
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert [run.data.tags["sweep.role"] for run in runs].count("control") == 1
-    assert [run.data.tags["sweep.role"] for run in runs].count("sweep") == 1
-    found = {}
-    for run in runs:
-        if run.data.tags["sweep.role"] != "sweep":
-            path = client.download_artifacts(run.info.run_id, "generations.json")
-            rows = json.loads(Path(path).read_text())["data"]
-            found[run.data.tags["sweep.fingerprint"]] = [row[1] for row in rows]
-    return found
+    return Counter(run.data.tags["sweep.role"] for run in runs)
 
 
-def test_launchers_agree(tiny: Path, tmp_path: Path, on_shared_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    local = generations(tiny, tmp_path / "local", "local", monkeypatch)
-    basic = generations(tiny, tmp_path / "basic", "basic", monkeypatch)
+def test_launchers_agree(tiny: Path, tmp_path: Path, command_line: CommandLine) -> None:
+    def generations(launcher: str) -> dict[str, list[str]]:
+        """Return the answers of each point by fingerprint."""
+        outputs = tmp_path / launcher
+        overrides = ["transform=noise", "transform.sigma=0.5,1", "seed=0,1", f"hydra/launcher={launcher}", *SCRIPTED]
+        given = [f"model.id={tiny}", "prompts.items=[Hi,Ho]", f"sweep.dir={outputs}", "sampling.max_tokens=8"]
+        code, _, err = command_line(*overrides, *given)
+        assert code == 0, err
+        runs = runs_of(outputs)
+        assert roles_of(runs) == {"point": 4, "control": 1, "sweep": 1}
+        found = {}
+        for run in runs:
+            if run.data.tags["sweep.role"] != "sweep":
+                path = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}").download_artifacts(
+                    run.info.run_id, "generations.json"
+                )
+                found[run.data.tags["sweep.fingerprint"]] = [
+                    row[1] for row in json.loads(Path(path).read_text())["data"]
+                ]
+        return found
+
+    local, basic = generations("local"), generations("basic")
     assert local == basic
     assert len(local) == 5 and len({tuple(answers) for answers in local.values()}) == 5
 
 
 def test_what_is_set_without_hydra_is_what_hydra_would_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers are read here, and what is more than a plain value is composed once for all points that share it."""
+    """Numbers are parsed without Hydra, and all overrides that are not plain values are composed once."""
     parsing.register()
-    monkeypatch.setattr(session, "_current", None)
-    session.current()  # whose resolver the configuration asks for
+    monkeypatch.setattr(sweep_app, "_current", None)
+    sweep_app.current()  # registers the resolver that the configuration uses
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         given = ["transform=noise", "transform.span={window: [0, 2]}"]
         master = loader.load_configuration("config", given, RunMode.MULTIRUN)
         composer = Composer(loader)
-        composed = composer._load  # the loader's own, which the composer has put itself in front of
+        composed = composer._load  # the loader's method that the composer wraps
         numbers = [
             "0",
             "-3",
@@ -88,24 +102,18 @@ def test_what_is_set_without_hydra_is_what_hydra_would_set(monkeypatch: pytest.M
 
 
 def test_a_later_batch_that_is_refused_leaves_the_earlier_ones(
-    tiny: Path, tmp_path: Path, on_shared_engine: Engine, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("Hi\n")
     arguments = ["transform=scale", "transform.factor=2", "prompts.path=a.txt,b.txt", "hydra.sweeper.max_batch_size=1"]
-    arguments += [f"model.id={tiny}", "sampling.max_tokens=4"]
-    monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
-    monkeypatch.setattr(session, "_current", None)
-    with pytest.raises(SystemExit) as refused:
-        cli.main()
-    assert refused.value.code == 1  # the first batch was run
+    arguments += [f"model.id={tiny}", "sampling.max_tokens=4", *SCRIPTED]
+    code, _, err = command_line(*arguments)
+    assert code == 1, err  # the first batch was run
     [before] = (tmp_path / "outputs" / "sweeps").iterdir()
 
     (tmp_path / "b.txt").write_text("Ho\n")
-    monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
-    monkeypatch.setattr(session, "_current", None)
-    cli.main()
+    code, _, err = command_line(*arguments)
+    assert code == 0, err
     assert [before] == list((tmp_path / "outputs" / "sweeps").iterdir())
-    runs = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}").search_runs(["1"])
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert [run.data.tags["sweep.role"] for run in runs].count("sweep") == 1 and len(runs) == 5
+    assert roles_of(runs_of(tmp_path / "outputs")) == {"point": 2, "control": 2, "sweep": 1}

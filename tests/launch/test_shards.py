@@ -1,449 +1,341 @@
-"""Sweeps in pieces: whoever works them off, they are what they are in one piece."""
+"""Tests of sweeps in shards on this machine: they give the same results as in one process.
+
+Most shards run in this process, or in worker processes whose scripted engines wait where a test needs it. Slurm
+and Ray are tested in `test_slurm` and `test_ray`.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from mlflow import MlflowClient
-from mlflow.entities import Run
 
+from hydra_plugins.sweep_launchers import _local_backend
 from servers import mlflow_server
-from slurm import Slurm, slurm
+from shards import (
+    DEFAULT_PROCESSES,
+    POINTS,
+    PROMPTS,
+    SMOKE,
+    Gate,
+    SweepHere,
+    arguments,
+    expect_complete,
+    expect_nothing_twice,
+    generations,
+    journaled,
+    meanwhile,
+    own_runs,
+    runs_of,
+    start,
+    statuses_of,
+    until,
+)
+from sweep import shard
+from sweep.app import sweep_runner
+from sweep.console import signals, streams
+from sweep.console.terminal import Terminal
+from sweep.errors import SweepError
+from sweep.launch import coordinator, shard_worker
+from sweep.launch.backend import ShardBackend, unfinished_shards
+from sweep.launch.manifest import Manifest
+from sweep.launch.shard_state import StateFile
+from sweep.launch.shard_worker import ShardWorker
+from sweep.storage.lock import SweepLock
 
-FACTORS = ",".join(f"{1 + i / 10:.1f}" for i in range(1, 25))
-
-
-def arguments(tiny: Path, outputs: Path, *more: str) -> list[str]:
-    given = ["transform=scale", f"transform.factor={FACTORS}", "prompts.items=[Hi,Ho,He]", "sampling.max_tokens=8"]
-    return [*given, f"model.id={tiny}", f"sweep.dir={outputs}", *more]
-
-
-def sweep(
-    folder: Path,
-    *overrides: str,
-    code: int = 0,
-    module: str = "sweep",
-    environment: Mapping[str, str] = os.environ,
-) -> str:
-    command = [sys.executable, "-m", module, *overrides]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def generations(outputs: Path) -> dict[str, list[tuple[str, list[int]]]]:
-    """Return each point's answers by prompt, by the point's name."""
-    found: dict[str, list[tuple[str, list[int]]]] = {}
-    for path in (outputs / "sweeps").glob("*/points/*.parquet"):
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        assert rows, path
-        found[rows[0]["name"]] = sorted((row["prompt_id"], row["token_ids"]) for row in rows)
-    return found
-
-
-def runs_of(uri: str) -> list[Run]:
-    client = MlflowClient(uri)
-    return list(client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=1000))
+ShardHere = Callable[..., str]
 
 
-def expect_nothing_twice(outputs: Path) -> None:
-    assert set(journaled(outputs).values()) == {1}
+class InTurn(ShardBackend):
+    """Backend that runs shards in this process, one after the other."""
 
-
-def expect_complete(outputs: Path, uri: str | None = None) -> None:
-    """All 24 points and the control are there once, finished, as children of one finished run."""
-    runs = runs_of(uri or f"sqlite:///{outputs / 'mlflow.db'}")
-    assert Counter(run.data.tags["sweep.role"] for run in runs) == {"point": 24, "control": 1, "sweep": 1}
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    [parent] = [run.info.run_id for run in runs if run.data.tags["sweep.role"] == "sweep"]
-    assert {run.data.tags.get("mlflow.parentRunId", parent) for run in runs} == {parent}
-    assert len({run.data.tags["sweep.result"] for run in runs if "sweep.result" in run.data.tags}) == 25
-
-
-def journaled(outputs: Path) -> Counter[tuple[str, str, str]]:
-    """Return how often each answer was generated, by fingerprint, kind and prompt."""
-    found: Counter[tuple[str, str, str]] = Counter()
-    for path in (outputs / "journal").glob("*/*/*.jsonl"):
-        for line in path.read_bytes().split(b"\n")[1:]:
-            with suppress(ValueError):  # a line that is not finished was never flushed
-                entry = json.loads(line[line.index(b"{") :])
-                found[path.parent.name, entry["kind"], entry["prompt"]] += 1
-    return found
-
-
-def working(outputs: Path) -> list[int]:
-    """Return the processes that have shards in work."""
-    states = [json.loads(path.read_text()) for path in outputs.glob("sweeps/*/shards/*/*.state.json")]
-    return [state["pid"] for state in states if state["state"] == "working"]
-
-
-@pytest.fixture(scope="module")
-def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str, list[int]]]]:
-    """The sweep's answers, generated in one piece."""
-    folder = tmp_path_factory.mktemp("whole")
-    sweep(folder, *arguments(tiny, folder / "outputs"))
-    return generations(folder / "outputs")
-
-
-def test_workers_of_this_machine(tiny: Path, tmp_path: Path, whole: dict[str, Any]) -> None:
-    outputs = tmp_path / "outputs"
-    sweep(tmp_path, *arguments(tiny, outputs, "hydra.launcher.workers=2", "hydra.launcher.shards=4"))
-    assert generations(outputs) == whole
-    expect_complete(outputs)
-    expect_nothing_twice(outputs)
-    [parent] = [run for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}") if run.data.tags["sweep.role"] == "sweep"]
-    assert parent.data.metrics["cost/engine_starts"] == 2
-    assert parent.data.metrics["cost/requests"] == 26 * 3  # 24 points, and the control twice
-    own = [run for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}") if run.data.tags["sweep.role"] != "sweep"]
-    assert {run.data.metrics["cost/requests"] for run in own} == {3}
-    assert parent.data.metrics["cost/generate_seconds"] > 0
-
-
-def test_shards_called_by_a_scheduler_publish_to_a_server(tiny: Path, tmp_path: Path, whole: dict[str, Any]) -> None:
-    """Plan, work each shard, finish: as Kubernetes does it, the configuration changing after the plan."""
-    outputs, plan = tmp_path / "outputs", tmp_path / "plan"
-    (tmp_path / "prompts.txt").write_text("Hi\nHo\nHe\n")
-    with mlflow_server(tmp_path, tmp_path / "server.db", tmp_path / "files") as uri:
-        given = arguments(tiny, outputs, f"tracking.uri={uri}")
-        planning = ("hydra/launcher=plan", f"hydra.launcher.folder={plan}", "hydra.launcher.shards=3")
-        said = sweep(tmp_path, *given, *planning)
-        assert f"3 shards: {plan / 'manifest.json'}" in said
-        assert (plan / "manifest.json").stat().st_mode & 0o777 == 0o600
-        for index in (2, 0, 1, 3):  # the control comes second
-            if index == 2:  # waits for its control, and is interrupted: what it has generated stays
-                waiting = subprocess.Popen(
-                    [sys.executable, "-m", "sweep.shard", str(plan), "2"], cwd=tmp_path, stderr=subprocess.DEVNULL
-                )
-                until(lambda: "waiting" in (plan / "shard-00002.state.json").read_text(), waiting)
-                waiting.terminate()
-                assert waiting.wait(20) == 143
-            else:
-                sweep(tmp_path, str(plan), str(index), module="sweep.shard")
-        [parent] = [run for run in runs_of(uri) if run.data.tags["sweep.role"] == "sweep"]
-        assert parent.info.status == "RUNNING"
-        published = [run for run in runs_of(uri) if run.info.status == "FINISHED"]
-        assert len(published) > 10 and {run.data.tags["mlflow.parentRunId"] for run in published} == {
-            parent.info.run_id
-        }
-        sweep(tmp_path, str(plan), "2", module="sweep.shard")
-        said = sweep(tmp_path, *given)
-        assert "Engine" not in said
-        expect_complete(outputs, uri)
-        assert "0 shards" in sweep(tmp_path, *given, *planning)  # nothing is left to be planned
-        sweep(tmp_path, str(plan), "0", module="sweep.shard")
-    assert generations(outputs) == whole
-    expect_nothing_twice(outputs)
-
-
-def test_what_changed_since_it_was_planned_is_refused(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("Hi\nHo\n")
-    given = ["transform=scale", "transform.factor=2,3", "prompts.path=prompts.txt", f"model.id={tiny}"]
-    sweep(tmp_path, *given, "hydra/launcher=plan", "hydra.launcher.folder=plan")
-    (tmp_path / "prompts.txt").write_text("Hi\nHu\n")
-    said = sweep(tmp_path, "plan", "0", module="sweep.shard", code=2)
-    assert "have changed. Give the command again." in said and "Traceback" not in said
-    assert "cannot be read" in sweep(tmp_path, "nowhere", "0", module="sweep.shard", code=2)
-
-
-def test_nothing_is_planned_or_generated_beside_a_shard_at_work(tiny: Path, tmp_path: Path) -> None:
-    """Whichever launcher is asked; and a plan whose place a later run has taken is not begun any more."""
-    outputs, plan = tmp_path / "outputs", tmp_path / "plan"
-    given = arguments(tiny, outputs, *LONG)
-    planning = ("hydra/launcher=plan", f"hydra.launcher.folder={plan}", "hydra.launcher.shards=2")
-    sweep(tmp_path, *given, *planning)
-    shard = subprocess.Popen([sys.executable, "-m", "sweep.shard", str(plan), "0"], cwd=tmp_path)
-    until(lambda: len(journaled(outputs)) > 5, shard)
-    for launcher in ((), planning):
-        said = sweep(tmp_path, *given, *launcher, code=75)
-        assert f"Shard 0 of {plan}" in said and f"process {shard.pid}" in said
-    assert shard.poll() is None
-    shard.terminate()
-    assert shard.wait(20) == 143
-    sweep(tmp_path, *given)
-    said = sweep(tmp_path, str(plan), "1", module="sweep.shard", code=75)
-    assert "a later run of the sweep has taken the place of this plan" in said
-    expect_complete(outputs)
-    expect_nothing_twice(outputs)
-
-
-def picky_scorer(tiny: Path, folder: Path, *, of_control: bool = True) -> tuple[str, ...]:
-    """Return overrides with a scorer that fails on the control's answers, or on all others."""
-    outputs = folder / "scorer"
-    sweep(folder, "prompts.items=[Hi,Ho,He]", "sampling.max_tokens=8", f"model.id={tiny}", f"sweep.dir={outputs}")
-    [path] = (outputs / "sweeps").glob("*/points/*.parquet")
-    control = pq.read_table(path).column("generation").to_pylist()
-    (folder / "strict.py").write_text(
-        f"def same(answer):\n    if (answer in {control!r}) is {of_control}:\n        raise ValueError('no')\n    return 1.0\n"
-    )
-    return "plugins=[strict]", "scoring.quality=['strict:same']"
-
-
-def test_the_failures_of_all_shards_count(tiny: Path, tmp_path: Path) -> None:
-    """Those of each shard alone would be allowed."""
-    outputs = tmp_path / "outputs"
-    own = (*picky_scorer(tiny, tmp_path, of_control=False), "sweep.max_failures=6", "transform.factor=range(5,25)")
-    workers = ("hydra.launcher.workers=2", "hydra.launcher.shards=5")
-    said = sweep(tmp_path, *arguments(tiny, outputs, *own, *workers), code=1)
-    assert "7 points failed, more than sweep.max_failures allows." in said and "Traceback" not in said
-    statuses = Counter(run.info.status for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}"))
-    assert not statuses["RUNNING"] and statuses["FAILED"] >= 7
-
-
-def test_a_control_that_cannot_be_scored_is_compared_with_all_the_same(tiny: Path, tmp_path: Path) -> None:
-    """In shards as in one piece: its answers are there."""
-    own = picky_scorer(tiny, tmp_path)
-    statuses = []
-    for name, launcher in (("whole", ()), ("shards", ("hydra.launcher.workers=2", "hydra.launcher.shards=3"))):
-        outputs = tmp_path / name
-        sweep(tmp_path, *arguments(tiny, outputs, *own, *launcher), code=1)
-        runs = runs_of(f"sqlite:///{outputs / 'mlflow.db'}")
-        points = [run for run in runs if run.data.tags["sweep.role"] != "sweep"]
-        statuses.append({run.data.tags["mlflow.runName"]: run.info.status for run in points})
-    assert statuses[0]["control"] == "FAILED" and "FINISHED" in statuses[0].values()
-    assert statuses[0] == statuses[1]
-    expect_nothing_twice(tmp_path / "shards")
-
-
-def test_a_worker_that_dies_is_replaced(tiny: Path, tmp_path: Path) -> None:
-    outputs = tmp_path / "outputs"
-    given = arguments(tiny, outputs, *LONG, "hydra.launcher.workers=2", "hydra.launcher.shards=4")
-    head = start(tmp_path, *given)
-    until(lambda: len(journaled(outputs)) > 20, head)
-    os.kill(working(outputs)[0], signal.SIGKILL)
-    assert head.wait(300) == 0, (tmp_path / "head.log").read_text()
-    expect_complete(outputs)
-    expect_nothing_twice(outputs)
-    assert "ended with -9" in (tmp_path / "head.log").read_text()
-
-
-def test_workers_end_with_their_head_and_the_same_command_goes_on(tiny: Path, tmp_path: Path) -> None:
-    outputs = tmp_path / "outputs"
-    given = arguments(tiny, outputs, *LONG, "hydra.launcher.workers=2", "hydra.launcher.shards=4")
-    head = start(tmp_path, *given)
-    until(lambda: len(journaled(outputs)) > 20, head)
-    below = psutil.Process(head.pid).children(recursive=True)
-    head.kill()
-    head.wait()
-    assert not psutil.wait_procs(below, 10)[1]
-    kept = journaled(outputs)
-    sweep(tmp_path, *given)
-    expect_complete(outputs)
-    expect_nothing_twice(outputs)
-    assert kept.keys() <= journaled(outputs).keys()
-
-
-# So that there is time to disturb it: few answers at a time, which are long.
-MANY = ",".join(f"{first}{second}" for first in "BDF" for second in "aeio")
-LONG = ("sampling.max_tokens=280", "sampling.ignore_eos=true", "engine.max_num_seqs=4", f"prompts.items=[{MANY}]")
-
-
-def start(folder: Path, *overrides: str, environment: Mapping[str, str] = os.environ) -> subprocess.Popen[bytes]:
-    with (folder / "head.log").open("ab") as log:
-        command = [sys.executable, "-m", "sweep", *overrides]
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-
-
-def until(holds: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 240) -> None:
-    """Wait until something holds, while a process runs."""
-    end = time.monotonic() + seconds
-    while True:
-        with suppress(FileNotFoundError):
-            if holds():
-                return
-        assert process.poll() is None, "it ended too soon"
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.1)
-
-
-SLURM = ("hydra/launcher=slurm", "hydra.launcher.shards=4", "hydra.launcher.linger_seconds=0")
-
-
-def test_slurm(tiny: Path, tmp_path: Path, whole: dict[str, Any]) -> None:
-    outputs = tmp_path / "outputs"
-    with slurm(tmp_path / "slurm", sacct=True) as cluster:
-        sweep(tmp_path, *arguments(tiny, outputs, *SLURM), environment=cluster.environment)
-    [parent] = [run for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}") if run.data.tags["sweep.role"] == "sweep"]
-    assert parent.data.metrics["cost/engine_starts"] == 4
-    assert generations(outputs) == whole
-    expect_complete(outputs)
-    expect_nothing_twice(outputs)
+    def work(self, manifest: Manifest, watch: Callable[[], None]) -> Mapping[int, str]:
+        reasons = {}
+        with ShardWorker(Terminal()) as worker:
+            for index in range(manifest.shards):
+                try:
+                    worker.work(manifest, index)
+                except SweepError as error:
+                    reasons[index] = str(error)
+                watch()
+        return unfinished_shards(manifest, reasons)
 
 
 @pytest.fixture
-def busy(tiny: Path, tmp_path: Path) -> Iterator[tuple[Slurm, Path, list[str], subprocess.Popen[bytes]]]:
-    """A cluster, and a sweep on it that has generated some of its answers."""
+def in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the local launcher run shards in this process and collect the results after each."""
+    monkeypatch.setattr(_local_backend, "LocalBackend", lambda workers, shards, gpus: InTurn(shards))
+    monkeypatch.setattr(coordinator, "PERIOD", 0.0)
+
+
+@pytest.fixture
+def shard_here(sweep_here: SweepHere, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> ShardHere:
+    """Run `python -m sweep.shard` in this process and return what it printed."""
+    monkeypatch.setattr(signals, "install", lambda: None)
+    monkeypatch.setattr(streams, "install", lambda: None)
+
+    def run(plan: Path | str, index: int, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["sweep.shard", str(plan), str(index)])
+        try:
+            shard.main()
+            found = 0
+        except SystemExit as end:
+            found = int(end.code or 0)
+        out, err = capfd.readouterr()
+        assert found == code, out + err
+        return out + err
+
+    return run
+
+
+def begin_shard(plan: Path, index: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Start `python -m sweep.shard`."""
+    command = [sys.executable, "-m", "sweep.shard", str(plan), str(index)]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+
+
+def in_shards(shards: int) -> tuple[str, ...]:
+    """Return the overrides for two worker processes on this machine."""
+    return "hydra.launcher.workers=2", f"hydra.launcher.shards={shards}"
+
+
+def planning(plan: Path, shards: int) -> tuple[str, ...]:
+    """Return the overrides that only write a plan."""
+    return "hydra/launcher=plan", f"hydra.launcher.folder={plan}", f"hydra.launcher.shards={shards}"
+
+
+@pytest.mark.slow
+def test_workers_of_this_machine(sweep_here: SweepHere, tmp_path: Path, whole: Path) -> None:
     outputs = tmp_path / "outputs"
-    with slurm(tmp_path / "slurm", sacct=False) as cluster:
-        given = arguments(tiny, outputs, *LONG, *SLURM, "hydra.launcher.partition=low")
-        head = start(tmp_path, *given, environment=cluster.environment)
-        until(lambda: len(journaled(outputs)) > 5, head)
-        yield cluster, outputs, given, head
-        if head.poll() is None:
-            head.kill()
-            head.wait()
-
-
-Busy = tuple[Slurm, Path, list[str], subprocess.Popen[bytes]]
-
-
-def finish(busy: Busy, tmp_path: Path) -> None:
-    """Give the command again, and expect everything to be there once."""
-    cluster, outputs, given, _ = busy
-    sweep(tmp_path, *given, environment=cluster.environment)
-    expect_complete(outputs)
-    expect_nothing_twice(outputs)
-
-
-def test_a_cancelled_task_is_noticed_and_the_others_go_on(busy: Busy, tmp_path: Path) -> None:
-    cluster, outputs, _, head = busy
-    task = next(name for name, state in cluster.jobs().items() if state == "RUNNING" and not name.endswith("_0"))
-    [claim] = [path for path in outputs.glob("sweeps/*/shards/*/*.claim") if path.read_text() == task]
-    cluster.run("scancel", task)
-    # submitit has a task survive SIGTERM; Slurm itself sends SIGKILL some seconds later, when there may be nothing left.
-    os.kill(json.loads(claim.with_suffix(".state.json").read_text())["pid"], signal.SIGKILL)
-    assert head.wait(300) == 1
-    said = (tmp_path / "head.log").read_text()
-    assert f"Slurm's task {task} ended: CANCELLED" in said
-    statuses = Counter(run.info.status for run in runs_of(f"sqlite:///{outputs / 'mlflow.db'}"))
-    assert statuses["FINISHED"] >= 12 and statuses["FAILED"] >= 2 and not statuses["RUNNING"]
-    finish(busy, tmp_path)
-
-
-def test_a_preempted_task_goes_on_in_another_turn(busy: Busy, tmp_path: Path) -> None:
-    cluster, outputs, _, head = busy
-    cluster.run("sbatch", "-p", "main", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
-    restarted: set[str] = set()
-
-    def hurry() -> bool:
-        """A job that was put back into the queue is held for two minutes."""
-        for name, state in cluster.jobs().items():
-            if state == "PENDING" and "Restarts=1" in cluster.attempt("scontrol", "show", "job", "-o", name):
-                cluster.attempt("scontrol", "update", f"jobid={name}", "StartTime=now")
-                restarted.add(name)
-        return head.poll() is not None
-
-    end = time.monotonic() + 300
-    while not hurry() and time.monotonic() < end:
-        time.sleep(1)
-    assert restarted and head.wait(10) == 0, (tmp_path / "head.log").read_text()
-    logs = "".join(path.read_text(errors="replace") for path in (outputs / "sweeps").glob("*/shards/*/task-*.log"))
-    assert "Caught signal SIGUSR2" in logs and "Requeued job" in logs
-    expect_complete(outputs)
-    finish(busy, tmp_path)
-
-
-def test_a_node_that_goes_down(busy: Busy, tmp_path: Path) -> None:
-    cluster, _, _, head = busy
-    cluster.run("scontrol", "update", "nodename=node1", "state=down", "reason=test")
-    until(lambda: any(state == "PENDING" for state in cluster.jobs().values()) or not cluster.jobs(), head)
-    cluster.attempt("scontrol", "update", "nodename=node1", "state=resume")  # it may have come back by itself
-    end = time.monotonic() + 300
-    while head.poll() is None and time.monotonic() < end:
-        for name, state in cluster.jobs().items():
-            if state == "PENDING":
-                cluster.attempt("scontrol", "update", f"jobid={name}", "StartTime=now")
-        time.sleep(1)
-    assert head.poll() in (0, 1), (tmp_path / "head.log").read_text()
-    finish(busy, tmp_path)
-
-
-def test_a_head_that_is_killed(busy: Busy, tmp_path: Path) -> None:
-    cluster, _, given, head = busy
-    head.kill()
-    head.wait()
-    tasks = cluster.jobs()
-    assert tasks  # they go on; were they not stopped, they would be done by the time the command is asked
-    for task in tasks:
-        cluster.run("scontrol", "suspend", task)
-    without = (*given, "hydra.launcher.wait=false")
-    assert "squeue -n sweep-" in sweep(tmp_path, *without, environment=cluster.environment, code=75)
-    for task in tasks:
-        cluster.run("scontrol", "resume", task)
-    finish(busy, tmp_path)
-
-
-def test_submitting_without_waiting(tiny: Path, tmp_path: Path, whole: dict[str, Any]) -> None:
-    outputs = tmp_path / "outputs"
-    with slurm(tmp_path / "slurm", sacct=True) as cluster:
-        given = arguments(tiny, outputs, *SLURM, "hydra.launcher.wait=false")
-        assert "submitted 4 tasks as job" in sweep(tmp_path, *given, environment=cluster.environment)
-        end = time.monotonic() + 240
-        while cluster.jobs():
-            assert time.monotonic() < end
-            time.sleep(0.5)
-        assert "Slurm: submitted" not in sweep(tmp_path, *given, environment=cluster.environment)
-        expect_complete(outputs)
-    assert generations(outputs) == whole
-    expect_nothing_twice(outputs)
-
-
-def test_a_search_keeps_its_task_from_batch_to_batch(tiny: Path, tmp_path: Path) -> None:
-    outputs = tmp_path / "outputs"
-    search = (
-        "hydra/sweeper=optuna",
-        "hydra.sweeper.n_trials=6",
-        "hydra.sweeper.n_jobs=2",
-        "hydra.sweeper.sampler=random",
-    )
-    given = ("transform=scale", "transform.factor=interval(1.1,2)", "sweep.objective=maximize:perturbation/relative_l2")
-    model = (f"model.id={tiny}", f"sweep.dir={outputs}", "prompts.items=[Hi,Ho]", "sampling.max_tokens=8")
-    launcher = ("hydra/launcher=slurm", "hydra.launcher.shards=1", "hydra.launcher.linger_seconds=120")
-    with slurm(tmp_path / "slurm", sacct=False) as cluster:
-        said = sweep(tmp_path, *search, *given, *model, *launcher, environment=cluster.environment)
-        assert said.count("submitted") == 1
-    runs = runs_of(f"sqlite:///{outputs / 'mlflow.db'}")
-    assert Counter(run.data.tags["sweep.role"] for run in runs) == {"point": 6, "control": 1, "sweep": 1}
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    [parent] = [run for run in runs if run.data.tags["sweep.role"] == "sweep"]
-    assert parent.data.metrics["cost/engine_starts"] == 1
-    expect_nothing_twice(outputs)
-
-
-def test_a_cluster_that_does_not_take_the_job(tiny: Path, tmp_path: Path) -> None:
-    with slurm(tmp_path / "slurm", sacct=True) as cluster:
-        given = arguments(tiny, tmp_path / "outputs", *SLURM, "hydra.launcher.partition=nowhere")
-        said = sweep(tmp_path, *given, environment=cluster.environment, code=2)
-        assert "hydra.launcher: Slurm did not take the job: " in said and "Invalid partition" in said
-        assert "Traceback" not in said
-
-
-def test_ray(tiny: Path, tmp_path: Path) -> None:
-    """An actor is killed in the middle."""
-    if importlib.util.find_spec("ray") is None and "CI" not in os.environ:
-        pytest.skip("Ray is not installed (pip install .[ray])")
-    outputs = tmp_path / "outputs"
-    given = arguments(tiny, outputs, *LONG)
-    on_ray = ("hydra/launcher=ray", "hydra.launcher.actors=2", "hydra.launcher.shards=4")
-    head = start(tmp_path, *given, *on_ray)
-    until(lambda: len(journaled(outputs)) > 20, head)
-    listening = [
-        c
-        for p in [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-        for c in p.net_connections("inet")
-        if c.status == "LISTEN"
-    ]
-    os.kill(working(outputs)[0], signal.SIGKILL)
-    assert head.wait(300) == 0, (tmp_path / "head.log").read_text()
-    expect_complete(outputs)
-    expect_nothing_twice(outputs)
-    assert "its actor has died" in (tmp_path / "head.log").read_text()
-    whole = tmp_path / "whole"
-    sweep(tmp_path, *arguments(tiny, whole, *LONG))
+    sweep_here(*in_shards(4), *DEFAULT_PROCESSES)
     assert generations(outputs) == generations(whole)
-    assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}, listening
-    assert not list(Path(tempfile.gettempdir()).glob("sweep-ray-*"))
+    expect_complete(outputs)
+    parent, points = own_runs(outputs)
+    assert parent.data.metrics["cost/engine_starts"] == 2
+    assert parent.data.metrics["cost/requests"] == (POINTS + 2) * PROMPTS  # the control runs twice
+    assert {run.data.metrics["cost/requests"] for run in points} == {PROMPTS}
+    assert parent.data.metrics["cost/generate_seconds"] > 0
+
+
+def test_shards_in_turn(sweep_here: SweepHere, tmp_path: Path, whole: Path, in_turn: None) -> None:
+    assert "25 points in 5 shards" in sweep_here(*in_shards(5), *DEFAULT_PROCESSES)
+    assert generations(tmp_path / "outputs") == generations(whole)
+    expect_complete(tmp_path / "outputs")
+
+
+def test_a_shard_that_another_worker_takes_over_stops(
+    sweep_here: SweepHere, shard_here: ShardHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
+) -> None:
+    plan = tmp_path / "plan"
+    sweep_here(*planning(plan, 1))
+    [state_file] = [json_file.with_name("shard-00000.state.json") for json_file in plan.glob("manifest.json")]
+    acquire, advance, answers = shard_worker._acquire_lock, StateFile.advance, list[int]()
+    with monkeypatch.context() as losing:
+
+        def acquire_and_lose(*arguments: Any) -> SweepLock:
+            lock = acquire(*arguments)
+
+            def lose(self: StateFile, tokens: int) -> None:
+                advance(self, tokens)
+                answers.append(tokens)
+                if len(answers) == 5:
+                    lock.lost.set()
+
+            losing.setattr(StateFile, "advance", lose)
+            return lock
+
+        losing.setattr(shard_worker, "_acquire_lock", acquire_and_lose)
+        said = shard_here(plan, 0, code=75)
+    assert "Shard 0: another worker has taken it over. Finished points are kept." in said and len(answers) == 5
+    assert '"working"' in state_file.read_text()  # not failed: the other worker writes it
+    shard_here(plan, 0)
+    sweep_here()
+    assert generations(tmp_path / "outputs") == generations(whole)
+
+
+@pytest.mark.slow
+def test_shards_called_by_a_scheduler_publish_to_a_server(
+    tiny: Path, tmp_path: Path, sweep_here: SweepHere, shard_here: ShardHere, whole: Path
+) -> None:
+    """Plan, run each shard, finish, as the Kubernetes example does."""
+    outputs, plan = tmp_path / "outputs", tmp_path / "plan"
+    with mlflow_server(tmp_path, tmp_path / "server.db", tmp_path / "files") as uri:
+        to_server, three = f"tracking.uri={uri}", planning(plan, 3)
+        assert f"3 shards: {plan / 'manifest.json'}" in sweep_here(to_server, *three)
+        assert (plan / "manifest.json").stat().st_mode & 0o777 == 0o600
+        # It waits for its control and is interrupted. Its answers stay in the journal.
+        waiting = begin_shard(plan, 2, tmp_path)
+        until(lambda: "waiting" in (plan / "shard-00002.state.json").read_text(), waiting)
+        waiting.terminate()
+        assert waiting.wait(20) == 143
+        for index in (0, 1, 3):
+            shard_here(plan, index)
+        [parent] = [run for run in runs_of(uri) if run.data.tags["sweep.role"] == "sweep"]
+        assert parent.info.status == "RUNNING"
+        published = [run for run in runs_of(uri) if run.info.status == "FINISHED"]
+        assert {run.data.tags["mlflow.parentRunId"] for run in published} == {parent.info.run_id}
+        assert len(published) == 17  # the control and 16 points
+        shard_here(plan, 2)
+        assert "Engine" not in sweep_here(to_server)
+        expect_complete(outputs, uri)
+        assert "0 shards" in sweep_here(to_server, *three)  # no points are left to plan
+        shard_here(plan, 0)
+    assert generations(outputs) == generations(whole)
+
+
+def test_what_changed_since_it_was_planned_is_refused(
+    sweep_here: SweepHere, shard_here: ShardHere, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("Hi\nHo\n")
+    sweep_here("prompts.path=prompts.txt", "prompts.items=null", *planning(tmp_path / "plan", 1))
+    (tmp_path / "prompts.txt").write_text("Hi\nHu\n")
+    said = shard_here("plan", 0, code=2)
+    assert "are different now. Run the sweep's command again." in said and "Traceback" not in said
+    assert "cannot be read" in shard_here("nowhere", 0, code=2)
+
+
+def test_nothing_is_planned_or_generated_beside_a_shard_at_work(
+    sweep_here: SweepHere, shard_here: ShardHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every launcher. Shards of a replaced plan are not started any more."""
+    monkeypatch.setattr(sweep_runner, "PATIENCE", 0.0)
+    monkeypatch.setattr(ShardBackend, "patience", 0.0)
+    outputs, plan, gate = tmp_path / "outputs", tmp_path / "plan", Gate(tmp_path, after=5)
+    sweep_here(*gate.overrides, *planning(plan, 2))
+    at_work = begin_shard(plan, 0, tmp_path)
+    assert gate.wait_for(1, at_work) == [at_work.pid]
+    assert len(journaled(outputs)) == 5
+    for launcher in ((), planning(plan, 2)):
+        said = sweep_here(*gate.overrides, *launcher, code=75)
+        assert f"Shard 0 of {plan}" in said and f"process {at_work.pid}" in said
+    assert at_work.poll() is None
+    at_work.terminate()
+    assert at_work.wait(20) == 143
+    gate.open()
+    sweep_here(*gate.overrides)
+    said = shard_here(plan, 1, code=75)
+    assert "a later run of the sweep has replaced this plan" in said
+    expect_complete(outputs)
+
+
+@pytest.fixture
+def picky_scorer(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], tuple[str, ...]]:
+    """Return overrides with a scorer that fails on the control's answers, or on those of all other points."""
+    rows = [row for path in (whole / "sweeps").glob("*/points/*.parquet") for row in pq.read_table(path).to_pylist()]
+    control = {row["generation"] for row in rows if row["name"] == "control"}
+    assert not control & {row["generation"] for row in rows if row["name"] != "control"}
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "strict", raising=False)
+
+    def write(of_control: bool) -> tuple[str, ...]:
+        (tmp_path / "strict.py").write_text(
+            "def same(answer):\n"
+            f"    if (answer in {control!r}) is {of_control}:\n"
+            "        raise ValueError('no')\n"
+            "    return 1.0\n"
+        )
+        return "plugins=[sweep.testing.scripted,strict]", "scoring.quality=['strict:same']"
+
+    return write
+
+
+def test_the_failures_of_all_shards_count(
+    sweep_here: SweepHere,
+    tmp_path: Path,
+    picky_scorer: Callable[[bool], tuple[str, ...]],
+    in_turn: None,
+) -> None:
+    """Each shard alone stays below the limit. No point is published after the limit is exceeded."""
+    scorer = picky_scorer(False)
+    said = sweep_here(*scorer, "sweep.max_failures=6", *in_shards(5), code=1)
+    assert "The sweep was stopped: 7 points failed (sweep.max_failures=6)." in said and "Traceback" not in said
+    parent, _ = own_runs(tmp_path / "outputs")
+    assert parent.info.status == "FAILED"
+    assert statuses_of(tmp_path / "outputs") == {"FINISHED": 1, "FAILED": 7}
+
+
+def test_a_control_that_cannot_be_scored_is_compared_with_all_the_same(
+    sweep_here: SweepHere,
+    tmp_path: Path,
+    picky_scorer: Callable[[bool], tuple[str, ...]],
+    in_turn: None,
+) -> None:
+    """As in a sweep in one process: the answers are in the journal."""
+    scorer, in_one_piece = picky_scorer(True), tmp_path / "in one piece"
+    sweep_here(*scorer, f"sweep.dir={in_one_piece}", code=1)
+    sweep_here(*scorer, *in_shards(3), code=1)
+    for outputs in (in_one_piece, tmp_path / "outputs"):
+        _, points = own_runs(outputs)
+        assert [run.info.run_name for run in points if run.info.status == "FAILED"] == ["control"]
+        assert statuses_of(outputs) == {"FINISHED": POINTS, "FAILED": 1}
+    expect_nothing_twice(tmp_path / "outputs")
+
+
+def test_a_worker_that_dies_is_replaced(sweep_here: SweepHere, tmp_path: Path) -> None:
+    gate = Gate(tmp_path, after=5)
+
+    def kill() -> None:
+        os.kill(gate.wait_for(2)[0], signal.SIGKILL)
+        gate.wait_for(3)  # including the replacement worker
+
+    with meanwhile(kill, gate):
+        said = sweep_here(*gate.overrides, *in_shards(4))
+    assert (
+        len(
+            re.findall(
+                r"^warning: Shard \d: its worker process exited with code -9; see worker-\d\.log", said, re.MULTILINE
+            )
+        )
+        == 1
+    )
+    expect_complete(tmp_path / "outputs")
+    parent, _ = own_runs(tmp_path / "outputs")
+    assert parent.data.metrics["cost/engine_starts"] == 3
+
+
+@pytest.mark.slow
+def test_workers_with_vllm(sweep_here: SweepHere, tmp_path: Path, vllm_whole: Path) -> None:
+    sweep_here(*SMOKE, *in_shards(2))
+    assert generations(tmp_path / "outputs") == generations(vllm_whole)
+    assert statuses_of(tmp_path / "outputs") == {"FINISHED": 3}
+
+
+@pytest.mark.slow
+def test_a_shard_of_a_plan_with_vllm(sweep_here: SweepHere, tmp_path: Path, vllm_whole: Path) -> None:
+    plan = tmp_path / "plan"
+    sweep_here(*SMOKE, *planning(plan, 1))
+    assert begin_shard(plan, 0, tmp_path).wait(300) == 0, (plan / "shard-00000.log").read_text()
+    assert "Engine" not in sweep_here(*SMOKE)
+    assert generations(tmp_path / "outputs") == generations(vllm_whole)
+    assert statuses_of(tmp_path / "outputs") == {"FINISHED": 3}
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_head_and_the_same_command_goes_on(
+    tiny: Path, tmp_path: Path, sweep_here: SweepHere
+) -> None:
+    outputs, gate = tmp_path / "outputs", Gate(tmp_path, after=5)
+    given = (*gate.overrides, *in_shards(4), *DEFAULT_PROCESSES)
+    planned = start(tmp_path, *arguments(tiny, outputs, *given))
+    workers = gate.wait_for(2, planned)
+    below = psutil.Process(planned.pid).children(recursive=True)
+    assert {process.pid for process in below} > set(workers)
+    planned.kill()
+    planned.wait()
+    assert not psutil.wait_procs(below, 10)[1]
+    kept = journaled(outputs)
+    assert len(kept) == 10
+    gate.open()
+    sweep_here(*given)
+    expect_complete(outputs)
+    assert kept.keys() <= journaled(outputs).keys()
+    assert len(journaled(outputs)) == (POINTS + 2) * PROMPTS

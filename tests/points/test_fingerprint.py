@@ -1,4 +1,4 @@
-"""What makes two points the same: held still here, so that what was generated once is found again."""
+"""Tests that pin the fingerprint format, so that existing answers are found again."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from conftest import compose
-from sweep import session
-from sweep.config import SweepConfig
-from sweep.disk.digests import folder_digest
+from sweep.app import sweep_folder
+from sweep.config.loader import parse
+from sweep.config.schema import SweepConfig
 from sweep.errors import ConfigError
-from sweep.identity import Contents, canonical
-from sweep.parsing import parse
-from sweep.point import Point
+from sweep.points.fingerprint import Fingerprints, canonical
+from sweep.points.point import Point
+from sweep.util.digests import folder_digest
 
 Configure = Callable[..., SweepConfig]
 
@@ -30,7 +30,7 @@ def scale(factor: float) -> dict[str, object]:
 
 
 def fingerprint(config: SweepConfig, **axes: str | float) -> str:
-    return Contents().identify([Point(config, tuple(axes.items()))])[0].fingerprint
+    return Fingerprints().identify([Point(config, tuple(axes.items()))])[0].fingerprint
 
 
 def test_equal_values_are_written_alike() -> None:
@@ -41,20 +41,18 @@ def test_equal_values_are_written_alike() -> None:
 
 
 def test_the_form_is_held_still(configure: Configure) -> None:
-    """A change here makes users generate everything anew: it needs a new version, and a reason."""
+    """A change here makes users regenerate all answers. It needs a new `VERSION` and a reason."""
     point = Point(configure(model={"id": "demo"}, transform=scale(1.5)))
-    [identity] = Contents().identify([point])
-    assert json.loads(identity.canonical) == {
-        "version": 4,
+    [point_fingerprint] = Fingerprints().identify([point])
+    assert json.loads(point_fingerprint.canonical) == {
+        "version": 5,
         "model": {
-            "id": "demo",
-            "revision": None,
             "files": "6eb1830eb3d06d0325a99601975d8c00d6108a550fa467824e9f66b2fc89a9cf",
-            "dtype": "auto",
+            "dtype": "bfloat16",
             "embedder": "safetensors",
             "trust_remote_code": False,
         },
-        "prompts": "8607d2918ba83222cf6edb1fc26ac43088b86921a18c8d20f81e2076bd6102e7",
+        "prompts": "f7261d13b8195bc2a81d90b435cf88067ea28432aa6b96d5a5693cff7236a5b9",
         "transform": [
             {
                 "name": "scale",
@@ -78,10 +76,18 @@ def test_the_form_is_held_still(configure: Configure) -> None:
         },
         "seed": 0,
         "logprobs": 0,
-        "engine": "vllm",
+        "engine": {
+            "name": "vllm",
+            "max_model_len": None,
+            "tensor_parallel_size": 1,
+            "enforce_eager": None,
+            "threads": None,
+            "prefix_caching": False,
+            "batch_invariant": False,
+        },
         "swept": {},
     }
-    assert identity.fingerprint == "178c09626c767dd8806f55f3836458b82bcc5f5a6c2d7a1ee02e6e67880305b1"
+    assert point_fingerprint.fingerprint == "c3a8a7777498dbbd9c877097d1b44a663801bf8eafd285fa4d79284f4bd93b22"
 
 
 def test_what_does_not_decide_what_is_generated_does_not_count(configure: Configure, tmp_path: Path) -> None:
@@ -125,7 +131,7 @@ def test_a_setting_of_the_engine_counts_where_it_is_swept(configure: Configure) 
 
 def test_references_make_other_scores_and_the_same_generations(configure: Configure) -> None:
     one, other = (
-        Contents().identify([Point(configure(prompts={"items": [{"prompt": "Hi", "reference": r}]}))])[0]
+        Fingerprints().identify([Point(configure(prompts={"items": [{"prompt": "Hi", "reference": r}]}))])[0]
         for r in ("a", "b")
     )
     assert one.fingerprint == other.fingerprint and one.result_key != other.result_key
@@ -154,26 +160,58 @@ def test_weights_are_read_once(tiny: Path, tmp_path: Path) -> None:
     memory = tmp_path / "digests.json"
     first = folder_digest(tiny, ["*.safetensors"], memory)
     known = json.loads(memory.read_text())
-    memory.write_text(json.dumps(dict.fromkeys(known, "remembered")))
+    memory.write_text(json.dumps(dict.fromkeys(known, "0" * 64)))
     assert folder_digest(tiny, ["*.safetensors"], memory) != first
+    memory.write_text(json.dumps(dict.fromkeys(known, "no digest")))
+    assert folder_digest(tiny, ["*.safetensors"], memory) == first
     memory.write_text("torn {")
     assert folder_digest(tiny, ["*.safetensors"], memory) == first
 
 
 @pytest.mark.parametrize("value", ["${now:%Y}", "${oc.env:HOME}", "${hydra:job.name}"])
 def test_what_changes_from_run_to_run_is_refused(tiny: Path, tmp_path: Path, value: str) -> None:
-    with pytest.raises(ConfigError, match=r"prompts\.system must say the same whenever the command is repeated"):
+    with pytest.raises(ConfigError, match=r"prompts\.system must have the same value on every run"):
         parse(compose(tiny, tmp_path, prompts={"items": ["Hi"], "system": value}))
     parse(compose(tiny, tmp_path, sweep={"dir": "${oc.env:HOME}"}))
 
 
 def test_sweeps_of_two_folders_have_two_ids_and_a_moved_folder_keeps_its_own(tmp_path: Path) -> None:
-    here, there = (session._folder_id(tmp_path / name) for name in ("here", "there"))
+    here, there = (sweep_folder.folder_id(tmp_path / name) for name in ("here", "there"))
     assert here != there
     (tmp_path / "here").rename(tmp_path / "moved")
-    assert session._folder_id(tmp_path / "moved") == here
+    assert sweep_folder.folder_id(tmp_path / "moved") == here
     (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / ".id").touch()  # as a full disk leaves it
-    assert session._folder_id(tmp_path / "torn") == session._folder_id(tmp_path / "torn") != ""
+    (tmp_path / "torn" / ".id").touch()  # as after a full disk
+    assert sweep_folder.folder_id(tmp_path / "torn") == sweep_folder.folder_id(tmp_path / "torn") != ""
     base = OmegaConf.create({"seed": 0})
-    assert session._sweep_id(base, here) == session._sweep_id(base, here) != session._sweep_id(base, there)
+    assert (
+        sweep_folder.make_sweep_id(base, here)
+        == sweep_folder.make_sweep_id(base, here)
+        != sweep_folder.make_sweep_id(base, there)
+    )
+
+
+def test_answers_of_an_older_form_stay_where_they_are_and_are_mentioned(
+    command_line: Callable[..., tuple[int, str, str]], tiny: Path, tmp_path: Path
+) -> None:
+    arguments = [f"model.id={tiny}", f"sweep.dir={tmp_path}", "sweep.dry_run=true", "prompts.items=[Hi]"]
+    line = "The journal has answers in an older format (version 3, 4). They are not reused."
+    code, out, _ = command_line(*arguments)
+    assert code == 0 and "older format" not in out
+    journal = tmp_path / "journal"
+    for name, text in {
+        "aa" * 32: '{"version":4}',
+        "ab" * 32: '{"version":3}',
+        "ac" * 32: '{"version":5}',
+        "ad" * 32: "torn {",
+        "ae" * 32: "[4]",
+        "af" * 32: '{"version":"x"}',
+    }.items():
+        folder = journal / name[:2] / name
+        folder.mkdir(parents=True)
+        (folder / "identity.json").write_text(text)
+        (folder / "writer.jsonl").write_text("what an older release wrote\n")
+    before = {path: path.read_bytes() for path in journal.rglob("*") if path.is_file()}
+    code, out, _ = command_line(*arguments)
+    assert code == 0 and out.splitlines().count(line) == 1
+    assert {path: path.read_bytes() for path in journal.rglob("*") if path.is_file()} == before

@@ -1,4 +1,4 @@
-"""Points: their names, their controls, their identity."""
+"""Tests of points: names, controls and axes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from conftest import compose
-from sweep.config import SweepConfig
+from hydra_plugins.sweep_launchers.local import LocalLauncher
+from sweep.config.loader import parse
+from sweep.config.schema import SweepConfig
 from sweep.errors import ConfigError
-from sweep.parsing import parse
-from sweep.point import Point, make_points, with_controls
+from sweep.points.point import Point, make_points, with_controls
 
 Configure = Callable[..., SweepConfig]
 
@@ -30,7 +32,7 @@ def test_names_say_the_swept_values_only(tiny: Path, tmp_path: Path) -> None:
     ]
     assert [point.name for point in make_points(jobs)] == ["factor=1.2", "factor=1.5"]
     assert make_points(jobs)[1].axes == (("transform.factor", 1.5),)
-    assert [point.name for point in make_points(jobs[:1])] == ["transform=scale, factor=1.2"]
+    assert [point.name for point in make_points(jobs[:1])] == ["factor=1.2"]
 
 
 def test_names_keep_all_digits(tiny: Path, tmp_path: Path) -> None:
@@ -60,7 +62,7 @@ def test_each_sampling_has_its_own_control(configure: Configure) -> None:
     ]
     ordered = with_controls(points)
     assert [p.name for p in ordered if p.is_control] == ["control (max_tokens=4)", "control (max_tokens=8)"]
-    assert [p.role for p in with_controls(points, known=[points[0].control_key])].count("control") == 1
+    assert [p.role for p in with_controls(points, done_controls=[points[0].control_key])].count("control") == 1
 
 
 def test_points_share_an_engine_unless_model_or_engine_differ(configure: Configure) -> None:
@@ -75,3 +77,40 @@ def test_where_results_go_cannot_be_swept(tiny: Path, tmp_path: Path) -> None:
     jobs = [([f"sweep.dir={d}"], parse(compose(tiny, tmp_path, sweep={"dir": d}))) for d in ("a", "b")]
     with pytest.raises(ConfigError, match="cannot be swept"):
         make_points(jobs)
+
+
+def test_steps_of_a_composition_that_are_swept_are_axes(configure: Configure) -> None:
+    config = configure(transform=scale(1.2))
+    jobs = [([f"+transform@transform.0={name}", "transform.0.seed=1"], config) for name in ("scale", "noise")]
+    assert [point.axes for point in make_points(jobs)] == [(("transform.0.name", n),) for n in ("scale", "noise")]
+    assert make_points(jobs[:1])[0].axes == (("transform.0.seed", 1.0),)  # a single job is identified by its parameters
+
+
+def test_a_batch_has_all_keys_that_the_command_sweeps() -> None:
+    launcher = LocalLauncher()
+    sweeper = {"max_batch_size": 2, "params": {"seed": "0,1"}}
+    task = ["transform=scale", "transform.factor=1,2", "prompts.limit=range(1,3)", "+transform@transform.0=a,b"]
+    launcher._config = OmegaConf.create({"hydra": {"sweeper": sweeper, "overrides": {"task": task}}})
+    keys = launcher._swept_keys()
+    assert keys == ("seed", "transform.factor", "prompts.limit", "+transform@transform.0")
+    launcher._config.hydra.sweeper.max_batch_size = None  # then there is one batch
+    assert launcher._swept_keys() == ()
+
+
+@pytest.mark.parametrize(
+    ("spelled", "meant"),
+    [
+        (r"Be\ brief.", "Be brief."),
+        ("'lr=0.1/text.jsonl'", "lr=0.1/text.jsonl"),
+        (r"'it\'s'", "it's"),
+        (r"a\=b\,c", "a=b,c"),
+        ("'1.5'", "'1.5'"),  # a string, unlike the number 1.5
+        ("'null'", "'null'"),
+        ("''", "''"),
+        ("{positions: [0]}", "{positions: [0]}"),
+        (r"C:\\dir", r"C:\dir"),
+    ],
+)
+def test_texts_are_named_as_they_were_meant(configure: Callable[..., SweepConfig], spelled: str, meant: str) -> None:
+    jobs = [([f"prompts.system={value}"], configure()) for value in (spelled, "other")]
+    assert make_points(jobs)[0].axes == (("prompts.system", meant),)

@@ -1,4 +1,4 @@
-"""Objects through a socket, arrays beside the pickle."""
+"""Message framing: objects sent through a socket, with arrays outside the pickle."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sweep import frames
+from sweep.processes import framing
 
 
-@pytest.mark.parametrize("size", [0, 1, frames.MAPPED - 1, frames.MAPPED, 5 * frames.MAPPED + 3])
+@pytest.mark.parametrize("size", [0, 1, framing.MAPPED - 1, framing.MAPPED, 5 * framing.MAPPED + 3])
 def test_what_is_sent_is_received(size: int) -> None:
     array = np.arange(size, dtype=np.int64).view(np.uint8)[:size]
     value = {"array": array, "more": [array[::2], "text", None], "same": array}
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        frame = frames.pack(value)
-        sender = threading.Thread(target=frames.send, args=(ours, 2**40 + size, frame))
+    near, far = socket.socketpair()
+    with near, far:
+        frame = framing.pack(value)
+        sender = threading.Thread(target=framing.send, args=(near, 2**40 + size, frame))
         sender.start()
-        number, received = frames.receive(theirs)
+        number, received = framing.receive(far)
         sender.join()
-    found: Any = frames.unpack(received)
-    assert number == 2**40 + size and found["more"][1:] == ["text", None]
-    assert np.array_equal(found["array"], array) and np.array_equal(found["more"][0], array[::2])
+    copy: Any = framing.unpack(received)
+    assert number == 2**40 + size and copy["more"][1:] == ["text", None]
+    assert np.array_equal(copy["array"], array) and np.array_equal(copy["more"][0], array[::2])
     if size:
-        found["array"][0] = 7  # it is its receiver's own
-        assert found["same"][0] == 7 and array[0] == 0
+        copy["array"][0] = 7  # the receiver owns its memory
+        assert copy["same"][0] == 7 and array[0] == 0
 
 
-def test_an_array_travels_beside_the_pickle() -> None:
+def test_arrays_are_not_part_of_the_pickle() -> None:
     array = np.zeros(2**20, np.float32)
-    frame = frames.pack(("name", array))
+    frame = framing.pack(("name", array))
     assert [part.nbytes for part in frame[1:]] == [array.nbytes] and frame[0].nbytes < 1000
 
 
-def test_an_end_in_the_middle_is_noticed() -> None:
+def test_an_incomplete_frame_raises_eof_error() -> None:
     for sent in (0, 3, 16, 20, 100):
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            whole = b"".join([frames.HEAD.pack(1, 1), (1000).to_bytes(8, "big"), bytes(1000)])
-            ours.sendall(whole[:sent])
-            ours.close()
+        near, far = socket.socketpair()
+        with near, far:
+            frame = b"".join([framing.HEAD.pack(1, 1), (1000).to_bytes(8, "big"), bytes(1000)])
+            near.sendall(frame[:sent])
+            near.close()
             with pytest.raises(EOFError):
-                frames.receive(theirs)
+                framing.receive(far)

@@ -1,4 +1,4 @@
-"""Processes that are tied to their parent end with it, whenever it is killed; each in a process tree of its own."""
+"""Processes tied to their parent end when it is killed. Each test uses a separate process tree."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sweep.engines import lifeline
+from sweep.processes import parent_death
 
-# A tree of parent, child and grandchild; the child imports for as long as it is told to, as an engine's core does.
+# A tree of parent, child and grandchild. The import in the child takes a given time, like that of an engine's core.
 TREE = """
 import multiprocessing, os, sys, time
 from pathlib import Path
-from sweep.engines import lifeline
+from sweep.processes import parent_death
 
 words = Path(sys.argv[1]) / "words"
 if __name__ == "__mp_main__":
@@ -36,7 +36,7 @@ def child():
     grandchild.join()
 
 if __name__ == "__main__":
-    with lifeline.tied(words):
+    with parent_death.tied_children(words):
         multiprocessing.get_context("spawn").Process(target=child).start()
     print("spawned", flush=True)
     time.sleep(60)
@@ -56,21 +56,23 @@ def test_a_child_that_is_still_importing_ends_with_its_parent(tmp_path: Path) ->
         assert_all_end_with(parent)
 
 
-def test_a_parent_that_ended_before_its_child_looked_is_missed(tmp_path: Path) -> None:
+def test_a_child_ends_if_its_parent_ended_before_it_was_tied(tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    code = f"from sweep.engines.lifeline import tie; tie({ended.pid}, {str(tmp_path / 'words')!r}); print('alive')"
+    words = str(tmp_path / "words")
+    code = "from sweep.processes.parent_death import tie_to_parent; "
+    code += f"tie_to_parent({ended.pid}, {words!r}); print('alive')"
     orphan = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert orphan.returncode == 1 and not orphan.stdout
 
 
-def test_a_command_is_run_tied(tmp_path: Path) -> None:
-    line = lifeline.command("import os; print(os.getppid())", tmp_path / "words")
+def test_tied_command_runs_its_code(tmp_path: Path) -> None:
+    line = parent_death.tied_command("import os; print(os.getppid())", tmp_path / "words")
     assert subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip() == str(os.getpid())
 
 
-def test_the_first_fatal_exception_is_written_down(tmp_path: Path) -> None:
-    """The core's logging is set up after it was tied, and other exceptions may be logged before the fatal one."""
+def test_the_first_fatal_exception_is_written_to_the_file(tmp_path: Path) -> None:
+    """The core configures logging after it was tied, and may log other exceptions before the fatal one."""
     code = """
 import logging, logging.config
 log = logging.getLogger("vllm.v1.engine.core")
@@ -82,14 +84,14 @@ for message in ("Unexpected error pre-processing request", "EngineCore encounter
         log.exception(message)
 """
     words = tmp_path / "words"
-    subprocess.run(lifeline.command(code, words), check=True, capture_output=True)
+    subprocess.run(parent_death.tied_command(code, words), check=True, capture_output=True)
     assert words.read_text() == "MemoryError: rror."
 
 
-def test_spawning_is_as_before_afterwards(tmp_path: Path) -> None:
+def test_spawning_is_restored_afterwards(tmp_path: Path) -> None:
     before = spawn.get_command_line
-    with pytest.raises(LookupError), lifeline.tied(tmp_path / "words"):
-        assert "tie(" in str(spawn.get_command_line(tracker_fd=1, pipe_handle=2))
+    with pytest.raises(LookupError), parent_death.tied_children(tmp_path / "words"):
+        assert "tie_to_parent(" in str(spawn.get_command_line(tracker_fd=1, pipe_handle=2))
         raise LookupError
     assert spawn.get_command_line is before
 
@@ -104,10 +106,20 @@ def assert_all_end_with(parent: subprocess.Popen[bytes]) -> None:
     family = psutil.Process(parent.pid).children(recursive=True)
     assert family
     os.kill(parent.pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(family, timeout=2)
-    for process in alive:
-        process.kill()
-    assert not alive
+    try:
+        wait_for(lambda: all(map(ended, family)))
+    finally:
+        for process in family:
+            if not ended(process):
+                process.kill()
+
+
+def ended(process: psutil.Process) -> bool:
+    """Return whether a process has ended; without a parent it stays a zombie until process 1 reaps it."""
+    try:
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -153,6 +153,7 @@ def make(
     frame = pd.DataFrame(summary)
     if seeds == 1:
         frame, generations = (table.drop(columns="axis/seed") for table in (frame, generations))
+    pooled = f"seed={','.join(map(str, range(seeds)))}" if seeds > 1 else ""
     return SweepResults(
         "20261123-135039-ad5ed0",
         name,
@@ -160,15 +161,29 @@ def make(
         0.95,
         frame,
         generations,
-        _responses(factors, below),
+        _responses(factors, below, pooled),
+        _pooled(frame) if seeds > 1 else _pooled(frame[:0]),
     )
 
 
-def _responses(factors: int, below: bool) -> pd.DataFrame:
+def _pooled(points: pd.DataFrame) -> pd.DataFrame:
+    """The means over seeds, with made-up intervals."""
+    rows = []
+    for dose, own in points[points["role"] == "point"].groupby("axis/transform.factor"):
+        for measure in MEASURES:
+            mean = own[measure].mean()
+            row = {"axis": "transform.factor", "series": "", "dose": dose, "measure": measure, "mean": mean}
+            rows.append(row | {"ci_low": mean - 0.1, "ci_high": mean + 0.1})
+    return pd.DataFrame(rows, columns=["axis", "series", "dose", "measure", "mean", "ci_low", "ci_high"])
+
+
+def _responses(factors: int, below: bool, pooled: str) -> pd.DataFrame:
     def row(measure: str, first: float, breaking: float, floor: float, side: str = "above") -> dict[str, Any]:
         found: dict[str, Any] = {
             "control": 0,
             "axis": "transform.factor",
+            "series": "",
+            "pooled": pooled,
             "measure": measure,
             "side": side,
             "neutral": 1.0,

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from synthetic import make
 
-from sweep.report.doses import numeric_axes, responses
+from sweep.report.dose_response import responses
 from sweep.report.figures import figure
 from sweep.report.measures import measures
 from sweep.report.overview import findings
@@ -17,41 +17,44 @@ from sweep.report.results import SweepResults
 
 
 def test_lines_follow_the_doses_and_carry_intervals() -> None:
-    results = make(factors=4, seeds=2)
+    results = make(factors=4)
     found = {(r.axis, r.measure): r for r in responses(results)}
-    assert {axis for axis, _ in found} == {"transform.factor"}  # a seed is a number, but no dose
-    response = found["transform.factor", "quality/exact_match"]
-    assert [line.label for line in response.lines] == ["seed=0", "seed=1"]
-    line = response.lines[1]
-    assert line.doses == [1.2, 1.4, 1.6, 1.8]
-    point = results.points[results.points["name"] == "factor=1.6, seed=1"].iloc[0]
+    assert {axis for axis, _ in found} == {"transform.factor"}
+    [line] = found["transform.factor", "quality/exact_match"].lines
+    assert (line.label, line.doses) == ("", [1.2, 1.4, 1.6, 1.8])
+    point = results.points[results.points["name"] == "factor=1.6"].iloc[0]
     ends = [point[f"quality/exact_match{end}"] for end in ("", "/ci_low", "/ci_high")]
-    assert list(line.means[2]) == ends and line.names[2] == point["name"]
-    assert line.significant[2] == bool(point["quality/exact_match/significant"])
-    assert response.control == 1 and math.isnan(response.floor)
-    [found_above] = response.found
-    assert (response.neutral, found_above.side) == (1, "above")
+    assert list(line.means[2]) == ends and line.markers[2].name == point["name"]
+    assert line.markers[2].significant == bool(point["quality/exact_match/significant"])
+    assert line.control == 1 and math.isnan(line.floor)
+    [found_above] = line.sides
+    assert (line.neutral, found_above.side) == (1, "above")
     assert found_above.breaking_point == (pytest.approx(1.6), pytest.approx(1.4), pytest.approx(1.8))
 
 
 def test_the_floor_lies_on_the_side_of_no_difference() -> None:
     found = {r.measure: r for r in responses(make())}
-    assert found["divergence/token_agreement"].floor_band == (0.98, 1)
-    assert found["divergence/edit_distance"].floor_band == (0, 0.02)
-    assert found["divergence/first_divergence"].floor_band[0] == pytest.approx(39.2)  # the control's own, no response
-    assert math.isnan(found["quality/contains"].floor_band[0])
-    assert found["quality/contains"].control == 1 and math.isnan(found["divergence/edit_distance"].control)
+    assert found["divergence/token_agreement"].floor_bands == [(None, (0.98, 1))]
+    assert found["divergence/edit_distance"].floor_bands == [(None, (0, 0.02))]
+    [(_, (low, _))] = found["divergence/first_divergence"].floor_bands
+    assert low == pytest.approx(39.2)  # the control's own, no response
+    assert found["quality/contains"].floor_bands == []
+    assert found["quality/contains"].controls == [(None, 1.0, "control")]
+    assert found["divergence/edit_distance"].controls == []
 
 
 def test_axes_of_texts_have_no_doses() -> None:
     columns = {
+        "point": range(4),
         "role": ["control", "point", "point", "point"],
         "axis/a": [math.nan, 1, 2, "auto"],
         "axis/b": [math.nan, "x", "y", "z"],
         "axis/c": [None, 3, 1, 2],
         "axis/d": [1.0, 2.0, 2.0, 2.0],
+        "axis/seed": [None, 0, 1, 2],
     }
-    assert numeric_axes(pd.DataFrame(columns)) == ["c"]
+    axes = [series.axis for series in SweepResults("", "", "", 0.95, pd.DataFrame(columns), pd.DataFrame()).series]
+    assert axes == ["c"] * 3  # each point has another `a`
 
 
 def test_measures_are_not_their_statistics() -> None:
@@ -90,9 +93,9 @@ def test_doses_that_span_much_are_logarithmic() -> None:
     assert [s["x0"] for s in layout["shapes"] if s["type"] == "line"] == [0.1]
     # Those below the neutral dose have less room than those above.
     sides = make(below=True)  # 0.25 to 2
-    assert not any(r.logarithmic for r in responses(sides))
+    assert [r.logarithmic for r in responses(sides)] == [False] * 8
     wide = sides.points.assign(**{"axis/transform.factor": sides.points["axis/transform.factor"].replace(2.0, 5.0)})
-    assert all(r.logarithmic for r in responses(replace(sides, points=wide)))
+    assert [r.logarithmic for r in responses(replace(sides, points=wide))] == [True] * 8
 
 
 def test_figures_have_intervals_floor_and_doses() -> None:

@@ -34,6 +34,7 @@ def test_what_is_written_can_be_loaded(tmp_path: Path) -> None:
     for loaded in (
         sweep.load(results.sweep_id, tmp_path),
         sweep.load("20261123", tmp_path),
+        sweep.load(results.name, tmp_path),
         sweep.load(folder.parent),
         sweep.load(str(folder)),
         sweep.load(dir=str(tmp_path)),
@@ -41,12 +42,18 @@ def test_what_is_written_can_be_loaded(tmp_path: Path) -> None:
         assert list(loaded["token_ids"].map(list)) == list(results.generations["token_ids"])
         pd.testing.assert_frame_equal(loaded.drop(columns="token_ids"), results.generations.drop(columns="token_ids"))
         assert loaded.attrs["sweep_id"] == results.sweep_id and loaded.attrs["command"] == results.command
+    with pytest.raises(FileNotFoundError, match="No folder and no sweep 'x"):
+        sweep.load("x" * 5000, tmp_path)
     points = sweep.load(results.sweep_id, tmp_path, points=True)
     assert points.pop("error").isna().all()
     expected = results.points.drop(columns="error")
     pd.testing.assert_frame_equal(points, expected, check_dtype=False, check_exact=True)
     assert str(pq.read_schema(folder / "generations.parquet").field("token_ids").type) == "list<element: int64>"
-    pd.testing.assert_frame_equal(pd.read_csv(folder / "responses.csv"), results.responses)
+    responses = pd.read_csv(folder / "responses.csv", keep_default_na=False, na_values={"floor": [""]})
+    responses["breaking_point"] = pd.to_numeric(responses["breaking_point"])
+    for end in ("ci_low", "ci_high"):
+        responses[f"breaking_point/{end}"] = pd.to_numeric(responses[f"breaking_point/{end}"])
+    pd.testing.assert_frame_equal(responses, results.responses)
 
 
 def test_an_axis_of_numbers_and_texts_and_answers_without_tokens(tmp_path: Path) -> None:
@@ -72,7 +79,8 @@ def test_nothing_was_generated(tmp_path: Path) -> None:
     files.write(SweepResults("id", "", "sweep", 0.95, points, pd.DataFrame()), tmp_path)
     assert len(sweep.load(tmp_path)) == 0
     assert sweep.load(tmp_path, points=True)["error"].tolist() == ["EngineError: it died"] * 2
-    assert list(pd.read_csv(tmp_path / "responses.csv").columns[:4]) == ["control", "axis", "measure", "side"]
+    first = ["control", "axis", "series", "pooled", "measure", "side"]
+    assert list(pd.read_csv(tmp_path / "responses.csv").columns[:6]) == first
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,18 +110,31 @@ def test_the_newest_is_the_one_that_was_reported_last(tmp_path: Path) -> None:
 
 
 def test_errors_say_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"No sweep in .*sweeps has written a report; dir= says where"):
+    with pytest.raises(
+        FileNotFoundError, match=r"No sweep in .*sweeps has written a report\. Set dir= to the sweep\.dir"
+    ):
         sweep.load(dir=tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"No folder or sweep 'x' in .*; there are none"):
+    with pytest.raises(
+        FileNotFoundError, match=r"No folder and no sweep 'x' in .*sweeps\. No sweep there has a report\."
+    ):
         sweep.load("x", tmp_path)
-    for name in ("2026-a", "2026-b"):
+    for name in ("2026-a", "2026-b", "2027-refused"):
         (tmp_path / "sweeps" / name).mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"No folder or sweep 'x' in .*; there are 2026-a, 2026-b"):
+    for name in ("2026-a", "2026-b"):
+        (tmp_path / "sweeps" / name / "report").mkdir()
+        pd.DataFrame({"which": [name]}).to_parquet(tmp_path / "sweeps" / name / "report" / "generations.parquet")
+    with pytest.raises(
+        FileNotFoundError, match=r"No folder and no sweep 'x' .* Sweeps with a report: 2026-a, 2026-b\."
+    ):
         sweep.load("x", tmp_path)
-    with pytest.raises(ValueError, match="beginning of several sweeps: 2026-a, 2026-b"):
-        sweep.load("2026", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"2026-a/report/generations.parquet is not there"):
-        sweep.load("2026-a", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"Several sweep ids begin with '202': 2026-a, 2026-b\. Pass more of the id\.$"
+    ):
+        sweep.load("202", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"Sweep 2027-refused in .* has not written a report yet\. Sweeps with"):
+        sweep.load("2027", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"2026-a/report/points.csv does not exist"):
+        sweep.load("2026-a", tmp_path, points=True)
 
 
 def test_importing_sweep_stays_light() -> None:

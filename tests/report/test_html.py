@@ -129,7 +129,7 @@ def test_a_huge_sweep_shows_its_first_prompts(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(matrix, "LARGEST", 24)
     text = html.render(make(prompts=12, factors=5))
     assert len(payload(text)["rows"]) == 4
-    assert "The first 4 of 12 prompts" in text
+    assert "Showing the first 4 of 12 prompts." in text
     monkeypatch.setattr(matrix, "LARGEST", 72)
     assert len(payload(html.render(make(prompts=12, factors=5)))["rows"]) == 12
 

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from synthetic import make
 
 from sweep.report import plots
-from sweep.report.doses import responses
+from sweep.report.dose_response import responses
 from sweep.report.figures import BREAKING, EFFECTIVE
 
 
@@ -29,10 +29,10 @@ def test_one_for_each_axis_and_group(tmp_path: Path) -> None:
 
 
 def test_panels_show_intervals_control_floor_and_doses() -> None:
-    found = {r.measure: r for r in responses(make(seeds=2, below=True))}
+    found = {r.measure: r for r in responses(make(below=True))}
     figure = plots.draw([found["quality/exact_match"], found["divergence/edit_distance"]], 0.9)
     quality, edit = figure.axes
-    assert len(quality.containers) == 2  # a line with error bars for each seed
+    assert len(quality.containers) == 1  # a line with error bars
     uprights = [
         (to_hex(line.get_color()).upper(), line.get_xdata()[0])
         for line in quality.lines
@@ -52,8 +52,7 @@ def test_panels_show_intervals_control_floor_and_doses() -> None:
     assert quality.get_xlabel() == "factor" and quality.get_ylabel() == "exact match\nmean [90%]"
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(labels) == len(set(labels)) and set(labels) == {
-        "seed=0",
-        "seed=1",
+        "mean",
         "control",
         "noise floor",
         "first effective",

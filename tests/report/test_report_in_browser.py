@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,22 @@ from typing import Any
 import pytest
 from synthetic import EVIL, make
 
+from servers import chromium
 from sweep.report import html
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if "CI" not in os.environ:
     pytest.importorskip("playwright", reason="the report is not tried in a browser: playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("the report is not tried in a browser: there is no chromium on PATH", allow_module_level=True)
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, Page, expect
 
+pytestmark = pytest.mark.slow
 Open = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "CI has to have chromium on PATH"
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
@@ -131,12 +126,12 @@ def test_columns_and_scores_are_chosen(open_report: Open) -> None:
     assert names(page)[:3] == ["prompt", "control", "factor=1.6"]
     expect(page.locator("#status")).to_contain_text("29 of 31 columns")
     page.click("#columns summary")
-    page.get_by_role("button", name="only the control").click()
+    page.get_by_role("button", name="controls only").click()
     assert names(page) == ["prompt", "control"]
     page.check("#differs")  # the control alone does not differ
     expect(page.locator(".empty")).to_be_visible()
     page.click("#columns summary")  # the click elsewhere has closed it
-    page.get_by_role("button", name="at first").click()
+    page.get_by_role("button", name="default").click()
     expect(page.locator(".body > .row")).to_have_count(4)
     expect(cell(page, 1, 12)).not_to_contain_text("edit distance")
     page.click("#scores summary")

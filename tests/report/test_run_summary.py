@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sweep.config import SweepConfig
-from sweep.outcome import PointResult
-from sweep.point import Point
-from sweep.report.closing import describe, found
+from sweep.config.schema import SweepConfig
+from sweep.planning.results import PointResult
+from sweep.points.point import Point
 from sweep.report.comparison import Comparison, compare
 from sweep.report.results import tables
+from sweep.report.run_summary import describe, response_findings
 from sweep.scoring.measures import summarise_scores
+from sweep.scoring.response import Response
 
 Configure = Callable[..., SweepConfig]
 PROMPTS = 100
@@ -38,6 +39,13 @@ def swept(
     return compare(
         [result(i, p, s) for i, (p, s) in enumerate(zip(points, [0.9, *shares.values()], strict=True))], 0.95
     )
+
+
+def along(comparison: Comparison) -> dict[tuple[str, str, str], Response]:
+    """The responses of the only series along each axis, by axis, measure and side."""
+    axes = [one.series.axis for one in comparison.series]
+    assert len(axes) == len(set(axes))
+    return {(one.series.axis, *key): r for one in comparison.series for key, r in one.responses.items()}
 
 
 def scale(factor: float) -> dict[str, Any]:
@@ -70,14 +78,14 @@ def test_the_neutral_dose_is_the_transforms(
     configure: Configure, axis: str, transform: Callable[[float], Any], doses: list[float], expected: dict[str, Any]
 ) -> None:
     comparison = swept(configure, axis, dict.fromkeys(doses, 0.5), transform)
-    assert {side: r.neutral for (_, _, side), r in comparison.responses.items()} == expected
-    assert {(a, m) for a, m, _ in comparison.responses} == {(axis, MEASURE)}
+    assert {side: r.neutral for (_, _, side), r in along(comparison).items()} == expected
+    assert {(a, m) for a, m, _ in along(comparison)} == {(axis, MEASURE)}
 
 
 def test_the_control_stands_at_the_neutral_dose_unless_another_step_changes_something(configure: Configure) -> None:
     def breaking_point(sigma: float, axis: str = "transform.1.factor") -> float:
         comparison = swept(configure, axis, {2.0: 0.4, 4.0: 0.1}, lambda dose: [noise(sigma), scale(dose)])
-        return comparison.responses[axis, MEASURE, "above"].breaking_point
+        return along(comparison)[axis, MEASURE, "above"].breaking_point
 
     assert breaking_point(sigma=0.0) == pytest.approx(1.9)  # between the control at 1 and the 0.4 at 2
     assert breaking_point(sigma=1.0) == 2
@@ -86,8 +94,8 @@ def test_the_control_stands_at_the_neutral_dose_unless_another_step_changes_some
 def test_both_sides_are_said(configure: Configure) -> None:
     shares = {0.25: 0.1, 0.5: 0.7, 0.8: 0.9, 1.2: 0.9, 1.5: 0.8, 2.0: 0.4, 5.0: 0.1}
     comparison = swept(configure, "transform.factor", shares, scale)
-    [said] = found(comparison)
-    above, below = (comparison.responses["transform.factor", MEASURE, side] for side in ("above", "below"))
+    [said] = response_findings(comparison, as_markdown=True)
+    above, below = (along(comparison)["transform.factor", MEASURE, side] for side in ("above", "below"))
     assert (above.first_effective, below.first_effective) == (1.5, 0.5)
     assert above.breaking_point == pytest.approx(1.5 + 0.5 * 0.35 / 0.4)
     assert below.breaking_point == pytest.approx(0.5 - 0.25 * 0.25 / 0.6)
@@ -96,26 +104,32 @@ def test_both_sides_are_said(configure: Configure) -> None:
         return f"{dose} [{low:.3g}, {high:.3g}]"
 
     assert said == (
-        "`quality/exact_match` differs from the control's from `transform.factor` = "
-        f"{interval('1.5', above.first_effective_ci_low, above.first_effective_ci_high)} up, "
-        f"and from {interval('0.5', below.first_effective_ci_low, below.first_effective_ci_high)} down; "
-        f"is half the control's at {interval('1.94', above.breaking_point_ci_low, above.breaking_point_ci_high)} up, "
-        f"and at {interval('0.396', below.breaking_point_ci_low, below.breaking_point_ci_high)} down"
+        "`quality/exact_match`: differs significantly from the control at `transform.factor` "
+        f"≥ {interval('1.5', above.first_effective_ci_low, above.first_effective_ci_high)} "
+        f"and ≤ {interval('0.5', below.first_effective_ci_low, below.first_effective_ci_high)}; half of the control's "
+        f"at {interval('1.94', above.breaking_point_ci_low, above.breaking_point_ci_high)} (increasing) "
+        f"and {interval('0.396', below.breaking_point_ci_low, below.breaking_point_ci_high)} (decreasing)"
     )
     assert f"- {said}\n" in describe(comparison, "sweep …", {})
-    assert list(found(comparison, quote="")) == [said.replace("`", "")]
+    assert list(response_findings(comparison)) == [said.replace("`", "")]
+
+
+def test_what_users_write_shows_as_it_is_in_markdown(configure: Configure) -> None:
+    lines = describe(swept(configure, "transform.factor", {2.0: 0.5}, scale), "sweep sweep.name=`<b>`", {}).splitlines()
+    assert lines[0] == "`` sweep sweep.name=`<b>` ``"
 
 
 def test_what_was_not_found_is_not_said(configure: Configure) -> None:
     one_sided = swept(configure, "transform.factor", {0.5: 0.9, 2.0: 0.1}, scale)
-    [said] = found(one_sided)
-    assert " up; is half the control's at 1.56 " in said and "down" not in said
-    assert list(found(swept(configure, "transform.factor", {0.5: 0.9, 2.0: 0.9}, scale))) == []
+    [said] = response_findings(one_sided)
+    assert " ≥ 2" in said and "; half of the control's at 1.56 " in said
+    assert said.endswith(" (increasing)") and "≤" not in said and "decreasing" not in said
+    assert list(response_findings(swept(configure, "transform.factor", {0.5: 0.9, 2.0: 0.9}, scale))) == []
     broken = swept(
         configure, "transform.sigma", {1.0: 0.9, 2.0: 0.4, 3.0: 0.9}, noise
     )  # what is stronger has no effect
-    [said] = found(broken)
-    assert said.startswith("`quality/exact_match` is half the control's at `transform.sigma` = 1.9 ")
+    [said] = response_findings(broken)
+    assert said.startswith("quality/exact_match: half of the control's at transform.sigma = 1.9 ")
 
 
 def test_the_table_has_a_row_for_each_side(configure: Configure) -> None:
@@ -145,5 +159,6 @@ def test_each_of_several_controls_has_its_own_responses(configure: Configure) ->
     ]
     both = compare([*groups[0], *other], 0.95)
     table = tables(both, None, sweep_id="", name="", command="", confidence=0.95).responses
-    assert table["control"].value_counts().to_dict() == {0: 2, 10: 2} and not both.responses
-    assert len(list(found(both))) == 2
+    assert table["control"].value_counts().to_dict() == {0: 2, 10: 2}
+    assert [one.series.name for one in both.series] == ["control #0", "control #10"]  # nothing swept tells them apart
+    assert [line.split(": ")[0] for line in response_findings(both)] == ["control #0", "control #10"]

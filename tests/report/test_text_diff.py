@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.report.difference import pieces, spans
+from sweep.report.text_diff import pieces, spans
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_a_drawn_token_beyond_the_top_does_not_lower_the_bound() -> None:
 
 @pytest.mark.parametrize("bad", [{}, {1: -math.inf}, {1: 0.0, 2: 0.0}, {1: math.nan}])
 def test_what_is_no_distribution_is_refused(bad: dict[int, float]) -> None:
-    with pytest.raises(ValueError, match="no log-probabilities of one distribution"):
+    with pytest.raises(ValueError, match="expected log-probabilities of one distribution"):
         distance(bad, {1: 0.0})
 
 

@@ -154,8 +154,8 @@ def test_refusal() -> None:
 
 def test_all_together() -> None:
     measured = health("no no no", [5, 5, 5])
-    assert {name.partition("/")[0] for name in measured} == {"health"}
-    assert set(measured) >= SHARES
+    counted = {f"health/{name}" for name in ("characters", "tokens", "longest_repeat", "compression_ratio")}
+    assert set(measured) == SHARES | counted
     assert (measured["health/characters"], measured["health/tokens"]) == (8, 3)
     assert (measured["health/distinct_1"], measured["health/longest_repeat"]) == (1 / 3, 2)
     nothing = health("", [])

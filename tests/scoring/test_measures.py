@@ -14,15 +14,15 @@ from mlflow.entities import Run
 from transformers import AutoModelForCausalLM
 
 from sweep import load
-from sweep.config import SweepConfig
+from sweep.app.sweep_runner import SweepRunner
+from sweep.config.schema import SweepConfig
+from sweep.console.terminal import Terminal
 from sweep.engines.base import Engine
 from sweep.errors import ConfigError
 from sweep.inputs.checkpoint import Checkpoint
-from sweep.inputs.corpus import Corpus
-from sweep.inputs.embedding import EmbeddingTable
-from sweep.point import Point
-from sweep.runner import Runner
-from sweep.terminal import Terminal
+from sweep.inputs.embedding_table import EmbeddingTable
+from sweep.inputs.prompt_set import PromptSet
+from sweep.points.point import Point
 
 Configure = Callable[..., SweepConfig]
 FULL = {"logprobs": 20, "teacher_forced": True, "quality": ["exact_match", "chrf", "my_scorers.vowels"]}
@@ -31,7 +31,7 @@ FULL = {"logprobs": 20, "teacher_forced": True, "quality": ["exact_match", "chrf
 @pytest.fixture
 def swept(
     configure: Configure, on_shared_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Runner, dict[str, Run], pd.DataFrame]:
+) -> tuple[SweepRunner, dict[str, Run], pd.DataFrame]:
     """A sweep of three factors with all measures, its runs in MLflow by name, and its generations."""
     (tmp_path / "my_scorers.py").write_text(
         "def vowels(generation):\n    return sum(c in 'aeiou' for c in generation)\n"
@@ -47,7 +47,7 @@ def swept(
         )
         for f in (1.0, 2.0, 8.0)
     ]
-    with Runner(points[0].config, "full", "sweep …", Terminal()) as runner:
+    with SweepRunner(points[0].config, "full", "sweep …", Terminal()) as runner:
         runner.run(points)
     assert not runner.problems
     client = MlflowClient(f"sqlite:///{configure().sweep.root / 'mlflow.db'}")
@@ -57,10 +57,10 @@ def swept(
 
 
 def test_all_measures_of_a_sweep(
-    swept: tuple[Runner, dict[str, Run], pd.DataFrame],
+    swept: tuple[SweepRunner, dict[str, Run], pd.DataFrame],
     checkpoint: Checkpoint,
     table: EmbeddingTable,
-    corpus: Corpus,
+    corpus: PromptSet,
     subtests: pytest.Subtests,
 ) -> None:
     runner, runs, frame = swept
@@ -70,6 +70,7 @@ def test_all_measures_of_a_sweep(
 
     with subtests.test("forced answers have the likelihood that Transformers gives them"):
         model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)
+        assert control.index.tolist() == ["hello", "sky", "two"]
         for prompt_id in control.index:
             rows = table.rows(corpus.layout(prompt_id).token_ids)
             for own_rows, answer, measure in (
@@ -92,9 +93,10 @@ def test_all_measures_of_a_sweep(
         assert metrics["factor=8"]["divergence/first_token_js"] > 0.01
         assert metrics["factor=8"]["divergence/control_answer_logprob_change"] < -0.1
         assert metrics["control"]["divergence/control_answer_logprob_change"] == 0.0
-        assert 0 < metrics["factor=8"]["divergence/control_answer_logprob_change/p"] <= 1
+        # Of three prompts, all less probable: two of the eight patterns of signs.
+        assert metrics["factor=8"]["divergence/control_answer_logprob_change/p"] == 0.25
         assert metrics["factor=8"]["divergence/edit_distance/difference"] > 0
-        assert 0 <= metrics["factor=8"]["divergence/first_token_unlisted"] < 1
+        assert 0 < metrics["factor=8"]["divergence/first_token_unlisted"] < 1
 
     with subtests.test("the control's divergence is that of its second run"):
         assert metrics["control"]["divergence/token_agreement"] == 1.0
@@ -112,22 +114,26 @@ def test_all_measures_of_a_sweep(
         assert "| factor=8 |" in parent.data.tags["mlflow.note.content"]
         client = MlflowClient(f"sqlite:///{runner.folder.parents[1] / 'mlflow.db'}")
         files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-        assert {"report.html", "points.csv", "generations.parquet"} <= files
+        tables = {"points.csv", "responses.csv", "generations.parquet"}
+        assert files == {"config.yaml", "report.html", "plots", *tables}
         history = client.get_metric_history(parent.info.run_id, "sweep/axis/transform.factor")
-        assert {metric.step: metric.value for metric in history} == {1: 1.0, 2: 2.0, 3: 8.0}
+        assert {metric.step: metric.value for metric in history} == {0: 1.0, 1: 1.0, 2: 2.0, 3: 8.0}
+        assert metrics["control"]["axis/transform.factor"] == 1.0  # where nothing is changed: it is in the charts
         tags = client.get_experiment(parent.info.experiment_id).tags
         assert json.loads(tags["mlflow.sharedViewState.full"])["state"].startswith("deflate;")
 
     with subtests.test("all generations are on disk, with their scores"):
-        assert len(frame) == 12 and frame.point.tolist() == sorted(frame.point)
-        assert {"axis/transform.factor", "divergence/prefix_js", "health/distinct_1", "token_ids"} <= set(frame.columns)
+        assert frame.point.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+        assert frame["axis/transform.factor"].tolist() == [1.0] * 6 + [2.0] * 3 + [8.0] * 3
+        assert frame["prompt_digest"].nunique() == 3
+        assert {"divergence/prefix_js", "health/distinct_1", "token_ids"} <= set(frame.columns)
 
 
 def test_an_unknown_measure_is_refused_before_anything_starts(configure: Configure) -> None:
     points = [Point(configure(scoring={"quality": ["exact_mach"]}))]
     with (
         pytest.raises(ConfigError, match="Did you mean 'exact_match'"),
-        Runner(points[0].config, "x", "", Terminal()) as r,
+        SweepRunner(points[0].config, "x", "", Terminal()) as r,
     ):
         r.run(points)
 
@@ -135,7 +141,7 @@ def test_an_unknown_measure_is_refused_before_anything_starts(configure: Configu
 def test_each_sample_has_its_own_probability(configure: Callable[..., SweepConfig], on_shared_engine: Engine) -> None:
     sampling = {"max_tokens": 4, "temperature": 1.0, "n": 3}
     config = configure(transform={"name": "scale", "factor": 2.0}, sampling=sampling, scoring={"teacher_forced": True})
-    with Runner(config, "samples", "sweep …", Terminal()) as runner:
+    with SweepRunner(config, "samples", "sweep …", Terminal()) as runner:
         runner.run([Point(config, (("transform.factor", 2.0),))])
     rows = load(runner.folder)
     for _, point in rows.groupby("name"):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from sweep.core.values import Summary
 from sweep.engines.base import Completion
-from sweep.inputs.embedding import EmbeddingTable
+from sweep.inputs.embedding_table import EmbeddingTable
 from sweep.scoring import divergence, text
 from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import Comparison, Neighbours, nearest_token_flips, perturbation
 from sweep.scoring.scorers import select
-from sweep.scoring.values import Summary
 
 
 def completion(answer: str, ids: tuple[int, ...], reason: str = "stop") -> Completion:
@@ -132,7 +132,7 @@ def test_nearest_token_flips(table: EmbeddingTable) -> None:
     taken = [Neighbours.sample(Comparison.of(sent, rows), ids, 4) for sent in (rows, moved)]
     assert [len(n.rows) for n in taken] == [0, 2]
     assert nearest_token_flips(taken, table) == [0.0, 0.25]
-    assert [n.alone for n in taken] == [0, 0]
+    assert [n.unmatched_share for n in taken] == [0, 0]
     dropped = Neighbours.sample(Comparison.of(moved[1:], rows, [(1,), (2,), (3,)]), ids, 4)
     assert nearest_token_flips([dropped], table) == [pytest.approx(0.5)]  # one at another token, one left out
     one_by_one = [nearest_token_flips([n], table)[0] for n in taken]
@@ -156,9 +156,9 @@ def test_only_rows_that_may_have_flipped_are_looked_up(
     looked_up: list[int] = []
     look_up = table.nearest
 
-    def nearest_of(_: EmbeddingTable, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def nearest_of(_: EmbeddingTable, rows: torch.Tensor, **on: bool) -> tuple[torch.Tensor, torch.Tensor]:
         looked_up.append(len(rows))
-        return look_up(rows)
+        return look_up(rows, **on)
 
     monkeypatch.setattr(EmbeddingTable, "nearest", nearest_of)
     sample = Neighbours.sample(Comparison.of(moved, rows), ids, len(ids))

@@ -78,9 +78,9 @@ def test_equal_values_and_single_values() -> None:
     assert (found.mean[0], found.ci_low[0], found.ci_high[0]) == (pytest.approx(0.1),) * 3
     assert (found.ci_low[1], found.ci_high[1]) == (0, 0)
     assert found.mean[2] == 4 and math.isnan(found.ci_low[2]) and found.n[2] == 1
-    with pytest.raises(ValueError, match="not infinite"):
+    with pytest.raises(ValueError, match="no infinite entries"):
         bootstrap_bca([[1.0, math.inf]])
-    with pytest.raises(ValueError, match=r"\[points, prompts\]"):
+    with pytest.raises(ValueError, match=r"\(points, prompts\)"):
         bootstrap_bca([1.0, 2.0])
 
 

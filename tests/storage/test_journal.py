@@ -1,4 +1,4 @@
-"""The journal on real files: nothing is lost that was appended, and nothing is taken for an answer that is none."""
+"""Tests of the journal on real files: no appended answer is lost, and damaged data is never read as an answer."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from small_disks import file_system
-from sweep.disk import writer as writer_module
-from sweep.disk.journal import Journal, Recovered
-from sweep.disk.records import Entry
-from sweep.disk.writer import OPEN_FILES
 from sweep.engines.base import Completion, Generation
 from sweep.errors import JournalError
-from sweep.identity import Identity
+from sweep.points.fingerprint import PointFingerprint
+from sweep.storage import journal_writer as writer_module
+from sweep.storage.journal import Journal, Recovered
+from sweep.storage.journal_format import JournalEntry
+from sweep.storage.journal_writer import OPEN_FILES
 
 HEADER = {"sweep": "first", "engine": "vllm 0.32.0"}
 
@@ -43,9 +43,9 @@ writer.close()
 """
 
 
-def identity(name: object) -> Identity:
+def identity(name: object) -> PointFingerprint:
     canonical = f'{{"name":"{name}"}}'
-    return Identity((canonical,), sha256(canonical.encode()).hexdigest(), "")
+    return PointFingerprint((canonical,), sha256(canonical.encode()).hexdigest(), "")
 
 
 def answer(text: str = "an answer", tokens: int = 64) -> Generation:
@@ -53,7 +53,7 @@ def answer(text: str = "an answer", tokens: int = 64) -> Generation:
 
 
 def path_of(root: Path, name: object) -> Path:
-    """Return the one file of a fingerprint."""
+    """Return the only file of a fingerprint."""
     (path,) = root.glob(f"*/{identity(name).fingerprint}/*.jsonl")
     return path
 
@@ -69,7 +69,7 @@ def journal(tmp_path: Path) -> Journal:
 
 @pytest.fixture
 def root(journal: Journal) -> Path:
-    """The journal's folder, with three answers of a point."""
+    """The folder of a journal with three answers of a point."""
     writer = journal.writer(HEADER)
     for prompt in "abc":
         writer.append(identity(0), "answer", prompt, answer(prompt))
@@ -85,8 +85,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 floats = st.floats(allow_nan=True, allow_infinity=True)
-# Among all characters, those that are apt to be lost hardly ever come up: surrogates, alone or beside each other, and
-# what ends a line in one place or another.
+# Fragile characters that random text rarely contains: surrogates, alone or in pairs, and line separators.
 delicate = st.text(st.sampled_from('a"\\\n\r\x00\x85é\u2028😀\ud83d\ude00'), max_size=20)
 anything = st.text(max_size=20) | delicate
 completions = st.builds(
@@ -110,8 +109,8 @@ def test_answers_come_back_exactly(kind: str, prompt: str, generation: Generatio
         writer.append(identity(0), kind, prompt, generation)
         writer.close()
         recovered = journal.read(identity(0).fingerprint)
-    entry = Entry(generation.completions, generation.scored, HEADER)
-    assert repr(recovered) == repr(Recovered({(kind, prompt): entry}))  # as NaN is not equal to itself
+    entry = JournalEntry(generation.completions, generation.scored, HEADER)
+    assert repr(recovered) == repr(Recovered({(kind, prompt): entry}))  # repr, because NaN is not equal to itself
 
 
 def test_a_forced_answer_is_its_scores(journal: Journal) -> None:
@@ -193,7 +192,7 @@ def test_a_corrupt_line_is_reported_and_costs_its_own_answer_only(root: Path, jo
     path.write_bytes(b"".join(lines))
     found = journal.read(identity(0).fingerprint)
     assert sorted(texts(found)) == [("answer", "a"), ("answer", "c")]
-    assert found.problems == [f"{path}, line 3: its checksum does not fit."]
+    assert found.problems == [f"{path}, line 3: the checksum does not match."]
 
 
 def test_a_file_that_was_moved_to_another_point_is_not_accepted(root: Path, journal: Journal) -> None:
@@ -202,7 +201,7 @@ def test_a_file_that_was_moved_to_another_point_is_not_accepted(root: Path, jour
     found = journal.read(identity(1).fingerprint)
     assert texts(found) == {("answer", "a"): "right"}
     assert len(found.problems) == 1
-    assert "0.jsonl, line 1: there is no valid header" in found.problems[0]
+    assert "0.jsonl, line 1: no valid header" in found.problems[0]
 
 
 def test_a_format_of_the_future_is_not_accepted(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +211,7 @@ def test_a_format_of_the_future_is_not_accepted(journal: Journal, monkeypatch: p
     found = journal.read(identity(0).fingerprint)
     assert (found.entries, journal.headers(identity(0).fingerprint)) == ({}, [])
     assert len(found.problems) == 1
-    assert "line 1: it is in format 2" in found.problems[0]
+    assert "line 1: unknown journal format 2, expected 1" in found.problems[0]
 
 
 def test_what_is_no_file_is_reported(root: Path, journal: Journal) -> None:
@@ -222,8 +221,8 @@ def test_what_is_no_file_is_reported(root: Path, journal: Journal) -> None:
     found = journal.read(identity(0).fingerprint)
     assert len(found.entries) == 3
     assert [problem.rpartition("/")[2] for problem in found.problems] == [
-        "folder.jsonl: this is no file.",
-        "pipe.jsonl: this is no file.",
+        "folder.jsonl: not a regular file.",
+        "pipe.jsonl: not a regular file.",
     ]
 
 
@@ -232,7 +231,7 @@ POINTS, PROMPTS = 3, 4
 
 @cache
 def written() -> tuple[dict[tuple[int, str], bytes], set[str]]:
-    """Return real files by point and name, and all that was written: entries with their places, as texts."""
+    """Return real files by point and name, and all written entries with their keys, as text."""
     files, truth = {}, set()
     chance = random.Random(0)
     with TemporaryDirectory() as folder:
@@ -248,7 +247,7 @@ def written() -> tuple[dict[tuple[int, str], bytes], set[str]]:
                     generation = Generation("key", (completion,), (-chance.random(),) if forced else ())
                     kind, prompt = ("own" if forced else "answer"), str(n % 3)
                     writer.append(identity(point), kind, prompt, generation)
-                    entry = Entry(() if forced else (completion,), generation.scored, header)
+                    entry = JournalEntry(() if forced else (completion,), generation.scored, header)
                     truth.add(repr((point, kind, prompt, entry)))
             writer.close()
             for point in range(POINTS):
@@ -258,7 +257,7 @@ def written() -> tuple[dict[tuple[int, str], bytes], set[str]]:
 
 
 def accepted(files: dict[tuple[int, str], bytes]) -> tuple[set[str], int]:
-    """Write files, and return what is read from them, and how many problems."""
+    """Write files. Return what is read from them and the number of problems."""
     with TemporaryDirectory() as folder:
         for (point, name), data in files.items():
             fingerprint = identity(point).fingerprint
@@ -275,7 +274,7 @@ def accepted(files: dict[tuple[int, str], bytes]) -> tuple[set[str], int]:
 
 
 def damage(data: bytes, others: list[bytes], draw: st.DataObject) -> bytes:
-    """Return a file's content after something has happened to it."""
+    """Return a damaged version of a file's content."""
     lines = data.splitlines(keepends=True)
     place = st.integers(0, max(len(data) - 1, 0))
     match draw.draw(st.sampled_from(["cut", "flip", "shuffle", "repeat", "drop", "join", "mix", "insert", "hole"])):
@@ -299,7 +298,7 @@ def damage(data: bytes, others: list[bytes], draw: st.DataObject) -> bytes:
         case "insert":
             at = draw.draw(place)
             return data[:at] + draw.draw(st.binary(max_size=20)) + data[at:]
-        case "hole":  # what some file systems leave when the power fails
+        case "hole":  # as after a power failure on some file systems
             at, end = sorted([draw.draw(place), draw.draw(place)])
             return data[:at] + bytes(end - at) + data[end:]
     return data
@@ -312,7 +311,7 @@ def test_no_damage_makes_reading_fail_or_a_wrong_answer_right(draw: st.DataObjec
     damaged = dict(files)
     for key in draw.draw(st.lists(st.sampled_from(sorted(files)), min_size=1, max_size=4)):
         damaged[key] = damage(damaged[key], list(files.values()), draw)
-    if draw.draw(st.booleans()):  # files change places, also between points
+    if draw.draw(st.booleans()):  # files are swapped, also between points
         keys = sorted(damaged)
         damaged = dict(zip(keys, (damaged[key] for key in draw.draw(st.permutations(keys))), strict=True))
     found, _ = accepted(damaged)
@@ -339,7 +338,7 @@ def test_any_flipped_bit_costs_at_most_the_lines_it_touches() -> None:
         assert len(found) >= PROMPTS - 2 or at <= header_ends
 
 
-# What disks and people do -----------------------------------------------------------------------------------------------
+# Disks and users --------------------------------------------------------------------------------------------------------
 
 
 def start(root: Path, name: str, count: int) -> subprocess.Popen[str]:
@@ -386,8 +385,8 @@ def test_a_full_disk_is_an_error_and_what_was_written_is_kept(small_disk: Path) 
             n += 1
     assert str(small_disk) in str(caught.value)
     assert "No space left on device" in str(caught.value)
-    assert "What was written before is kept." in str(caught.value)
-    filler.unlink()  # there is room once more, but the last line is not finished
+    assert "Earlier answers are kept." in str(caught.value)
+    filler.unlink()  # there is room again, but the last line is incomplete
     with pytest.raises(JournalError, match="No space left"):
         writer.append(identity(0), "answer", "late", answer())
     writer.append(identity(1), "answer", "other", answer())
@@ -410,7 +409,7 @@ def test_a_read_only_disk_is_an_error(small_disk: Path) -> None:
 
 
 def test_a_limit_in_the_middle_of_a_line_costs_that_line_only(journal: Journal) -> None:
-    """As a full disk, where none can be mounted: the system takes a part of the line, and then refuses."""
+    """Simulates a full disk where none can be mounted: a part of the line is written, then the write fails."""
     writer, n = journal.writer(HEADER), 0
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
@@ -430,7 +429,7 @@ def test_a_limit_in_the_middle_of_a_line_costs_that_line_only(journal: Journal) 
 
 
 def test_a_folder_that_is_not_ones_own_is_an_error() -> None:
-    """Where the user is root, to whom nothing is forbidden, this becomes nobody for a while."""
+    """Run as nobody if the user is root, who may read everything."""
     with TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal")
         journal.writer(HEADER).append(identity(0), "answer", "a", answer())
@@ -480,13 +479,13 @@ def test_a_removal_midway_is_noticed(journal: Journal, tmp_path: Path, what: str
         case "moved":
             path.parent.rename(path.parent.with_suffix(".old"))
     if then == "append elsewhere" and what != "journal":
-        writer.append(identity(1), "answer", "b", answer())  # which that point can go on with
+        writer.append(identity(1), "answer", "b", answer())  # with which that point can resume
     elif then == "append elsewhere":
         with pytest.raises(JournalError, match="removed or moved"):
             writer.append(identity(1), "answer", "b", answer())
         assert not (tmp_path / "journal").exists()
     elif then == "append":
-        with pytest.raises(JournalError, match="it was removed or moved while it was in use"):
+        with pytest.raises(JournalError, match="it was removed or moved while in use"):
             writer.append(identity(0), "answer", "b", answer())
         writer.close()
         return

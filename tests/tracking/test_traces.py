@@ -17,40 +17,40 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, Trace
 
-from servers import chromium, mlflow_server
-from sweep.config import SweepConfig, TrackingConfig
+from servers import chromium
+from sweep.app.sweep_runner import SweepRunner
+from sweep.config.schema import SweepConfig, TrackingConfig
+from sweep.console.terminal import Terminal
+from sweep.core.records import Table
 from sweep.engines.base import Engine
 from sweep.errors import TrackingError
-from sweep.point import Point
-from sweep.runner import Runner
-from sweep.terminal import Terminal
+from sweep.points.point import Point
 from sweep.tracking import Closing, PointRecord, Tracker
-from sweep.tracking.records import Table
-from sweep.tracking.traces import Traces
+from sweep.tracking.traces import PAGE, Traces
 
 Configure = Callable[..., SweepConfig]
 SHOTS = os.environ.get("SWEEP_SCREENSHOTS")  # a folder to leave pictures in
 
 
-def sweep(configure: Configure, traces: bool = True) -> Runner:
+def sweep(configure: Configure, traces: bool = True) -> SweepRunner:
     """Run a sweep of two factors and the control on three prompts."""
     changes: dict[str, Any] = {"tracking": {"traces": traces}}
     points = [
         Point(configure(transform={"name": "scale", "factor": f}, **changes), (("transform.factor", f),))
         for f in (2.0, 8.0)
     ]
-    with Runner(points[0].config, "traced", "sweep …", Terminal()) as runner:
+    with SweepRunner(points[0].config, "traced", "sweep …", Terminal()) as runner:
         runner.run(points)
     assert not runner.problems
     return runner
 
 
-def published(uri: str) -> tuple[MlflowClient, list[Run], list[Trace]]:
-    """Return a store's runs of points, and all its traces."""
+def published(uri: str, experiment: str = "sweep") -> tuple[MlflowClient, list[Run], list[Trace]]:
+    """Return an experiment's runs of points, and all its traces."""
     client = MlflowClient(uri)
-    [experiment] = client.search_experiments(filter_string="name = 'sweep'")
-    runs = client.search_runs([experiment.experiment_id], "tags.`sweep.role` != 'sweep'")
-    return client, runs, client.search_traces(locations=[experiment.experiment_id], max_results=500)
+    [found] = client.search_experiments(filter_string=f"name = '{experiment}'")
+    runs = client.search_runs([found.experiment_id], "tags.`sweep.role` != 'sweep'")
+    return client, runs, client.search_traces(locations=[found.experiment_id], max_results=500)
 
 
 def rows_of(client: MlflowClient, run_id: str) -> dict[str, dict[str, Any]]:
@@ -91,7 +91,9 @@ def test_every_generation_has_a_trace_with_its_scores(
         assert {run.info.status for run in runs} == {"FINISHED"}
 
     with subtests.test("the description leads to them"):
-        assert runner.tracker is not None and runner.tracker.row_by_row_url() is not None
+        assert runner.tracker is not None
+        url = runner.tracker.row_by_row_url()
+        assert url is not None and url.startswith("http://127.0.0.1:5000/#/experiments/1/")
         [parent] = client.search_runs([runs[0].info.experiment_id], "tags.`sweep.role` = 'sweep'")
         assert "[row by row](#/experiments/" in parent.data.tags["mlflow.note.content"]
 
@@ -133,11 +135,15 @@ def tracker(tmp_path: Path) -> Tracker:
     return tracker
 
 
-@pytest.mark.parametrize("rows", [0, 64, 450])
-def test_all_rows_are_kept(tracker: Tracker, tmp_path: Path, rows: int) -> None:
+@pytest.mark.parametrize(("rows", "page"), [(0, PAGE), (64, PAGE), (130, 50)])
+def test_all_rows_are_kept(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, page: int
+) -> None:
+    """The last are more than one call writes and two answers list."""
+    monkeypatch.setattr("sweep.tracking.traces.PAGE", page)
     point = record()
-    run_id = tracker.publish(point, table(rows), again=False)
-    assert tracker.publish(point, table(rows), again=True) == run_id
+    run_id = tracker.publish(point, table(rows), retry=False)
+    assert tracker.publish(point, table(rows), retry=True) == run_id
     _, [run], traces = published(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert run.info.status == "FINISHED"
     assert {trace.data.spans[0].inputs["prompt_id"] for trace in traces} == {f"p{i}" for i in range(rows)}
@@ -156,19 +162,19 @@ def test_what_an_attempt_has_left_is_taken_away(
     with monkeypatch.context() as failing:
         failing.setattr(MlflowClient, "set_terminated", _fail)
         with pytest.raises(TrackingError, match="connection"):
-            tracker.publish(point, table(5), again=False)
+            tracker.publish(point, table(5), retry=False)
         assert published(uri)[1:] == ([], [])
         failing.setattr(Traces, "delete", _fail)
         with pytest.raises(TrackingError):
-            tracker.publish(point, table(5), again=True)
+            tracker.publish(point, table(5), retry=True)
     assert len(published(uri)[2]) == 5
-    run_id = tracker.publish(point, table(5), again=True)
+    run_id = tracker.publish(point, table(5), retry=True)
     _, [run], traces = published(uri)
     assert run.info.run_id == run_id
     assert [trace.info.trace_metadata["mlflow.sourceRun"] for trace in traces] == [run_id] * 5
 
     again = replace(point, ended=point.ended + 1)
-    replacement = tracker.publish(again, table(4), again=False, replaces=run_id)
+    replacement = tracker.publish(again, table(4), retry=False, replaces=run_id)
     assert [trace.info.trace_metadata["mlflow.sourceRun"] for trace in published(uri)[2]] == [replacement] * 4
 
 
@@ -177,34 +183,42 @@ def test_lost_traces_are_noticed(tracker: Tracker, monkeypatch: pytest.MonkeyPat
 
     log_spans = TracingClient.log_spans
     monkeypatch.setattr(TracingClient, "log_spans", lambda self, place, spans: log_spans(self, place, spans[:-1]))
-    with pytest.raises(TrackingError, match="4 of 5 traces were kept"):
-        tracker.publish(record(), table(5), again=False)
+    with pytest.raises(TrackingError, match="only 4 of 5 traces were stored"):
+        tracker.publish(record(), table(5), retry=False)
 
 
-def test_on_a_server(tmp_path: Path) -> None:
-    with mlflow_server(tmp_path, tmp_path / "server.db", tmp_path / "files") as server:
-        tracker = Tracker(TrackingConfig(uri=server, traces=True), tmp_path / "outputs", "s")
-        tracker.start("s", "sweep …", "")
-        tracker.publish(record(), table(64), again=False)
-        _, [run], traces = published(server)
+@pytest.fixture
+def remote(tracking_server: str, experiment: str, tmp_path: Path) -> Tracker:
+    """Tracker that publishes to the shared server."""
+    config = TrackingConfig(uri=tracking_server, experiment=experiment, traces=True)
+    tracker = Tracker(config, tmp_path / "outputs", "s")
+    tracker.start("s", "sweep …", "")
+    return tracker
+
+
+@pytest.mark.slow
+def test_on_a_server(remote: Tracker, tracking_server: str, experiment: str) -> None:
+    remote.publish(record(), table(64), retry=False)
+    _, [run], traces = published(tracking_server, experiment)
     assert len(traces) == 64 and all(len(trace.info.assessments) == 2 for trace in traces)
     assert {trace.info.trace_metadata["mlflow.sourceRun"] for trace in traces} == {run.info.run_id}
 
 
-def test_the_link_shows_the_controls_and_a_points_answers_prompt_by_prompt(tracker: Tracker, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_link_shows_the_controls_and_a_points_answers_prompt_by_prompt(remote: Tracker, tmp_path: Path) -> None:
     """The real user interface of MLflow in a real browser."""
-    tracker.publish(record("control", "control", 0), table(3, "A plain answer to {}."), again=False)
+    remote.publish(record("control", "control", 0), table(3, "A plain answer to {}."), retry=False)
     for index, factor in ((1, 2), (2, 8)):
         of_point = table(3, f"An answer to {{}}, {factor} times as large.")
-        tracker.publish(record(f"factor={factor}", index=index), of_point, again=False)
+        remote.publish(record(f"factor={factor}", index=index), of_point, retry=False)
     described: dict[str, str] = {}
     (tmp_path / "report").mkdir()
-    described.update(tracker.close(Closing([], tmp_path / "report", [], [], {}, 0.0)))
-    url = tracker.row_by_row_url()
+    described.update(remote.close(Closing("named", [], tmp_path / "report", [], [], {}, 0.0)))
+    url = remote.row_by_row_url()
     assert url is not None and url.endswith(described["row by row"])
-    with mlflow_server(tmp_path, tmp_path / "mlflow.db", tmp_path / "artifacts") as server, chromium() as browser:
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1900, "height": 950})
-        page.goto(url.replace("http://127.0.0.1:5000", server))
+        page.goto(url)
         with suppress(Exception):  # the pane of MLflow's assistant, which is open on a first visit
             page.locator('button[aria-label*="lose"]').first.click(timeout=5000)
         places = []

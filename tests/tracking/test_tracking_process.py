@@ -7,45 +7,46 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 
-from servers import free_port, mlflow_server
-from sweep.config import SweepConfig, TrackingConfig
+import point_records
+from point_records import TABLE
+from servers import Door, free_port
+from sweep.app.sweep_runner import SweepRunner
+from sweep.config.schema import SweepConfig, TrackingConfig
+from sweep.console.terminal import Terminal
 from sweep.engines.base import Engine
-from sweep.errors import ConfigError, TrackerAway, TrackingError
-from sweep.point import Point
-from sweep.runner import Runner
-from sweep.terminal import Terminal
-from sweep.tracking import Tracker, open_tracker
+from sweep.errors import ConfigError, TrackerUnreachable, TrackingError
+from sweep.points.point import Point
+from sweep.tracking import Tracker, open_tracker, template
 from sweep.tracking.process import TrackerProcess
-from sweep.tracking.records import PointRecord, Table
 
-RECORD = PointRecord(
-    index=0,
-    name="factor=2",
-    role="point",
-    fingerprint="f" * 12,
-    started=1.0,
-    ended=2.0,
+RECORD = replace(
+    point_records.RECORD,
     parameters={"transform.factor": 2.0},
     axes=(("transform.factor", 2.0),),
-    summaries={},
     metrics={"cost/requests": 3.0},
-    tags={"sweep.result": "r"},
-    config="seed: 0\n",
 )
-TABLE = Table(["prompt", "generation"], [["Hello", "there"]])
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> Iterator[TrackerProcess]:
-    tracker = TrackerProcess(TrackingConfig(), tmp_path, "some")
+def ready(tmp_path: Path) -> Path:
+    """Folder with a new store, which tests of processes need not see made."""
+    template.create(tmp_path / "mlflow.db", (tmp_path / "artifacts").as_uri())
+    return tmp_path
+
+
+@pytest.fixture
+def tracker(ready: Path) -> Iterator[TrackerProcess]:
+    tracker = TrackerProcess(TrackingConfig(), ready, "some")
     yield tracker
     tracker.end()
 
@@ -71,7 +72,7 @@ def test_a_sweep_is_published_as_from_this_process(
         points = [
             Point(configure(transform={"name": "scale", "factor": f}, **changes), (("factor", f),)) for f in (2.0, 3.0)
         ]
-        with Runner(configure(**changes), f"apart-{in_process}", "sweep …", Terminal()) as runner:
+        with SweepRunner(configure(**changes), f"apart-{in_process}", "sweep …", Terminal()) as runner:
             runner.run(points)
             assert isinstance(runner.tracker, Tracker if in_process else TrackerProcess)
         assert not runner.problems
@@ -94,7 +95,7 @@ def test_a_sweep_is_published_as_from_this_process(
 
 def test_errors_come_through_with_their_kind_and_cause(tmp_path: Path) -> None:
     away = TrackerProcess(TrackingConfig(uri=f"http://127.0.0.1:{free_port()}"), tmp_path, "some")
-    with pytest.raises(TrackerAway, match="cannot be used") as raised:
+    with pytest.raises(TrackerUnreachable, match="cannot be used") as raised:
         away.connect()
     assert "Traceback" in raised.value.__notes__[0] and "Caused by" not in str(raised.value)
     with pytest.raises(TrackingError) as failed:
@@ -107,52 +108,58 @@ def test_errors_come_through_with_their_kind_and_cause(tmp_path: Path) -> None:
     none.end()
 
 
-def test_a_process_that_is_killed_fails_one_call_and_another_takes_its_place(tracker: TrackerProcess) -> None:
+def test_a_process_that_is_killed_fails_one_call_and_another_takes_its_place(
+    tracker: TrackerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker.connect()
     tracker.start("name", "sweep …", "seed: 0\n")
     parent, place = tracker.parent, tracker.place
-    process = process_of(tracker)
-    process.suspend()  # so that it dies in the middle of the call
-    killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({process.pid}, 9)"])
-    with pytest.raises(TrackingError, match=r"the process that publishes has ended \(exit code -9\)"):
-        tracker.publish(RECORD, TABLE, again=False)
-    killer.wait()
-    run_id = tracker.publish(RECORD, TABLE, again=True)
+    process, send = process_of(tracker), tracker.remote.call
+    process.suspend()
+
+    def ask_and_kill(*call: Any) -> Future[Any]:
+        asked = send(*call)
+        process.kill()  # in the middle of the call
+        return asked
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker.remote, "call", ask_and_kill)
+        with pytest.raises(TrackingError, match=r"the process that publishes has ended \(exit code -9\)"):
+            tracker.publish(RECORD, TABLE, retry=False)
+    run_id = tracker.publish(RECORD, TABLE, retry=True)
     assert (tracker.parent, tracker.place) == (parent, place)
     tracker.finish("FINISHED", {})
     assert tracker.links is not None
-    client = MlflowClient(place.split()[0])
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parent
     runs = client.search_runs([tracker.links.experiment])
     assert sorted(run.data.tags["sweep.role"] for run in runs) == ["point", "sweep"]
 
 
-def test_a_parent_that_cannot_be_found_again_is_not_forgotten(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_parent_that_cannot_be_found_again_is_not_forgotten(
+    tracking_server: str, experiment: str, tmp_path: Path
+) -> None:
     """The process dies while the server is away: points are published as the run's children when both are back."""
-    port, up = free_port(), ExitStack()
-
-    def serve() -> None:
-        up.enter_context(mlflow_server(tmp_path, tmp_path / "server.db", tmp_path / "files", port))
-
-    serve()
-    with up:
-        tracker = TrackerProcess(TrackingConfig(uri=f"http://127.0.0.1:{port}"), tmp_path, "some")
+    with closing(Door(tracking_server)) as door:
+        door.open()
+        tracker = TrackerProcess(TrackingConfig(uri=door.url, experiment=experiment), tmp_path, "some")
         tracker.connect()
         tracker.start("name", "sweep …", "seed: 0\n")
         parent = tracker.parent
         process_of(tracker).kill()
-        up.close()
+        door.close()
         for _ in range(2):
             with pytest.raises(TrackingError):
-                tracker.publish(RECORD, TABLE, again=True)
+                tracker.publish(RECORD, TABLE, retry=True)
         assert tracker.parent == parent
-        serve()
-        run_id = tracker.publish(RECORD, TABLE, again=True)
+        door.open()
+        run_id = tracker.publish(RECORD, TABLE, retry=True)
         tracker.finish("FINISHED", {})
         tracker.end()
-        client = MlflowClient(f"http://127.0.0.1:{port}")
-        assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parent
-        assert parent is not None and client.get_run(parent).info.status == "FINISHED"
+    client = MlflowClient(tracking_server)
+    assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parent
+    assert parent is not None and client.get_run(parent).info.status == "FINISHED"
 
 
 def test_what_cannot_be_sent_fails_alone(tracker: TrackerProcess) -> None:
@@ -161,15 +168,15 @@ def test_what_cannot_be_sent_fails_alone(tracker: TrackerProcess) -> None:
     pid = process_of(tracker).pid
     unsent = replace(RECORD, parameters={"transform.factor": lambda: 2.0})
     with pytest.raises(TrackingError, match="cannot be reached: Can't pickle"):
-        tracker.publish(unsent, TABLE, again=False)
+        tracker.publish(unsent, TABLE, retry=False)
     unread = replace(RECORD, parameters={"transform.factor": Unreadable()})
-    with pytest.raises(TrackingError, match="MLflow could not be asked: ValueError: not here"):
-        tracker.publish(unread, TABLE, again=False)
-    tracker.publish(RECORD, TABLE, again=False)
+    with pytest.raises(TrackingError, match="The call to MLflow failed: ValueError: not here"):
+        tracker.publish(unread, TABLE, retry=False)
+    tracker.publish(RECORD, TABLE, retry=False)
     assert process_of(tracker).pid == pid
     tracker.end()
     with pytest.raises(TrackingError, match="the sweep has ended"):
-        tracker.publish(RECORD, TABLE, again=False)
+        tracker.publish(RECORD, TABLE, retry=False)
 
 
 class Unreadable:
@@ -186,7 +193,9 @@ def _refuse(reason: str) -> None:
 def test_an_interrupted_call_leaves_the_next_ones_their_answers(tracker: TrackerProcess) -> None:
     tracker.connect()
     process_of(tracker).suspend()
-    asked = tracker.remote.ask("call", "parent_status", (), {})  # whoever asked has been interrupted, and waits no more
+    asked = tracker.remote.call(
+        "call", "parent_status", (), {}
+    )  # whoever asked has been interrupted, and waits no more
     process_of(tracker).resume()
     assert tracker.start("name", "sweep …", "seed: 0\n") is False
     assert asked.result()[0] is None and tracker.parent is not None
@@ -208,7 +217,7 @@ def test_what_asks_a_group_of_processes_to_end_does_not_end_it(tracker: TrackerP
 ORPHAN = """
 import sys, time
 from pathlib import Path
-from sweep.config import TrackingConfig
+from sweep.config.schema import TrackingConfig
 from sweep.tracking.process import TrackerProcess
 
 tracker = TrackerProcess(TrackingConfig(), Path(sys.argv[1]), "some")
@@ -220,8 +229,8 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("used", ["used", "importing"])
-def test_it_does_not_outlive_whoever_started_it(used: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", ORPHAN, str(tmp_path), used]
+def test_it_does_not_outlive_whoever_started_it(used: str, ready: Path) -> None:
+    command = [sys.executable, "-c", ORPHAN, str(ready), used]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         process = psutil.Process(int(parent.stdout.readline()))

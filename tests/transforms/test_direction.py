@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sweep.building import build_pipeline
+from sweep.config.dataclass_reader import build_pipeline
 from sweep.errors import ConfigError
-from sweep.inputs.corpus import Corpus
+from sweep.inputs.prompt_set import PromptSet
 from sweep.transforms import Context, Span, Transform
 from sweep.transforms.direction import Ablate, AddVector, Clamp, Erase
 from sweep.transforms.vectors import VectorSource
@@ -27,7 +27,7 @@ NUMBERS = st.floats(-8, 8).filter(lambda number: abs(number) > 1e-2)
 
 
 @pytest.fixture(scope="module")
-def context(corpus: Corpus) -> Context:
+def context(corpus: PromptSet) -> Context:
     return Context(1, 2, corpus, "sky", Span("content"), ())
 
 
@@ -36,22 +36,22 @@ def from_file(folder: Path, vectors: Tensor, **given: Any) -> VectorSource:
     return VectorSource(path=str(folder / "vectors.safetensors"), **given)
 
 
-def mean_row(corpus: Corpus, text: str) -> Tensor:
+def mean_row(corpus: PromptSet, text: str) -> Tensor:
     return corpus.table.rows(corpus.tokenize(text)).mean(0)
 
 
-def direction(source: VectorSource, corpus: Corpus) -> Tensor:
+def direction(source: VectorSource, corpus: PromptSet) -> Tensor:
     vector = source.vector(corpus)
     return vector / vector.norm()
 
 
-def test_difference_of_means(corpus: Corpus) -> None:
+def test_difference_of_means(corpus: PromptSet) -> None:
     source = VectorSource(positive=["happy", "so glad"], negative=["sad"])
     expected = (mean_row(corpus, "happy") + mean_row(corpus, "so glad")) / 2 - mean_row(corpus, "sad")
     assert torch.allclose(source.vector(corpus), expected, atol=1e-6)
 
 
-def test_pca_is_the_direction_that_explains_most_of_the_differences(corpus: Corpus) -> None:
+def test_pca_is_the_direction_that_explains_most_of_the_differences(corpus: PromptSet) -> None:
     positive, negative = ["happy", "glad", "merry", "gay"], ["sad", "angry", "gloomy", "low"]
     source = VectorSource(positive=positive, negative=negative, method="pca", rank=3)
     pairs = zip(positive, negative, strict=True)
@@ -68,18 +68,18 @@ def test_pca_is_the_direction_that_explains_most_of_the_differences(corpus: Corp
     assert torch.allclose(swapped.vectors(corpus), -vectors, atol=1e-5)
 
 
-def test_pca_of_one_pair_is_its_difference(corpus: Corpus) -> None:
+def test_pca_of_one_pair_is_its_difference(corpus: PromptSet) -> None:
     pca, mean = (VectorSource(positive=["happy"], negative=["sad"], method=m) for m in ("pca", "mean_difference"))
     assert torch.allclose(pca.vector(corpus), mean.vector(corpus), atol=1e-6)
 
 
-def test_vectors_of_a_file(corpus: Corpus, tmp_path: Path) -> None:
+def test_vectors_of_a_file(corpus: PromptSet, tmp_path: Path) -> None:
     assert torch.equal(from_file(tmp_path, ROWS[:3]).vectors(corpus), ROWS[:3])
     assert torch.equal(from_file(tmp_path, ROWS[:3], rank=1, key="vectors").vector(corpus), ROWS[0])
     assert from_file(tmp_path, ROWS[:3]).files() == (tmp_path / "vectors.safetensors",)
 
 
-def test_vectors_are_made_once(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_are_made_once(corpus: PromptSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = VectorSource(positive=["once"], negative=["twice"])
     first = source.vectors(corpus)
     monkeypatch.setattr(type(corpus), "tokenize", lambda *_: pytest.fail("tokenized again"))
@@ -88,7 +88,7 @@ def test_vectors_are_made_once(corpus: Corpus, tmp_path: Path, monkeypatch: pyte
     assert both.basis(corpus) is both.basis(corpus)
 
 
-def test_a_basis_is_orthonormal_and_spans_the_vectors(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_basis_is_orthonormal_and_spans_the_vectors(corpus: PromptSet, tmp_path: Path) -> None:
     basis = from_file(tmp_path, ROWS[:5] * torch.logspace(-4, 4, 5)[:, None]).basis(corpus)
     assert torch.allclose(basis @ basis.T, torch.eye(5), atol=1e-6)
     assert torch.allclose(ROWS[:5] @ basis.T @ basis, ROWS[:5], atol=1e-5)
@@ -230,10 +230,10 @@ def test_rows_of_zeros_give_numbers(context: Context, transform: Transform) -> N
         (dict[str, Any](), r"transform\.vector needs either a path, or positive and negative texts"),
         ({"path": "a.npy", "positive": ["a"], "negative": ["b"]}, r"transform\.vector needs either a path"),
         ({"positive": ["a"]}, r"transform\.vector needs positive and negative texts"),
-        ({"positive": ["a"], "negative": ["b"], "key": "c"}, r"transform\.vector\.key names a tensor in a file"),
+        ({"positive": ["a"], "negative": ["b"], "key": "c"}, r"transform\.vector\.key selects a tensor in a file"),
         (
             {"positive": ["a"], "negative": ["b"], "method": "PCA"},
-            r"transform\.vector\.method: .*Did you mean 'pca'|Known",
+            r"transform\.vector\.method: .*Did you mean 'pca'|Available",
         ),
         ({"positive": ["a", "c"], "negative": ["b"], "method": "pca"}, r"as many negative texts as positive ones"),
         ({"positive": ["a"], "negative": ["b"], "method": "pca", "rank": 2}, r"at most the number of pairs, 1; got 2"),
@@ -246,14 +246,14 @@ def test_sources_that_say_too_little_or_too_much(cls: Callable[..., Transform], 
         cls(vector=VectorSource(**source))
 
 
-def test_vectors_that_cannot_be_used(corpus: Corpus, tmp_path: Path) -> None:
+def test_vectors_that_cannot_be_used(corpus: PromptSet, tmp_path: Path) -> None:
     def check(transform: Transform, said: str) -> None:
         with pytest.raises(ConfigError, match=said):
             transform.check(corpus)
 
-    check(Ablate(vector=from_file(tmp_path, ROWS[:2])), r"there are 2 vectors, and one is needed; .*rank=1 takes")
-    check(AddVector(1.0, from_file(tmp_path, ROWS[:2])), r"there are 2 vectors, and one is needed")
-    check(Erase(vector=from_file(tmp_path, ROWS[:2], rank=3)), r"holds 2 vectors, not 3")
+    check(Ablate(vector=from_file(tmp_path, ROWS[:2])), r"expected one vector, found 2\. .*rank=1 to use")
+    check(AddVector(1.0, from_file(tmp_path, ROWS[:2])), r"expected one vector, found 2")
+    check(Erase(vector=from_file(tmp_path, ROWS[:2], rank=3)), r"holds 2 vectors; got 3")
     check(Erase(vector=from_file(tmp_path, ROWS[[0, 1, 0]])), r"the 3 vectors are not linearly independent")
     check(Erase(vector=from_file(tmp_path, torch.stack([ROWS[0], 1e-3 * ROWS[0]]))), r"not linearly independent")
     check(Ablate(vector=from_file(tmp_path, torch.zeros(1, WIDTH))), r"vector 0 is zero")
@@ -268,7 +268,7 @@ def test_vectors_that_cannot_be_used(corpus: Corpus, tmp_path: Path) -> None:
     check(Ablate(vector=VectorSource(positive=["a"], negative=[""])), r"the text '' has no tokens")
 
 
-def test_a_vector_is_configured_in_a_section_of_its_own(corpus: Corpus) -> None:
+def test_a_vector_is_configured_in_a_section_of_its_own(corpus: PromptSet) -> None:
     vector = {"positive": ["happy"], "negative": ["sad"]}
     pipeline = build_pipeline({"name": "add_vector", "coefficient": 2, "normalize": True, "vector": vector})
     pipeline.check(corpus)

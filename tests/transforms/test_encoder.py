@@ -15,14 +15,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from sweep.building import build_pipeline
-from sweep.config import PromptsConfig
+from sweep.config.dataclass_reader import build_pipeline
 from sweep.errors import ConfigError, TransformError
 from sweep.inputs import prompts
 from sweep.inputs.checkpoint import Checkpoint
-from sweep.inputs.corpus import Corpus
-from sweep.inputs.embedding import EmbeddingTable
-from sweep.inputs.encoding import encode
+from sweep.inputs.config import PromptsConfig
+from sweep.inputs.embedding_table import EmbeddingTable
+from sweep.inputs.prompt_set import PromptSet
+from sweep.inputs.tokenization import encode
 from sweep.testing import check_transform, demo_corpus
 from sweep.transforms import Rows
 from sweep.transforms.encoder import Encoder
@@ -54,16 +54,16 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def corpus(checkpoint: Checkpoint, table: EmbeddingTable) -> Corpus:
+def corpus(checkpoint: Checkpoint, table: EmbeddingTable) -> PromptSet:
     """Prompts that leave a place for what an encoder says of their captions."""
     items = [
         {"id": text, "prompt": "I see {picture}. Do you?", "values": {"caption": text}} for text in [*HELD_OUT, " "]
     ]
     config = PromptsConfig(items=items, placeholders=["picture"])
-    return Corpus(encode(prompts.load(config), checkpoint), table, checkpoint)
+    return PromptSet(encode(prompts.load(config), checkpoint), table, checkpoint)
 
 
-def target(word: str, corpus: Corpus) -> int:
+def target(word: str, corpus: PromptSet) -> int:
     """Return the token that stands for a word: its first letter, as a capital for the second of two alike."""
     capital = word[0] in {other[0] for other in WORDS[: WORDS.index(word)]}
     [token] = corpus.tokenize(word[0].upper() if capital else word[0])
@@ -71,7 +71,7 @@ def target(word: str, corpus: Corpus) -> int:
 
 
 @pytest.fixture(scope="module")
-def projector(encoder: Path, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def projector(encoder: Path, corpus: PromptSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A linear map from the encoder's outputs to the table's rows, by least squares."""
     seen = [text for text in TEXTS if text not in HELD_OUT]
     outputs = torch.cat([reference(encoder, text)[1:-1] for text in seen])
@@ -96,7 +96,7 @@ def reference(folder: Path, text: str) -> Tensor:
     return output
 
 
-def run(corpus: Corpus, prompt_id: str, **given: Any) -> tuple[Tensor, Rows, list[int]]:
+def run(corpus: PromptSet, prompt_id: str, **given: Any) -> tuple[Tensor, Rows, list[int]]:
     """Return a prompt's rows before and after, and the numbers of those in the place of `{picture}`."""
     pipeline = build_pipeline({"name": "encoder", "span": {"placeholder": "picture"}, **given})
     pipeline.check(corpus)
@@ -104,10 +104,10 @@ def run(corpus: Corpus, prompt_id: str, **given: Any) -> tuple[Tensor, Rows, lis
     after = pipeline.apply(rows, prompt_id, corpus, 0, torch.float32)[0]
     assert len(after.tensor) <= pipeline.max_rows(len(rows))
     place = tuple(corpus.numbers(pipeline.stages[0].span, prompt_id))
-    return rows, after, [i for i, stem in enumerate(after.stems()) if stem == place]
+    return rows, after, [i for i, stem in enumerate(after.resolved_origins()) if stem == place]
 
 
-def test_words_arrive_through_the_projector(encoder: Path, projector: Path, corpus: Corpus) -> None:
+def test_words_arrive_through_the_projector(encoder: Path, projector: Path, corpus: PromptSet) -> None:
     given = {"encoder": str(encoder), "projector": str(projector), "value": "caption"}
     right = 0
     for text in HELD_OUT:
@@ -121,7 +121,7 @@ def test_words_arrive_through_the_projector(encoder: Path, projector: Path, corp
     assert right >= 0.99 * 3 * len(HELD_OUT)
 
 
-def test_without_projector_the_rows_are_the_encoders(encoder: Path, tmp_path: Path, corpus: Corpus) -> None:
+def test_without_projector_the_rows_are_the_encoders(encoder: Path, tmp_path: Path, corpus: PromptSet) -> None:
     identity = torch.eye(64, WIDTH)
     save_file({"weight": identity}, tmp_path / "wider.safetensors")
     expected = reference(encoder, "red cat")
@@ -135,7 +135,7 @@ def test_without_projector_the_rows_are_the_encoders(encoder: Path, tmp_path: Pa
         run(corpus, HELD_OUT[0], encoder=str(encoder), text="red cat")
 
 
-def test_layers_of_a_projector(encoder: Path, tmp_path: Path, corpus: Corpus) -> None:
+def test_layers_of_a_projector(encoder: Path, tmp_path: Path, corpus: PromptSet) -> None:
     """Two layers with GELU between, under LLaVA's names for them and others."""
     mlp = torch.nn.Sequential(torch.nn.Linear(WIDTH, 80), torch.nn.GELU(), torch.nn.Linear(80, 64))
     state = {name: weight.detach() for name, weight in mlp.state_dict().items()}
@@ -163,7 +163,7 @@ def test_it_conforms(encoder: Path, projector: Path) -> None:
 
 
 def test_texts_are_encoded_once(
-    encoder: Path, projector: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+    encoder: Path, projector: Path, corpus: PromptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"encoder": str(encoder), "projector": str(projector), "value": "caption"}
     _, first, _ = run(corpus, HELD_OUT[1], **given)
@@ -178,13 +178,13 @@ def test_its_files_are_the_encoders_and_the_projectors(encoder: Path, projector:
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in files}
 
 
-def test_what_a_prompt_may_lack(encoder: Path, projector: Path, corpus: Corpus) -> None:
+def test_what_a_prompt_may_lack(encoder: Path, projector: Path, corpus: PromptSet) -> None:
     given = {"encoder": str(encoder), "projector": str(projector)}
     with pytest.raises(TransformError, match=r"the prompt has no value 'captoin'\. Did you mean 'caption'"):
         run(corpus, HELD_OUT[0], **given, value="captoin")
     with pytest.raises(TransformError, match=r"the text ' ' has no tokens for the encoder"):
         run(corpus, " ", **given, value="caption")
-    with pytest.raises(ConfigError, match=r"transform\.text: the text has 42 tokens .* which takes 32 at most"):
+    with pytest.raises(ConfigError, match=r"transform\.text: the text has 42 tokens .* whose limit is 32"):
         run(corpus, HELD_OUT[0], **given, text=" ".join(["red"] * 40))
 
 
@@ -192,8 +192,8 @@ def test_what_a_prompt_may_lack(encoder: Path, projector: Path, corpus: Corpus) 
     ("tensors", "said"),
     [
         ({"weight": torch.ones(64, 10)}, r"takes rows of width 10; the encoder's are 48 wide"),
-        ({"weight": torch.ones(10, WIDTH)}, r"makes rows of width 10; the model's are 64 wide"),
-        ({"scale": torch.ones(64)}, r"holds no projector, .*: scale \[64\]"),
+        ({"weight": torch.ones(10, WIDTH)}, r"returns rows of width 10; the model's are 64 wide"),
+        ({"scale": torch.ones(64)}, r"holds no projector\. .*; found scale \[64\]"),
         ({"weight": torch.ones(64)}, r"holds no projector"),
         ({"weight": torch.ones(64, WIDTH), "bias": torch.ones(WIDTH)}, r"holds no projector"),
         ({"0.weight": torch.ones(80, WIDTH), "2.weight": torch.ones(64, 81)}, r"holds no projector"),
@@ -202,17 +202,19 @@ def test_what_a_prompt_may_lack(encoder: Path, projector: Path, corpus: Corpus) 
     ],
 )
 def test_projectors_that_do_not_fit(
-    encoder: Path, corpus: Corpus, tmp_path: Path, tensors: dict[str, Tensor], said: str
+    encoder: Path, corpus: PromptSet, tmp_path: Path, tensors: dict[str, Tensor], said: str
 ) -> None:
     save_file(tensors, tmp_path / "p.safetensors")
     with pytest.raises(ConfigError, match=rf"transform\.projector: .*p\.safetensors.* {said}"):
         Encoder(encoder=str(encoder), text="red", projector=str(tmp_path / "p.safetensors")).check(corpus)
 
 
-def test_encoders_that_cannot_be_loaded(encoder: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_encoders_that_cannot_be_loaded(encoder: Path, corpus: PromptSet, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"transform\.encoder: there is no folder './none'"):
         Encoder(encoder="./none", text="red").check(corpus)
-    with pytest.raises(ConfigError, match=r"transform\.encoder: 'nobody/nothing' is no folder, and cannot be had"):
+    with pytest.raises(
+        ConfigError, match=r"transform\.encoder: 'nobody/nothing' is not a folder, and the hub download failed"
+    ):
         Encoder(encoder="nobody/nothing", text="red").check(corpus)
     with pytest.raises(ConfigError, match=r"transform\.encoder: '.*' cannot be loaded: "):
         Encoder(encoder=str(tmp_path), text="red").check(corpus)
@@ -220,11 +222,11 @@ def test_encoders_that_cannot_be_loaded(encoder: Path, corpus: Corpus, tmp_path:
     weights = load_file(encoder / "model.safetensors")
     del weights["encoder.layer.1.attention.self.query.weight"]
     save_file(weights, tmp_path / "partial" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"lacks weights, encoder\.layer\.1\.attention\.self\.query\.weight among"):
+    with pytest.raises(ConfigError, match=r"lacks weights, such as encoder\.layer\.1\.attention\.self\.query\.weight"):
         Encoder(encoder=str(tmp_path / "partial"), text="red").check(corpus)
 
 
-def test_code_that_comes_with_an_encoder_is_not_run(encoder: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_code_that_comes_with_an_encoder_is_not_run(encoder: Path, corpus: PromptSet, tmp_path: Path) -> None:
     folder = tmp_path / "remote"
     shutil.copytree(encoder, folder)
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -244,9 +246,34 @@ def test_code_that_comes_with_an_encoder_is_not_run(encoder: Path, corpus: Corpu
         ({"encoder": "a"}, r"transform needs either a value or a text"),
         ({"encoder": "a", "text": "red", "value": "b"}, r"transform needs either a value or a text"),
         ({"encoder": "a", "text": ""}, r"transform\.text must not be empty"),
-        ({"encoder": "a", "text": "red", "pooling": "max"}, r"transform\.pooling: .* Known: none, mean, cls"),
+        ({"encoder": "a", "text": "red", "pooling": "max"}, r"transform\.pooling: .* Available: none, mean, cls"),
     ],
 )
 def test_parameters_that_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         build_pipeline({"name": "encoder", **given})
+
+
+def test_an_encoder_that_was_replaced_is_read_again(encoder: Path, corpus: PromptSet, tmp_path: Path) -> None:
+    """Else a second sweep of one process would have the first one's rows under its own fingerprint."""
+    folder = shutil.copytree(encoder, tmp_path / "encoder")
+    tensors = load_file(folder / "model.safetensors")
+    (projector := tmp_path / "p.safetensors").write_bytes(b"")
+    save_file({"weight": torch.eye(64, WIDTH)}, projector)
+    given = {"encoder": str(folder), "projector": str(projector), "text": "red cat"}
+    before = run(corpus, HELD_OUT[0], **given)[1].tensor
+    save_file({name: tensor * 2 for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    after = run(corpus, HELD_OUT[0], **given)[1].tensor
+    assert not torch.equal(before, after)
+    assert torch.equal(after, run(corpus, HELD_OUT[0], **given)[1].tensor)
+
+
+def test_tokens_that_the_encoder_has_no_row_for_are_named(encoder: Path, corpus: PromptSet, tmp_path: Path) -> None:
+    folder = shutil.copytree(encoder, tmp_path / "encoder")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["purple"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(
+        ConfigError, match=r"the encoder's tokenizer returns token 14, but the encoder has only 14 rows"
+    ):
+        run(corpus, HELD_OUT[0], encoder=str(folder), text="purple")

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from sweep.errors import ConfigError
-from sweep.inputs.corpus import Corpus
+from sweep.inputs.prompt_set import PromptSet
 from sweep.transforms import Context, Span, Transform
 from sweep.transforms.geometry import CLOUDS, Center, RemoveComponents, Rotate, TruncateRank
 
@@ -24,12 +24,12 @@ WIDTH = 64
 
 
 @pytest.fixture(scope="module")
-def context(corpus: Corpus) -> Context:
+def context(corpus: PromptSet) -> Context:
     """The contents of the prompt `sky`."""
     return Context(1, 2, corpus, "sky", CONTENT, [(i,) for i in corpus.numbers(CONTENT, "sky")])
 
 
-def cloud_of(name: str, rows: Tensor, corpus: Corpus) -> Tensor:
+def cloud_of(name: str, rows: Tensor, corpus: PromptSet) -> Tensor:
     """The rows that a mean or a basis is of, found another way than the transforms do."""
     if name == "table":
         return corpus.table.rows(range(272))
@@ -58,7 +58,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(CLOUDS), st.floats(-1, 2), st.integers(0, 99))
-def test_center(context: Context, corpus: Corpus, mean: str, strength: float, seed: int) -> None:
+def test_center(context: Context, corpus: PromptSet, mean: str, strength: float, seed: int) -> None:
     rows = random_rows(seed)
     centred = Center(mean, strength).apply(rows, context)
     close(centred, rows - strength * cloud_of(mean, rows, corpus).mean(0))
@@ -67,7 +67,7 @@ def test_center(context: Context, corpus: Corpus, mean: str, strength: float, se
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(CLOUDS), st.integers(1, 12), st.integers(0, 99))
-def test_removed_components_are_gone(context: Context, corpus: Corpus, basis: str, k: int, seed: int) -> None:
+def test_removed_components_are_gone(context: Context, corpus: PromptSet, basis: str, k: int, seed: int) -> None:
     rows = random_rows(seed)
     remove = RemoveComponents(k, basis)
     left = remove.apply(rows, context)
@@ -82,7 +82,7 @@ def test_removed_components_are_gone(context: Context, corpus: Corpus, basis: st
     assert half.achieved(rows, half.apply(rows, context), context) == pytest.approx(k, abs=1e-4)
 
 
-def test_all_but_the_top(context: Context, corpus: Corpus) -> None:
+def test_all_but_the_top(context: Context, corpus: PromptSet) -> None:
     """Centring and removal one after the other leave the table with neither its mean nor its first components."""
     table = corpus.table.rows(range(272))
     done = RemoveComponents(3, "table").apply(Center("table").apply(table, context), context)
@@ -92,7 +92,7 @@ def test_all_but_the_top(context: Context, corpus: Corpus) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(CLOUDS), st.integers(0, 30), st.integers(0, 99))
-def test_truncation(context: Context, corpus: Corpus, basis: str, rank: int, seed: int) -> None:
+def test_truncation(context: Context, corpus: PromptSet, basis: str, rank: int, seed: int) -> None:
     rows = random_rows(seed)
     truncated = TruncateRank(rank, basis).apply(rows, context)
     mean, directions = basis_of(cloud_of(basis, rows, corpus), rank)
@@ -131,7 +131,7 @@ def test_components_that_a_prompt_has_not_are_not_made_up(context: Context) -> N
         assert transform.apply(torch.zeros(3, WIDTH), context).isfinite().all()
 
 
-def test_no_components_of_the_corpus_beyond_its_own_dimensions(context: Context, corpus: Corpus) -> None:
+def test_no_components_of_the_corpus_beyond_its_own_dimensions(context: Context, corpus: PromptSet) -> None:
     distinct = len(torch.unique(cloud_of("corpus", torch.empty(0), corpus), dim=0))
     assert distinct < WIDTH
     rows = random_rows(2)
@@ -234,7 +234,7 @@ def test_bad_parameters_are_refused(make: Callable[[], Transform], field: str) -
         make()
 
 
-def test_what_does_not_fit_the_width_is_said_beforehand(corpus: Corpus) -> None:
+def test_what_does_not_fit_the_width_is_said_beforehand(corpus: PromptSet) -> None:
     for fits in (Rotate(1.0, None), Rotate(1.0, 32), Rotate(1.0, dimensions=[[0, 63]])):
         fits.check(corpus)
     with pytest.raises(ConfigError, match=r"transform\.planes must be at most 32"):

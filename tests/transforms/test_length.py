@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweep.errors import ConfigError
-from sweep.inputs.corpus import Corpus
+from sweep.inputs.prompt_set import PromptSet
 from sweep.transforms import Context, Pipeline, Rows, Span, Stage
 from sweep.transforms.length import Merge, Repeat, Stretch
 
@@ -20,7 +20,7 @@ ROWS = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
-def context(corpus: Corpus) -> Context:
+def context(corpus: PromptSet) -> Context:
     return Context(1, 2, corpus, "sky", Span("content"), ())
 
 
@@ -91,7 +91,7 @@ def test_stretch_keeps_the_ends_and_whole_steps(context: Context, count: int, st
 @settings(max_examples=40)
 @given(st.lists(st.booleans(), min_size=1, max_size=26).filter(any), st.floats(0.05, 4), st.integers(1, 4))
 def test_no_span_makes_a_prompt_longer_than_declared(
-    corpus: Corpus, inside: list[bool], rate: float, times: int
+    corpus: PromptSet, inside: list[bool], rate: float, times: int
 ) -> None:
     tensor = corpus.table.rows(corpus.layout("sky").token_ids)
     positions = tuple(i for i, chosen in enumerate(inside[: len(tensor)]) if chosen)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweep.errors import ConfigError, TransformError
-from sweep.inputs.corpus import Corpus
+from sweep.inputs.prompt_set import PromptSet
 from sweep.transforms import Context, Span
 from sweep.transforms.masking import Dropout, DropRows, MaskRows
 
@@ -17,7 +17,7 @@ SHARES = st.floats(0, 0.99)
 
 
 @pytest.fixture(scope="module")
-def context(corpus: Corpus) -> Context:
+def context(corpus: PromptSet) -> Context:
     return Context(1, 2, corpus, "sky", Span("content"), ())
 
 
@@ -91,7 +91,7 @@ def test_the_share_of_masked_rows_survives_the_cast(context: Context) -> None:
     assert transform.achieved(ROWS, after.bfloat16().float(), context) == exact
 
 
-def test_a_fill_that_the_tokenizer_lacks_is_refused_before_the_engine(context: Context, corpus: Corpus) -> None:
+def test_a_fill_that_the_tokenizer_lacks_is_refused_before_the_engine(context: Context, corpus: PromptSet) -> None:
     with pytest.raises(ConfigError, match=r"transform\.fill=mask: .*no mask token"):
         MaskRows(1.0, "mask").check(corpus)
     with pytest.raises(TransformError, match="no mask token"):

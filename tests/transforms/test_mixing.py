@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sweep.errors import ConfigError, TransformError
-from sweep.inputs.corpus import Corpus
+from sweep.inputs.prompt_set import PromptSet
 from sweep.transforms import Context, Span, Transform
 from sweep.transforms._math import angles, resampled
 from sweep.transforms.mixing import Baseline, Lerp, Mixture, Slerp
@@ -24,12 +24,12 @@ LENGTHS = {"hello": 11, "sky": 20, "two": 7}
 TEXT = "Nobody expects this!"  # as long as the prompt `sky`
 
 
-def context_of(corpus: Corpus, prompt_id: str = "sky") -> Context:
+def context_of(corpus: PromptSet, prompt_id: str = "sky") -> Context:
     """The contents of a prompt."""
     return Context(1, 2, corpus, prompt_id, CONTENT, [(i,) for i in corpus.numbers(CONTENT, prompt_id)])
 
 
-def rows_of(corpus: Corpus, prompt_id: str = "sky") -> Tensor:
+def rows_of(corpus: PromptSet, prompt_id: str = "sky") -> Tensor:
     ids = corpus.layout(prompt_id).token_ids
     return corpus.table.rows([ids[i] for i in corpus.numbers(CONTENT, prompt_id)])
 
@@ -45,7 +45,7 @@ class FixedContext(Context):
         return self.rows
 
 
-def fixed(corpus: Corpus, rows: Tensor) -> Context:
+def fixed(corpus: PromptSet, rows: Tensor) -> Context:
     return FixedContext(1, 2, corpus, "sky", CONTENT, [], rows)
 
 
@@ -54,13 +54,13 @@ def random_rows(seed: int, count: int = 9, width: int = 32) -> Tensor:
     return torch.randn(count, width, generator=generator) * torch.logspace(-2, 1, count)[:, None]
 
 
-def test_the_prompts_have_the_lengths_that_these_tests_are_about(corpus: Corpus) -> None:
+def test_the_prompts_have_the_lengths_that_these_tests_are_about(corpus: PromptSet) -> None:
     assert {name: len(rows_of(corpus, name)) for name in LENGTHS} == LENGTHS
     assert len(context_of(corpus).embed(TEXT)) == LENGTHS["sky"]
 
 
 @pytest.mark.parametrize("kind", [Lerp, Slerp])
-def test_ends_are_exact(kind: type[Mixture], corpus: Corpus) -> None:
+def test_ends_are_exact(kind: type[Mixture], corpus: PromptSet) -> None:
     rows, context = rows_of(corpus), context_of(corpus)
     assert torch.equal(kind(1.0, text=TEXT).apply(rows, context), context.embed(TEXT))
     assert torch.equal(kind(0.0, text=TEXT).apply(rows, context), rows)
@@ -72,7 +72,7 @@ def test_ends_are_exact(kind: type[Mixture], corpus: Corpus) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.floats(-3, 3), st.integers(0, 99))
-def test_lerp(corpus: Corpus, t: float, seed: int) -> None:
+def test_lerp(corpus: PromptSet, t: float, seed: int) -> None:
     a, b = random_rows(seed), random_rows(seed + 100)
     mixed = Lerp(t).apply(a, fixed(corpus, b))
     torch.testing.assert_close(mixed, (1 - t) * a + t * b, rtol=1e-5, atol=1e-5)
@@ -80,7 +80,7 @@ def test_lerp(corpus: Corpus, t: float, seed: int) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(0, 1), st.integers(0, 99), st.floats(1e-6, math.pi - 0.01))
-def test_slerp(corpus: Corpus, t: float, seed: int, angle: float) -> None:
+def test_slerp(corpus: PromptSet, t: float, seed: int, angle: float) -> None:
     """Norms are in a line, the angle to the prompt's row is t · Ω, and no row leaves the plane of the two."""
     a, c = random_rows(seed), random_rows(seed + 100)
     norms = a.norm(dim=-1, keepdim=True)
@@ -97,7 +97,7 @@ def test_slerp(corpus: Corpus, t: float, seed: int, angle: float) -> None:
         assert slerp.achieved(a, mixed, context) == pytest.approx(t, abs=1e-3)
 
 
-def test_slerp_of_rows_without_an_arc(corpus: Corpus) -> None:
+def test_slerp_of_rows_without_an_arc(corpus: PromptSet) -> None:
     a = random_rows(0)
     torch.testing.assert_close(Slerp(0.25).apply(a, fixed(corpus, 3 * a)), 1.5 * a)
     b = random_rows(1)
@@ -107,14 +107,14 @@ def test_slerp_of_rows_without_an_arc(corpus: Corpus) -> None:
     assert mixed.isfinite().all()
     assert Slerp(0.5).achieved(a, a, fixed(corpus, a)) is None
     b[7] = -2 * a[7]
-    with pytest.raises(TransformError, match=r"row 7 .* opposite directions"):
+    with pytest.raises(TransformError, match=r"row 7 .* opposite direction"):
         Slerp(0.25).apply(a, fixed(corpus, b))
 
 
 @pytest.mark.parametrize("kind", [Lerp, Slerp])
 @pytest.mark.parametrize(("prompt_id", "other"), [("hello", "sky"), ("sky", "two"), ("two", "hello")])
 def test_the_next_prompt_is_mixed_in_unless_another_is_named(
-    kind: type[Mixture], prompt_id: str, other: str, corpus: Corpus
+    kind: type[Mixture], prompt_id: str, other: str, corpus: PromptSet
 ) -> None:
     rows, context = rows_of(corpus, prompt_id), context_of(corpus, prompt_id)
     unnamed = kind(0.5, align="resample").apply(rows, context)
@@ -125,12 +125,12 @@ def test_the_next_prompt_is_mixed_in_unless_another_is_named(
 
 
 @pytest.mark.parametrize("kind", [Lerp, Slerp])
-def test_alignment(kind: type[Mixture], corpus: Corpus) -> None:
+def test_alignment(kind: type[Mixture], corpus: PromptSet) -> None:
     sky, hello = rows_of(corpus, "sky"), rows_of(corpus, "hello")
     in_sky, in_hello = context_of(corpus, "sky"), context_of(corpus, "hello")
 
     for rows, context, other in ((sky, in_sky, "hello"), (hello, in_hello, "sky")):
-        with pytest.raises(TransformError, match=f"{len(rows)} rows .* {LENGTHS[other]}; .* truncate, pad or resample"):
+        with pytest.raises(TransformError, match=f"{len(rows)} rows .* {LENGTHS[other]}. .* truncate, pad or resample"):
             kind(0.5, other=other).apply(rows, context)
 
     truncated = kind(1.0, other="hello", align="truncate").apply(sky, in_sky)
@@ -139,7 +139,7 @@ def test_alignment(kind: type[Mixture], corpus: Corpus) -> None:
 
     padded = kind(1.0, other="hello", align="pad").apply(sky, in_sky)
     assert torch.equal(padded[:11], hello) and torch.equal(padded[11:], corpus.table.rows([0] * 9))
-    with pytest.raises(TransformError, match=r"11 rows .* 20; set align to truncate or resample"):
+    with pytest.raises(TransformError, match=r"11 rows .* 20\. Set transform\.align to truncate or resample"):
         kind(0.5, other="sky", align="pad").apply(hello, in_hello)
 
     for rows, other, context in ((sky, "hello", in_sky), (hello, "sky", in_hello)):
@@ -162,8 +162,8 @@ def test_resampling(have: int, need: int) -> None:
     assert torch.equal(resampled(line, have), line)
 
 
-def test_a_prompt_alone_needs_to_be_told_with_what_to_mix(corpus: Corpus) -> None:
-    alone = Corpus([p for p in corpus.prompts if p.prompt.id == "sky"], corpus.table, corpus.checkpoint)
+def test_a_prompt_alone_needs_to_be_told_with_what_to_mix(corpus: PromptSet) -> None:
+    alone = PromptSet([p for p in corpus.prompts if p.prompt.id == "sky"], corpus.table, corpus.checkpoint)
     context = replace(context_of(corpus), corpus=alone)
     with pytest.raises(TransformError, match="no other prompt"):
         Lerp(0.5).apply(rows_of(corpus), context)
@@ -172,7 +172,7 @@ def test_a_prompt_alone_needs_to_be_told_with_what_to_mix(corpus: Corpus) -> Non
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(-1, 2), st.sampled_from(["zero", "mean", "pad"]))
-def test_baseline(corpus: Corpus, t: float, to: str) -> None:
+def test_baseline(corpus: PromptSet, t: float, to: str) -> None:
     rows, context = rows_of(corpus), context_of(corpus)
     end = {"zero": torch.zeros(64), "mean": corpus.table.rows(range(272)).mean(0), "pad": corpus.table.rows([0])[0]}[to]
     moved = Baseline(t, to).apply(rows, context)
@@ -208,8 +208,8 @@ def test_bad_parameters_are_refused(make: Callable[[], Transform], field: str) -
         (Baseline(0.5, to="pad"), "transform.to: .* no pad token"),
     ],
 )
-def test_what_is_missing_is_said_beforehand(transform: Transform, message: str, corpus: Corpus) -> None:
-    class Padless(Corpus):
+def test_what_is_missing_is_said_beforehand(transform: Transform, message: str, corpus: PromptSet) -> None:
+    class Padless(PromptSet):
         def special(self, name: str) -> int:
             raise TransformError(f"the model's tokenizer has no {name} token")
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sweep.errors import ConfigError
-from sweep.inputs.corpus import Corpus
+from sweep.inputs.prompt_set import PromptSet
 from sweep.transforms import Context, Span, Transform
 from sweep.transforms._math import unit_size
 from sweep.transforms.noise import BernoulliNoise, DXPrivacy, NEFTune, Noise, SNRNoise
@@ -24,7 +24,7 @@ SHAPES = st.tuples(st.integers(1, 40), st.integers(2, 96))
 
 
 @pytest.fixture(scope="module")
-def context(corpus: Corpus) -> Context:
+def context(corpus: PromptSet) -> Context:
     """The contents of the prompt `sky`."""
     span = Span(part="content")
     return Context(1, 2, corpus, "sky", span, [(i,) for i in corpus.numbers(span, "sky")])

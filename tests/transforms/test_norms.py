@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sweep.errors import ConfigError
-from sweep.inputs.corpus import Corpus
+from sweep.inputs.prompt_set import PromptSet
 from sweep.transforms import Context, Span, Transform
-from sweep.transforms.size import ClipNorm, Normalize, RMSMatch, Scale
+from sweep.transforms.norms import ClipNorm, Normalize, RMSMatch, Scale
 
 FACTORS = st.floats(-8, 8).filter(lambda x: abs(x) > 1e-3)
 
@@ -37,7 +37,7 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def context(corpus: Corpus) -> Context:
+def context(corpus: PromptSet) -> Context:
     """The contents of the prompt `sky`."""
     span = Span(part="content")
     return Context(1, 2, corpus, "sky", span, [(i,) for i in corpus.numbers(span, "sky")])

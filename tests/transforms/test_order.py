@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweep.errors import ConfigError
-from sweep.inputs.corpus import Corpus
+from sweep.inputs.prompt_set import PromptSet
 from sweep.transforms import Context, Span
 from sweep.transforms.order import Reordering, Reverse, Roll, Shuffle
 
@@ -17,7 +17,7 @@ WINDOWS = st.integers(0, 50)
 
 
 @pytest.fixture(scope="module")
-def context(corpus: Corpus) -> Context:
+def context(corpus: PromptSet) -> Context:
     return Context(1, 2, corpus, "sky", Span("content"), ())
 
 

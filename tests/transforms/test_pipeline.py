@@ -11,25 +11,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep.building import build_pipeline
+from sweep.config.dataclass_reader import build_pipeline
 from sweep.errors import ConfigError, TransformError
-from sweep.inputs.corpus import Corpus
+from sweep.inputs.prompt_set import PromptSet
 from sweep.transforms import Pipeline, Rows, Span, parse_span
 
 SCALE = {"name": "scale", "factor": 2.0, "span": "content"}
 NOISE = {"name": "noise", "sigma": 1.0}
 
 
-def run(config: Any, corpus: Corpus, prompt_id: str = "hello", seed: int = 0) -> Rows:
+def run(config: Any, corpus: PromptSet, prompt_id: str = "hello", seed: int = 0) -> Rows:
     rows = corpus.table.rows(corpus.layout(prompt_id).token_ids)
     return build_pipeline(config).apply(rows, prompt_id, corpus, seed, torch.float32)[0]
 
 
-def clean(corpus: Corpus, prompt_id: str = "hello") -> torch.Tensor:
+def clean(corpus: PromptSet, prompt_id: str = "hello") -> torch.Tensor:
     return corpus.table.rows(corpus.layout(prompt_id).token_ids)
 
 
-def test_transforms_are_applied_in_order(corpus: Corpus) -> None:
+def test_transforms_are_applied_in_order(corpus: PromptSet) -> None:
     twice = run([SCALE, {"name": "normalize", "norm": 3.0}], corpus)
     inside = corpus.numbers(build_pipeline(SCALE).stages[0].span, "hello")
     assert torch.allclose(twice.tensor[inside].norm(dim=1), torch.tensor(3.0))
@@ -37,17 +37,17 @@ def test_transforms_are_applied_in_order(corpus: Corpus) -> None:
     assert torch.allclose(swapped.tensor[inside].norm(dim=1), torch.tensor(6.0))
 
 
-def test_identity_is_neutral_in_a_composition(corpus: Corpus) -> None:
+def test_identity_is_neutral_in_a_composition(corpus: PromptSet) -> None:
     assert torch.equal(run([{"name": "identity"}, SCALE], corpus).tensor, run(SCALE, corpus).tensor)
 
 
-def test_equal_transforms_at_different_places_draw_different_numbers(corpus: Corpus) -> None:
+def test_equal_transforms_at_different_places_draw_different_numbers(corpus: PromptSet) -> None:
     once, twice = run(NOISE, corpus).tensor - clean(corpus), run([NOISE, NOISE], corpus).tensor - clean(corpus)
     assert not torch.allclose(twice, 2 * once, atol=1e-3)
     assert torch.equal(run([NOISE, {"name": "identity"}], corpus).tensor, run(NOISE, corpus).tensor)
 
 
-def test_each_has_its_own_span_even_after_rows_were_moved_and_inserted(corpus: Corpus) -> None:
+def test_each_has_its_own_span_even_after_rows_were_moved_and_inserted(corpus: PromptSet) -> None:
     steps = [
         {"name": "repeat", "times": 2},
         {"name": "reverse", "window": 0},
@@ -58,35 +58,37 @@ def test_each_has_its_own_span_even_after_rows_were_moved_and_inserted(corpus: C
     result = run(steps, corpus)
     layout = corpus.layout("hello")
     masked = [i for i, row in enumerate(result.tensor) if not row.any()]
-    assert [layout.text[layout.offsets[token][0]] for i in masked for token in result.stems()[i]] == ["e"] * 6
-    assert [i for i, stem in enumerate(result.stems()) if not stem] == [0, 1, 2]
-    outside = [i for i, stem in enumerate(result.stems()) if len(stem) == 1 and i not in masked]
+    assert [layout.text[layout.offsets[token][0]] for i in masked for token in result.resolved_origins()[i]] == [
+        "e"
+    ] * 6
+    assert [i for i, stem in enumerate(result.resolved_origins()) if not stem] == [0, 1, 2]
+    outside = [i for i, stem in enumerate(result.resolved_origins()) if len(stem) == 1 and i not in masked]
     original = clean(corpus)
     for i in outside:
-        [token] = result.stems()[i]
+        [token] = result.resolved_origins()[i]
         assert torch.equal(result.tensor[i], original[token])
 
 
-def test_stretches_of_a_span_are_rearranged_by_themselves(corpus: Corpus) -> None:
+def test_stretches_of_a_span_are_rearranged_by_themselves(corpus: PromptSet) -> None:
     span = {"part": "content", "exclude": {"substring": " "}}
     result = run({"name": "reverse", "window": 0, "span": span}, corpus)
     layout = corpus.layout("hello")
-    content = [s[0] for s in result.stems() if layout.offsets[s[0]][0] != layout.offsets[s[0]][1]]
+    content = [s[0] for s in result.resolved_origins() if layout.offsets[s[0]][0] != layout.offsets[s[0]][1]]
     assert "olleH ereht" in "".join(layout.text[slice(*layout.offsets[token])] for token in content)
 
 
 @given(name=st.sampled_from(["shuffle", "reverse", "roll"]), window=st.integers(2, 6), seed=st.integers(0, 5))
 @settings(max_examples=30, deadline=None)
-def test_rows_and_their_tokens_move_together(name: str, window: int, seed: int, corpus: Corpus) -> None:
+def test_rows_and_their_tokens_move_together(name: str, window: int, seed: int, corpus: PromptSet) -> None:
     parameters = {"shift": 2} if name == "roll" else {}
     result = run({"name": name, "window": window, **parameters}, corpus, "sky", seed)
     original = clean(corpus, "sky")
-    assert torch.equal(result.tensor, original[[token for (token,) in result.stems()]])
-    assert sorted(result.stems()) == [(i,) for i in range(len(original))]
+    assert torch.equal(result.tensor, original[[token for (token,) in result.resolved_origins()]])
+    assert sorted(result.resolved_origins()) == [(i,) for i in range(len(original))]
 
 
 @pytest.mark.parametrize("kind", ["noise", "direction"])
-def test_a_control_changes_each_row_by_as_much(kind: str, corpus: Corpus) -> None:
+def test_a_control_changes_each_row_by_as_much(kind: str, corpus: PromptSet) -> None:
     config = {"name": "lerp", "t": 0.5, "text": "abcdefghijk"}
     change = run(config, corpus).tensor - clean(corpus)
     control = run({**config, "control": kind}, corpus).tensor - clean(corpus)
@@ -97,20 +99,20 @@ def test_a_control_changes_each_row_by_as_much(kind: str, corpus: Corpus) -> Non
     assert torch.allclose(alike, torch.ones_like(alike), atol=1e-4) == (kind == "direction")
 
 
-def test_a_control_direction_is_shared_by_the_prompts(corpus: Corpus) -> None:
+def test_a_control_direction_is_shared_by_the_prompts(corpus: PromptSet) -> None:
     config = {**SCALE, "control": "direction"}
     changes = [run(config, corpus, p).tensor - clean(corpus, p) for p in ("hello", "sky")]
     directions = [c[c.norm(dim=1) > 0][0] for c in changes]
     assert torch.allclose(*(d / d.norm() for d in directions), atol=1e-4)
 
 
-def test_the_control_of_noise_is_not_the_noise_itself(corpus: Corpus) -> None:
+def test_the_control_of_noise_is_not_the_noise_itself(corpus: PromptSet) -> None:
     noise, control = (run({**NOISE, "control": c}, corpus).tensor - clean(corpus) for c in (None, "noise"))
     alike = torch.nn.functional.cosine_similarity(noise.flatten(), control.flatten(), dim=0)
     assert abs(float(alike)) < 0.2
 
 
-def test_the_control_of_a_reordering_changes_each_row_by_as_much(corpus: Corpus) -> None:
+def test_the_control_of_a_reordering_changes_each_row_by_as_much(corpus: PromptSet) -> None:
     change, control = (run({"name": "reverse", "control": c}, corpus).tensor - clean(corpus) for c in (None, "noise"))
     assert torch.allclose(control.norm(dim=1), change.norm(dim=1), rtol=1e-4, atol=1e-6)
     with pytest.raises(TransformError, match="keeps the number of rows"):
@@ -127,7 +129,7 @@ def test_files_and_code_count_by_their_contents(tmp_path: Path) -> None:
     assert a == b and a != c
 
 
-def test_equal_spans_are_one(corpus: Corpus) -> None:
+def test_equal_spans_are_one(corpus: PromptSet) -> None:
     def identity(span: object) -> object:
         return build_pipeline({**NOISE, "span": span}).identity()
 
@@ -139,7 +141,7 @@ def test_equal_spans_are_one(corpus: Corpus) -> None:
     assert identity("content") != identity("all")
 
 
-def test_every_row_has_the_token_that_it_stands_for(corpus: Corpus) -> None:
+def test_every_row_has_the_token_that_it_stands_for(corpus: PromptSet) -> None:
     ids = corpus.layout("hello").token_ids
     spoken = {
         "soft_prompt": corpus.tokenize("ab"),
@@ -158,7 +160,7 @@ def test_every_row_has_the_token_that_it_stands_for(corpus: Corpus) -> None:
     assert run({"name": "soft_prompt", "random": 2}, corpus).token_ids == [None, None, *ids]
 
 
-def test_doses_are_measured_after_the_cast(corpus: Corpus) -> None:
+def test_doses_are_measured_after_the_cast(corpus: PromptSet) -> None:
     pipeline = build_pipeline({"name": "scale", "factor": 1.002})
     rows = clean(corpus)
     [exact] = pipeline.apply(rows, "hello", corpus, 0, torch.float32)[1]
@@ -173,13 +175,13 @@ def test_doses_are_measured_after_the_cast(corpus: Corpus) -> None:
     [
         ({"name": "compose"}, "needs steps"),
         ([], "needs steps"),
-        ({"name": "compose", "first": NOISE}, "under the numbers 0, 1"),
+        ({"name": "compose", "first": NOISE}, "under the keys 0, 1"),
         ([SCALE, {"name": "noise", "sigma": -1}], r"transform\.1\.sigma must be 0 or more"),
         (
             [SCALE, {"name": "noise", "sgma": 1}],
-            r"transform\.1: 'sgma' is no parameter of noise\. Did you mean 'sigma'",
+            r"transform\.1: 'sgma' is not a parameter of noise\. Did you mean 'sigma'",
         ),
-        ({"name": "noise", "span": {"regexp": "x"}}, r"transform\.span: 'regexp' is no field of a span"),
+        ({"name": "noise", "span": {"regexp": "x"}}, r"transform\.span: 'regexp' is not a field of a span"),
         ({"name": "noise", "control": "nois"}, r"transform\.control: 'nois'.*Did you mean 'noise'"),
         ({"name": "nose"}, "Did you mean 'noise'"),
         (None, "transform must be one of"),
@@ -190,7 +192,7 @@ def test_bad_compositions_are_refused(config: Any, said: str) -> None:
         build_pipeline(config)
 
 
-def test_numbered_steps_are_a_list(corpus: Corpus) -> None:
+def test_numbered_steps_are_a_list(corpus: PromptSet) -> None:
     numbered: dict[str, Any] = {"name": "compose", "1": NOISE, "0": SCALE}
     assert build_pipeline(numbered) == build_pipeline([SCALE, NOISE])
     assert build_pipeline(numbered).name == "scale+noise"
@@ -198,7 +200,7 @@ def test_numbered_steps_are_a_list(corpus: Corpus) -> None:
     assert (parameters["transform.0.factor"], parameters["transform.1.name"]) == (2.0, "noise")
 
 
-def test_what_a_transform_raises_names_it(corpus: Corpus) -> None:
+def test_what_a_transform_raises_names_it(corpus: PromptSet) -> None:
     with pytest.raises(TransformError, match=r"^noise: the span .* is empty"):
         run({**NOISE, "span": {"substring": "zzz"}}, corpus)
     with pytest.raises(TransformError, match=r"^drop_rows: no row of the prompt is left"):

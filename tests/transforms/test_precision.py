@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sweep.errors import ConfigError
-from sweep.inputs.corpus import Corpus
+from sweep.inputs.prompt_set import PromptSet
 from sweep.transforms import Context, Span
 from sweep.transforms.precision import LEVELS, Quantize
 
@@ -21,7 +21,7 @@ GRANULARITIES = ("row", "tensor", "group")
 
 
 @pytest.fixture(scope="module")
-def context(corpus: Corpus) -> Context:
+def context(corpus: PromptSet) -> Context:
     """The contents of the prompt `sky`."""
     span = Span(part="content")
     return Context(1, 2, corpus, "sky", span, [(i,) for i in corpus.numbers(span, "sky")])

@@ -10,26 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sweep.building import build
+from sweep.config.dataclass_reader import build
 from sweep.errors import ConfigError, TransformError
-from sweep.inputs.corpus import Corpus
+from sweep.inputs.prompt_set import PromptSet
 from sweep.transforms import TRANSFORMS, Context, Span
 from sweep.transforms.vocabulary import METRICS, Anchor, KnnBlend, NearestToken, TokenMixture
 
 
 @pytest.fixture(scope="module")
-def context(corpus: Corpus) -> Context:
+def context(corpus: PromptSet) -> Context:
     return Context(1, 2, corpus, "sky", Span("content"), ())
 
 
 @pytest.fixture(scope="module")
-def tokens(corpus: Corpus) -> Tensor:
+def tokens(corpus: PromptSet) -> Tensor:
     """The whole table."""
     return corpus.table.rows(range(corpus.table.size))
 
 
 @pytest.fixture(scope="module")
-def clean(corpus: Corpus) -> Tensor:
+def clean(corpus: PromptSet) -> Tensor:
     """A prompt's own rows."""
     return corpus.table.rows(corpus.layout("sky").token_ids)
 
@@ -139,7 +139,7 @@ def test_mixtures_are_weighted_means_of_their_tokens(context: Context, tokens: T
     assert torch.allclose(after.double(), expected.expand(4, -1), atol=1e-6)
 
 
-def test_texts_of_several_tokens_are_refused_by_naming_them(context: Context, corpus: Corpus) -> None:
+def test_texts_of_several_tokens_are_refused_by_naming_them(context: Context, corpus: PromptSet) -> None:
     ids = corpus.tokenize("ab")
     transform = TokenMixture({"a": 1.0, "ab": 1.0})
     with pytest.raises(TransformError, match=rf"'ab' must be one token of the model, but is 2: \[{ids[0]}, {ids[1]}\]"):

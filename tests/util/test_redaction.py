@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import html
+import json
 import logging
+import shlex
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
+import yaml
 
-from sweep.redaction import Redact, redact, redact_file
+from sweep.util.redaction import Redact, redact, redact_file
 
 ENVIRONMENT = {
     "HF_TOKEN": "hf_abc123DEF",
@@ -37,6 +42,35 @@ ENVIRONMENT = {
 )
 def test_secrets_are_masked_and_nothing_else(text: str, clean: str) -> None:
     assert redact(text, ENVIRONMENT) == clean
+
+
+ODD = "a\"b\\c'd é/+=&<x>~"
+FORMS = {
+    "as it is": ODD,
+    "repr": repr(ODD)[1:-1],
+    "repr in double quotes": ODD.replace("\\", "\\\\"),
+    "repr of repr": repr(repr(ODD))[3:-3],
+    "JSON": json.dumps(ODD)[1:-1],
+    "JSON in UTF-8": json.dumps(ODD, ensure_ascii=False)[1:-1],
+    "JSON in JSON": json.dumps(json.dumps(ODD))[3:-3],
+    "repr in JSON": json.dumps(repr(ODD))[2:-2],
+    "a path": quote(ODD),
+    "a query": quote(ODD, safe=""),
+    "a form": quote_plus(ODD),
+    "a query in small letters": "a%22b%5cc%27d%20%c3%a9%2f%2b%3d%26%3cx%3e~",
+    "a query in a query": quote(quote(ODD, safe=""), safe=""),
+    "a shell": shlex.quote(ODD)[1:-1],
+    "HTML": html.escape(ODD),
+    "HTML of Jinja": html.escape(ODD).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+    "text of HTML": html.escape(ODD, quote=False),
+    "YAML": yaml.safe_dump(ODD, default_style="'", allow_unicode=True).strip()[1:-1],
+    "YAML in ASCII": yaml.safe_dump(ODD, default_style='"').strip()[1:-1],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_secrets_are_masked_however_they_are_written(form: str) -> None:
+    assert redact(f"it is <{FORMS[form]}>, again {FORMS[form]}.", {"OTHER_TOKEN": ODD}) == "it is <***>, again ***."
 
 
 def test_log_records_lose_theirs(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Transforms and a scorer of a user's that do what they should not, wherever they are run."""
+"""Plugin with misbehaving transforms and a misbehaving scorer, for tests of the worker pool."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from sweep.transforms import Context, Transform, register
 @register("test-kill")
 @dataclass(frozen=True)
 class Kill(Transform):
-    """Kill the process that it is run in, as the system does when memory runs out, unless that is `spared`.
+    """Kill the current process, as the system does when memory runs out, unless its id is `spared`.
 
-    It leaves a file in `folder` each time, and kills none any more once there are `times` of them; without one, never.
+    Each time it leaves a file in `folder`. It stops when there are `times` files. Without a folder it never kills.
     """
 
     default_span: ClassVar[str] = "all"
@@ -39,7 +39,7 @@ class Kill(Transform):
 @register("test-refuse")
 @dataclass(frozen=True)
 class Refuse(Transform):
-    """Refuse prompts of more than `length` rows."""
+    """Reject prompts of more than `length` rows."""
 
     default_span: ClassVar[str] = "all"
 
@@ -54,7 +54,7 @@ class Refuse(Transform):
 @register("test-derived")
 @dataclass(frozen=True)
 class Derived(Transform):
-    """Double the rows, by something that is made when it is."""
+    """Double the rows with a function that is created in `__post_init__` and cannot be pickled."""
 
     default_span: ClassVar[str] = "all"
 
@@ -70,7 +70,7 @@ class Derived(Transform):
 @register("test-unsent")
 @dataclass(frozen=True)
 class Unsent(Transform):
-    """Double the rows, and be pickled by nobody."""
+    """Double the rows, but fail to be pickled."""
 
     default_span: ClassVar[str] = "all"
 
@@ -84,7 +84,7 @@ class Unsent(Transform):
 @register("test-unread")
 @dataclass(frozen=True)
 class Unread(Transform):
-    """Double the rows, and be refused by whoever reads the pickle."""
+    """Double the rows, but fail to be unpickled."""
 
     default_span: ClassVar[str] = "all"
 
@@ -100,5 +100,5 @@ def _refuse(reason: str) -> None:
 
 
 def fails_on_two(generation: str, references: Sequence[str]) -> float:
-    """Fail on the prompt whose references are two."""
+    """Fail on the prompt with two references."""
     return 1 / (2 - len(references))

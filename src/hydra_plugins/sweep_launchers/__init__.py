@@ -1,1 +1,1 @@
-"""Hydra launchers that hand all points of a sweep to one place."""
+"""Hydra launchers that run all points of a sweep together instead of one by one."""

@@ -1,9 +1,8 @@
-"""Configurations of a sweep's points without Hydra's full price of 130 ms, paid twice, for each.
+"""Fast composition of a sweep's configurations. Hydra needs 130 ms per point, and composes each point twice.
 
-Points of one sweep differ mostly in values.  One full composition for all that is more than a plain value of a key that
-is there, and a copy in which each point's plain values are set, give the same configuration.  What cannot be done so
-goes Hydra's own way, and so does what turns out to be wrong, so that errors are Hydra's.  Rests on internals of the
-pinned Hydra.
+The points of a sweep usually differ only in plain values. All other overrides are composed once by Hydra, and each
+point's plain values are set in a copy, which gives the same configuration. Where this is impossible or raises an error,
+Hydra composes the point itself, so that errors are Hydra's own. This uses internals of the pinned Hydra version.
 """
 
 from __future__ import annotations
@@ -21,45 +20,49 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config import SweepConfig
+from sweep.config.loader import Parser, parse, without_hydra
+from sweep.config.schema import SweepConfig
 from sweep.errors import ConfigError
-from sweep.parsing import Parser, parse, without_hydra
 
 PLAIN = (bool, int, float, type(None))
 
-# Numbers that Hydra reads as Python does.  Its parser takes 0.3 ms for one, and a range has one for each point.
+# Numbers that Hydra reads as Python does. Its parser takes 0.3 ms per number, and a range has one for each point.
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?P<fraction>(?:\.[0-9]{1,25})?(?:e[+-]?[0-9]{1,3})?)")
 
-KEPT = 512  # of what is remembered, the most; points that are neighbours have most in common
+MAX_CACHED = 512  # entries per cache. Neighbouring points have most overrides in common
 
-Keys = tuple[str, ...]  # on the way to a value
+Keys = tuple[str, ...]  # path to a value
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """An override that puts a plain value in another one's place."""
+    """An override that replaces one plain value by another."""
 
     path: Keys
     value: Any
 
 
 class Composer:
-    """Composes points, and makes the sweeper's own check of each batch use the same results."""
+    """Composes the configurations of points.
+
+    Also replaces the loader's method with which Hydra's sweeper validates a batch, so that each point is composed once.
+    Owned by the main thread.
+    """
 
     def __init__(self, loader: Any) -> None:
         self._loader, self._load = loader, loader.load_sweep_config
-        self._parsed = lru_cache(KEPT)(OverridesParser.create().parse_override)
+        self._parsed = lru_cache(MAX_CACHED)(OverridesParser.create().parse_override)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
-        self._plains: dict[tuple[tuple[str, ...], tuple[Keys, ...]], dict[str, Any] | None] = {}
+        self._templates: dict[tuple[tuple[str, ...], tuple[Keys, ...]], dict[str, Any] | None] = {}
         self._checked: dict[tuple[str, ...], SweepConfig] = {}
         self._parser = Parser()
         loader.load_sweep_config = self._check
 
     def compose(self, master: DictConfig, overrides: Sequence[str]) -> SweepConfig:
-        """Return a point's configuration: the one made when the sweeper checked it, if it did.
+        """Return a point's configuration. Reuses the result of the sweeper's validation if there is one.
 
         Raises:
-            HydraException, OmegaConfBaseException, ConfigError: the overrides do not fit.
+            HydraException, OmegaConfBaseException, ConfigError: an override is invalid.
         """
         checked = self._checked.pop(tuple(overrides), None)
         return checked if checked is not None else self._compose(master, overrides)
@@ -69,16 +72,16 @@ class Composer:
         return master_config
 
     def _compose(self, master: DictConfig, overrides: Sequence[str]) -> SweepConfig:
-        found = [(override, self.setting(override)) for override in overrides]
-        settings = [setting for _, setting in found if setting is not None]
-        others = tuple(override for override, setting in found if setting is None)
+        pairs = [(override, self.setting(override)) for override in overrides]
+        settings = [setting for _, setting in pairs if setting is not None]
+        others = tuple(override for override, setting in pairs if setting is None)
         try:
-            plain = self._plain(master, others, tuple(setting.path for setting in settings))
+            plain = self._template(master, others, tuple(setting.path for setting in settings))
             if plain is not None:
                 for setting in settings:
-                    plain = _with(plain, setting.path, setting.value)
+                    plain = _replace_value(plain, setting.path, setting.value)
                 return self._parser.parse(plain)
-        except (KeyError, ConfigError, HydraException, OmegaConfBaseException):  # said better below
+        except (KeyError, ConfigError, HydraException, OmegaConfBaseException):  # composing below gives a better error
             pass
         parsed = [self._parsed(override) for override in overrides]
         if any(map(_is_special, parsed)):
@@ -86,10 +89,10 @@ class Composer:
         return parse(self._composed(master, parsed))
 
     def setting(self, override: str) -> Setting | None:
-        """Return what an override sets; None: it is more than a plain value of a key that may be there.
+        """Return the plain value that an override sets, or None for any other kind of override.
 
         Raises:
-            HydraException: it cannot be read.
+            HydraException: the override has invalid syntax.
         """
         key, _, text = override.partition("=")
         number = NUMBER.fullmatch(text)
@@ -98,17 +101,17 @@ class Composer:
         path = self._path(key)
         return None if path is None else Setting(path, float(text) if number["fraction"] else int(text))
 
-    @lru_cache(KEPT)  # noqa: B019 - there is one composer in a process
+    @lru_cache(MAX_CACHED)  # noqa: B019 - there is one composer in a process
     def _setting(self, override: str) -> Setting | None:
         parsed = self._parsed(override)
         if self._is_group(parsed.key_or_group) or _is_special(parsed) or parsed.is_add() or parsed.package is not None:
             return None
         value = parsed.value()
-        if not isinstance(value, PLAIN) and not (isinstance(value, str) and not _is_open(value)):
+        if not isinstance(value, PLAIN) and not (isinstance(value, str) and not _is_unresolved(value)):
             return None
         return Setting(tuple(parsed.key_or_group.split(".")), value)
 
-    @lru_cache(KEPT)  # noqa: B019
+    @lru_cache(MAX_CACHED)  # noqa: B019
     def _path(self, key: str) -> Keys | None:
         setting = self._setting(f"{key}=0")
         return None if setting is None else setting.path
@@ -117,18 +120,18 @@ class Composer:
     def _is_group(self, key: str) -> bool:
         return bool(self._loader.repository.group_exists(key))
 
-    def _plain(self, master: DictConfig, others: tuple[str, ...], paths: tuple[Keys, ...]) -> dict[str, Any] | None:
-        """Return what some overrides make, as plain values; None if it is not all there is to say of others' paths."""
-        known = others, paths
-        if known not in self._plains:
-            if len(self._plains) == KEPT:
-                self._plains.clear()
+    def _template(self, master: DictConfig, others: tuple[str, ...], paths: tuple[Keys, ...]) -> dict[str, Any] | None:
+        """Return the configuration of overrides to which values at `paths` can be added, or None if they interact."""
+        cache_key = others, paths
+        if cache_key not in self._templates:
+            if len(self._templates) == MAX_CACHED:
+                self._templates.clear()
             parsed = [self._parsed(override) for override in others]
-            own = [tuple(o.key_or_group.split(".")) for o in parsed if not self._is_group(o.key_or_group)]
-            meet = any(a[: len(b)] == b[: len(a)] for a in own for b in paths)  # then their order counts
-            whole = meet or any(map(_is_special, parsed))
-            self._plains[known] = None if whole else _as_plain(self._composed(master, parsed))
-        return self._plains[known]
+            other_paths = [tuple(o.key_or_group.split(".")) for o in parsed if not self._is_group(o.key_or_group)]
+            overlap = any(a[: len(b)] == b[: len(a)] for a in other_paths for b in paths)  # then their order matters
+            interacts = overlap or any(map(_is_special, parsed))
+            self._templates[cache_key] = None if interacts else _as_plain(self._composed(master, parsed))
+        return self._templates[cache_key]
 
     def _composed(self, master: DictConfig, overrides: Sequence[Override]) -> DictConfig:
         groups = [o for o in overrides if self._is_group(o.key_or_group)]
@@ -145,36 +148,37 @@ class Composer:
 
 
 def _is_special(override: Override) -> bool:
-    """Whether an override is about Hydra itself, or takes something away."""
+    """Return whether an override configures Hydra itself or deletes a key."""
     return override.is_delete() or override.key_or_group.startswith("hydra")
 
 
 def _as_plain(composed: DictConfig) -> dict[str, Any] | None:
-    """Return what is ours as plain values; None if something in it is interpolated or missing."""
+    """Return a configuration without Hydra's section as plain values, or None if a value is unresolved."""
     plain: Any = OmegaConf.to_container(without_hydra(composed))
-    return None if _is_open(plain) else plain
+    return None if _is_unresolved(plain) else plain
 
 
-def _is_open(value: Any) -> bool:
+def _is_unresolved(value: Any) -> bool:
+    """Return whether a value contains an interpolation or a missing value."""
     if isinstance(value, dict):
-        return any(map(_is_open, value.values()))
+        return any(map(_is_unresolved, value.values()))
     if isinstance(value, list):
-        return any(map(_is_open, value))
+        return any(map(_is_unresolved, value))
     return isinstance(value, str) and ("${" in value or value == "???")
 
 
-def _with(plain: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return a copy in which the value at a path is another one; what is not on the path is shared.
+def _replace_value(plain: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return a copy with another value at a path. Everything off the path is shared with the original.
 
     Raises:
-        KeyError: there is no such path, or something other than a plain value is there.
+        KeyError: the path does not exist, or leads to a mapping or list.
     """
     key, *rest = path
     old = plain[key]
     if rest:
         if not isinstance(old, dict):
             raise KeyError(key)
-        return {**plain, key: _with(old, rest, value)}
+        return {**plain, key: _replace_value(old, rest, value)}
     if isinstance(old, (dict, list)):
         raise KeyError(key)
     return {**plain, key: value}

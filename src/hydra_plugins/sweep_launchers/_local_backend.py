@@ -1,4 +1,4 @@
-"""Shards on this machine: several processes, an engine each, which take one shard after the other."""
+"""Local backend: worker processes on this machine with an engine each run one shard after the other."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from sweep import signals
-from sweep.checks import require
-from sweep.engines import lifeline
-from sweep.shards.crew import ATTEMPTS, Crew, left_undone
-from sweep.shards.manifest import Manifest
+from sweep.console import signals
+from sweep.launch.backend import ATTEMPTS, ShardBackend, unfinished_shards
+from sweep.launch.manifest import Manifest
+from sweep.processes import parent_death
+from sweep.util.validators import require
 
 log = logging.getLogger(__name__)
 
-SHARDS_PER_WORKER = 4  # so that the slowest does not decide
+SHARDS_PER_WORKER = 4  # balances the load
 PERIOD = 0.5  # seconds
-PATIENCE = 3.0  # seconds that workers have to end in
+PATIENCE = 3.0  # seconds for a worker to end
 
 SERVE = "import sys, os; from sweep.shard import serve; serve(sys.stdin, os.fdopen({fd}, 'w'), {log!r})"
 
 
-class LocalCrew(Crew):
-    """Worker processes, each with its own devices.  They, and their engines, stay from plan to plan.
+class LocalBackend(ShardBackend):
+    """Runs shards in worker processes, which keep their engines from plan to plan.
+
+    Owned by the coordinator's main thread.
 
     Args:
-        workers: how many.
-        shards: how many shards a plan is cut into; None: some for each worker.
-        gpus: for each worker; None: all GPUs are divided among them, if there are any.
+        workers: number of processes, each with its own devices.
+        shards: number of shards per plan. None: `SHARDS_PER_WORKER` per worker.
+        gpus: GPUs per worker. None: all GPUs are divided among the workers.
     """
 
     def __init__(self, workers: int, shards: int | None = None, gpus: int | None = None) -> None:
@@ -42,12 +44,12 @@ class LocalCrew(Crew):
         self._workers: list[_Process | None] = [None] * workers
         self._devices = _devices(workers, gpus)
 
-    def suggest(self, tokens: int) -> int:
-        """Return some for each worker: what one does not get to, another one takes."""
+    def suggest_shards(self, tokens: int) -> int:
+        """Return several shards per worker, to balance the load."""
         return SHARDS_PER_WORKER * len(self._workers)
 
     def work(self, manifest: Manifest, watch: Callable[[], None]) -> Mapping[int, str]:
-        """As of `Crew`.  A shard whose worker dies is given to a new one, some times."""
+        """See `ShardBackend`. A shard whose worker dies is run again by a new one, at most `ATTEMPTS` times in all."""
         waiting = list(range(manifest.shards))
         attempts = dict.fromkeys(waiting, 0)
         busy: dict[int, int] = {}
@@ -59,135 +61,135 @@ class LocalCrew(Crew):
                     index = waiting.pop(0)
                     busy[number] = index
                     attempts[index] += 1
-                    self._worker(number, manifest, answers).ask(manifest, index)
+                    self._worker(number, manifest, answers).send(manifest, index)
             try:
                 process, answer = answers.get(timeout=PERIOD)
             except queue.Empty:
                 signals.check()
                 watch()
                 continue
-            if process not in self._workers:  # told twice, or of one that was replaced
+            if process not in self._workers:  # a repeated message, or one from a replaced worker
                 continue
             number = self._workers.index(process)
             shard = busy.pop(number, None)
-            if answer is None:  # it has died
+            if answer is None:  # the worker has died
                 self._workers[number] = None
                 code = process.end(time.monotonic() + PATIENCE)
                 if shard is not None:
-                    reasons[shard] = f"the process that worked on it ended with {code}"
+                    reasons[shard] = f"its worker process exited with code {code}; see worker-{number}.log"
                     log.warning("Shard %d: %s.", shard, reasons[shard])
                     if attempts[shard] < ATTEMPTS:
                         waiting.insert(0, shard)
             elif shard is not None and answer[1]:
                 reasons[shard] = str(answer[2])
             watch()
-        return left_undone(manifest, reasons)
+        return unfinished_shards(manifest, reasons)
 
     def close(self) -> None:
         """End the workers."""
-        living = [process for process in self._workers if process is not None]
-        for process in living:
-            process.ask_to_end()
-        until = time.monotonic() + PATIENCE
-        for process in living:
-            process.end(until)
+        processes = [process for process in self._workers if process is not None]
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + PATIENCE
+        for process in processes:
+            process.end(deadline)
         self._workers = [None] * len(self._workers)
 
     def _worker(self, number: int, manifest: Manifest, answers: queue.Queue[Answer]) -> _Process:
         process = self._workers[number]
         if process is None or process.ended.is_set():
             process = self._workers[number] = _Process(manifest.folder / f"worker-{number}", self._devices[number])
-        process.listen(answers)
+        process.answer_to(answers)
         return process
 
 
 class _Process:
-    """A worker process, which the kernel ends when this one does."""
+    """A worker process, which the kernel kills when this process dies. A daemon thread reads its answers."""
 
-    def __init__(self, named: Path, devices: Mapping[str, str]) -> None:
+    def __init__(self, base_path: Path, devices: Mapping[str, str]) -> None:
         read, write = os.pipe()
-        command = lifeline.command(
-            SERVE.format(fd=write, log=str(named.with_suffix(".log"))), named.with_suffix(".died")
+        command = parent_death.tied_command(
+            SERVE.format(fd=write, log=str(base_path.with_suffix(".log"))), base_path.with_suffix(".died")
         )
         cores = devices.get("cores")
         if cores:
             command[-1] = f"import os; os.sched_setaffinity(0, {{{cores}}}); " + command[-1]
         environment = os.environ | {key: value for key, value in devices.items() if key != "cores"}
-        with named.with_suffix(".log").open("ab") as file:
+        with base_path.with_suffix(".log").open("ab") as file:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=file, stderr=file, pass_fds=[write], env=environment, text=True
             )
         os.close(write)
-        self._answers = os.fdopen(read)
-        self._told: queue.Queue[Answer] = queue.Queue()
+        self._pipe = os.fdopen(read)
+        self._answers: queue.Queue[Answer] = queue.Queue()
         self.ended = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def listen(self, told: queue.Queue[Answer]) -> None:
-        """Have answers put into a queue from now on; None: there will be no more."""
-        self._told = told
-        if self.ended.is_set():  # it has died in between, and said so to an earlier one
-            told.put((self, None))
+    def answer_to(self, answers: queue.Queue[Answer]) -> None:
+        """Put answers into this queue from now on. An answer of None means that the process has died."""
+        self._answers = answers
+        if self.ended.is_set():  # the previous queue got the message
+            answers.put((self, None))
 
-    def ask(self, manifest: Manifest, index: int) -> None:
-        """Give it a shard."""
+    def send(self, manifest: Manifest, index: int) -> None:
+        """Assign a shard to the process."""
         assert self._process.stdin is not None
-        with suppress(OSError):  # it is dead, as its end of the answers says
+        with suppress(OSError):  # the process has died, which `_read` reports
             self._process.stdin.write(json.dumps([str(manifest.path), index]) + "\n")
             self._process.stdin.flush()
 
-    def ask_to_end(self) -> None:
-        """Interrupt it."""
+    def terminate(self) -> None:
+        """Send SIGTERM."""
         self._process.terminate()
 
-    def end(self, until: float) -> int:
-        """Wait for its end up to a moment of `time.monotonic`, then end it; return its exit code."""
+    def end(self, deadline: float) -> int:
+        """Wait for the process until a `time.monotonic` deadline, then kill it. Return its exit code."""
         try:
-            return self._process.wait(max(0.0, until - time.monotonic()))
+            return self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
 
     def _read(self) -> None:
-        with suppress(ValueError):  # the half of an answer that a process which dies has written
-            for line in self._answers:
-                self._told.put((self, json.loads(line)))
+        with suppress(ValueError):  # a dying process may leave an incomplete line
+            for line in self._pipe:
+                self._answers.put((self, json.loads(line)))
         self.ended.set()
-        self._told.put((self, None))
+        self._answers.put((self, None))
 
 
 Answer = tuple[_Process, list[object] | None]
 
 
 def _devices(workers: int, gpus: int | None) -> list[dict[str, str]]:
-    """Return what each worker's environment has of GPUs, and its share of the cores."""
+    """Return each worker's GPUs as environment variables, and its CPU cores under `cores`."""
     cores = _core_shares(workers)
-    visible = _gpus()
+    visible = _visible_gpus()
     if not visible:
         return cores
-    each = gpus or max(1, len(visible) // workers)
-    enough = workers * each <= len(visible)
-    rule = f"and gpus ask for {workers * each} GPUs, and there are {len(visible)}"
+    per_worker = gpus or max(1, len(visible) // workers)
+    enough = workers * per_worker <= len(visible)
+    rule = f"and gpus need {workers * per_worker} GPUs, but only {len(visible)} are visible. Lower one of the two"
     require(enough, "hydra.launcher.workers", rule, None)
-    shares = [visible[i * each : (i + 1) * each] for i in range(workers)]
-    return [own | {"CUDA_VISIBLE_DEVICES": ",".join(share)} for own, share in zip(cores, shares, strict=True)]
+    shares = [visible[i * per_worker : (i + 1) * per_worker] for i in range(workers)]
+    return [share | {"CUDA_VISIBLE_DEVICES": ",".join(names)} for share, names in zip(cores, shares, strict=True)]
 
 
 def _core_shares(workers: int) -> list[dict[str, str]]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if workers == 1 or len(cores) < workers:
         return [{} for _ in range(workers)]
-    each = len(cores) // workers
-    return [{"cores": ",".join(map(str, cores[i * each : (i + 1) * each]))} for i in range(workers)]
+    per_worker = len(cores) // workers
+    return [{"cores": ",".join(map(str, cores[i * per_worker : (i + 1) * per_worker]))} for i in range(workers)]
 
 
-def _gpus() -> list[str]:
-    """Return the names of the GPUs that may be used, without starting CUDA in this process."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name.strip()]
+def _visible_gpus() -> list[str]:
+    """Return the names of the visible GPUs without initialising CUDA in this process."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip()]
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+    return [str(i) for i, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU ")]

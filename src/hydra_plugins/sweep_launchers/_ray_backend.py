@@ -1,6 +1,6 @@
-"""Shards on Ray: actors with an engine each, which are given one shard after the other.
+"""Ray backend: actors with an engine each run one shard after the other.
 
-Ray's core is used, not Ray Data's or Serve's LLM parts, which take no prompt embeddings and pin a vLLM of their own.
+Only Ray Core is used. The LLM parts of Ray Data and Ray Serve accept no prompt embeddings and pin another vLLM.
 """
 
 from __future__ import annotations
@@ -16,68 +16,74 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sweep import signals
-from sweep.checks import require
+from sweep.console import signals
 from sweep.errors import ConfigError, EngineError, SweepError
-from sweep.redaction import redact
-from sweep.shards.crew import ATTEMPTS, LEASE_SECONDS, Crew, left_undone
-from sweep.shards.manifest import Manifest, read
+from sweep.launch.backend import ATTEMPTS, LOCK_EXPIRY_SECONDS, ShardBackend, unfinished_shards
+from sweep.launch.manifest import Manifest, read
+from sweep.util.redaction import redact
+from sweep.util.validators import require
 
 log = logging.getLogger(__name__)
 
 PERIOD = 0.5  # seconds
-ROOM_SECONDS = 30.0  # after which the user is told that actors still wait for room
+ROOM_SECONDS = 30.0  # after which the user is told that actors wait for free resources
+# Without it, an actor with 0 GPUs sees all GPUs of its machine in Ray 2.60 (ray-project/ray#54868, #62492).
+NO_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 
 
-class RayCrew(Crew):
-    """Actors, which keep their engines from plan to plan.  One that dies is replaced, and its shard begun again.
+class RayBackend(ShardBackend):
+    """Runs shards on Ray actors, which keep their engines from plan to plan.
+
+    An actor that dies is replaced, and its shard is run again. Owned by the coordinator's main thread.
 
     Args:
-        actors: how many; None: as many as the cluster has room for now.
-        address: of a running cluster; None: one is started on this machine, and ended with this process.
-        gpus, cpus: of each actor.
-        shards: how many shards a plan is cut into; None: as many as are worth an engine's start.
-        say: tells the user.
+        actors: number of actors. None: as many as the cluster has room for.
+        address: address of a running cluster. None: start one on this machine, which ends with this process.
+        gpus: GPUs per actor. None: 1 if the cluster has GPUs, else 0. With 0, an actor sees no GPU.
+        cpus: CPUs per actor.
+        shards: number of shards per plan. None: as many as are worth an engine start.
+        say: prints a message to the user.
     """
 
-    patience = LEASE_SECONDS
+    patience = LOCK_EXPIRY_SECONDS
 
     def __init__(
         self,
         *,
         actors: int | None,
         address: str | None,
-        gpus: float,
+        gpus: float | None,
         cpus: float,
         shards: int | None,
         say: Callable[[str], None],
     ) -> None:
         super().__init__(shards)
         self._count, self._address, self._gpus, self._cpus, self._say = actors, address, gpus, cpus, say
+        self._hide_gpus = gpus == 0  # only if configured: Ray finds no GPUs of kinds that it does not know
         self._actors: list[Any] = []
         self._folder: str | None = None
         if address is None:
-            self._prepare_own()
+            self._prepare_private_cluster()
         self._connected = False
 
-    def suggest(self, tokens: int) -> int:
-        """Return some for each actor, if that is known, so that the slowest does not decide."""
-        return 4 * self._count if self._count else super().suggest(tokens)
+    def suggest_shards(self, tokens: int) -> int:
+        """Return several shards per actor, if the number of actors is configured, to balance the load."""
+        return 4 * self._count if self._count else super().suggest_shards(tokens)
 
     def work(self, manifest: Manifest, watch: Callable[[], None]) -> Mapping[int, str]:
-        """As of `Crew`."""
+        """See `ShardBackend`."""
         import ray
 
         self._connect()
         waiting, reasons = list(range(manifest.shards)), dict[int, str]()
         attempts, busy = dict.fromkeys(waiting, 0), dict[Any, tuple[int | None, Any]]()
-        while len(self._actors) < min(self._most(), manifest.shards):
-            self._actors.append(self._actor())
-        # One for which there is no room yet, or never will be, must not keep a shard from the others.
+        while len(self._actors) < min(self._actor_limit(), manifest.shards):
+            self._actors.append(self._start_actor())
+        # An actor gets a shard only when it is ready. One that never finds room must not block a shard.
         for actor in self._actors:
             busy[actor.is_ready.remote()] = None, actor
         free: list[Any] = []
-        began, told, unready = time.monotonic(), False, 0
+        started, notified, failed_starts = time.monotonic(), False, 0
         while waiting or any(index is not None for index, _ in busy.values()):
             while waiting and free:
                 actor, shard = free.pop(), waiting.pop(0)
@@ -93,26 +99,31 @@ class RayCrew(Crew):
                     if index is not None and answer is not None:
                         reasons[index] = answer
                     free.append(actor)
-                    unready = 0
+                    failed_starts = 0
                 except ray.exceptions.RayError as error:
                     self._actors.remove(actor)
                     reason = f"its actor has died: {str(error).splitlines()[0]}"
                     if index is None:
-                        unready += 1
-                        if unready == ATTEMPTS:  # in a row: none can even start
-                            raise EngineError(f"hydra/launcher=ray: {reason}") from error
+                        failed_starts += 1
+                        if failed_starts == ATTEMPTS:
+                            raise EngineError(
+                                f"hydra/launcher=ray: {ATTEMPTS} actors in a row could not start: "
+                                f"{str(error).splitlines()[0]}"
+                            ) from error
                     else:
                         reasons[index] = reason
                         log.warning("Shard %d: %s", index, reason)
                         if attempts[index] < ATTEMPTS:
                             waiting.insert(0, index)
-                    self._actors.append(actor := self._actor())
+                    self._actors.append(actor := self._start_actor())
                     busy[actor.is_ready.remote()] = None, actor
-            if not told and time.monotonic() - began > ROOM_SECONDS:
-                if wanting := sum(index is None for index, _ in busy.values()):
-                    self._say(f"Ray: {wanting} of {len(self._actors)} actors wait for room in the cluster")
-                told = True
-        return left_undone(manifest, reasons)
+            if not notified and time.monotonic() - started > ROOM_SECONDS:
+                if waiting_actors := sum(index is None for index, _ in busy.values()):
+                    self._say(
+                        f"Ray: {waiting_actors} of {len(self._actors)} actors wait for free resources in the cluster"
+                    )
+                notified = True
+        return unfinished_shards(manifest, reasons)
 
     def close(self) -> None:
         """End the actors, and the cluster if it was started here."""
@@ -139,20 +150,32 @@ class RayCrew(Crew):
             else:
                 ray.init(log_to_driver=False, include_dashboard=False, _temp_dir=self._folder)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            first = str(error).strip().splitlines()[0][:200]
-            raise ConfigError(f"hydra.launcher.address: Ray cannot be reached: {first}") from error
+            reason = str(error).strip().splitlines()[0][:200]
+            raise ConfigError(f"hydra.launcher.address: cannot connect to Ray: {reason}") from error
         self._connected = True
+        self._set_default_gpus()
         if self._address is None and self._count and self._count > (room := self._room()):
-            rule = f"and cpus and gpus ask for more than there is here: there is room for {room}"
+            rule = f"needs more CPUs or GPUs than this machine has: room for {room} actors (see cpus and gpus)"
             require(False, "hydra.launcher.actors", rule, self._count)
-        self._say(f"Ray: {self._most()} actors")
+        self._say(f"Ray: {self._actor_limit()} actors")
 
-    def _prepare_own(self) -> None:
-        """Have a cluster of this sweep's own listen on loopback, and take nobody else's requests.
+    def _set_default_gpus(self) -> None:
+        """Set the number of GPUs per actor if it is not configured."""
+        if self._gpus is None:
+            self._gpus = 1 if self._resource("GPU") else 0
 
-        To be called before anything imports Ray, as libraries do that models are read with.
+    def _resource(self, name: str) -> float:
+        """Return how much of a resource the cluster has in all."""
+        import ray
+
+        return float(ray.cluster_resources().get(name, 0))
+
+    def _prepare_private_cluster(self) -> None:
+        """Configure a cluster for this sweep that listens on loopback only and requires a token.
+
+        Call it before any library imports Ray, as libraries that read models do.
         """
-        # Not in `sweep.dir`, whose path may be too long for the names of sockets.
+        # Not in `sweep.dir`: its path may exceed the limit for socket names.
         self._folder = tempfile.mkdtemp(prefix="sweep-ray-")
         token = Path(self._folder) / "token"
         token.touch(0o600)
@@ -160,53 +183,58 @@ class RayCrew(Crew):
         os.environ |= {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
-            # What Ray does on the systems of that name, for its own reasons: else it listens on all addresses.
+            # Makes Ray listen on loopback only, as it does on Windows and macOS. Otherwise it listens on all addresses.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
 
-    def _most(self) -> int:
+    def _actor_limit(self) -> int:
         return self._count or max(1, self._room())
 
     def _room(self) -> int:
-        """Return how many actors the cluster has room for, busy or not."""
+        """Return how many actors the cluster's total resources allow."""
+        limits = [self._resource("CPU") / self._cpus] if self._cpus else []
+        limits += [self._resource("GPU") / self._gpus] if self._gpus else []
+        return int(min(limits, default=1))
+
+    def _start_actor(self) -> Any:
         import ray
 
-        resources = ray.cluster_resources()
-        room = [resources.get("CPU", 0) / self._cpus] if self._cpus else []
-        room += [resources.get("GPU", 0) / self._gpus] if self._gpus else []
-        return int(min(room, default=1))
-
-    def _actor(self) -> Any:
-        import ray
-
-        return ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0)(ShardActor).remote()
+        options: dict[str, Any] = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_restarts": 0}
+        if self._hide_gpus:
+            options["runtime_env"] = {"env_vars": NO_GPUS}
+        return ray.remote(**options)(ShardActor).remote()
 
 
 class ShardActor:
-    """A worker in a process of Ray's."""
+    """Shard worker in a Ray process. Becomes a Ray actor with the requested resources."""
 
     def __init__(self) -> None:
-        import sweep._environment  # noqa: F401 - before the libraries that it is for
-        from sweep.shards.worker import ShardWorker
-        from sweep.terminal import Terminal
+        import sweep.util.environment  # noqa: F401 - sets variables before other libraries are imported
+        from sweep.console.terminal import Terminal
+        from sweep.launch.shard_worker import ShardWorker
 
         self._terminal = Terminal()
         self._worker = ShardWorker(self._terminal)
 
     def is_ready(self) -> bool:
-        """Return once there was room for it."""
+        """Return True. The call completes once Ray has started the actor."""
         return True
 
     def work(self, path: str, index: int) -> str | None:
-        """Work off a shard; return why it is not done, None if it is."""
+        """Run a shard. Return the reason if it is not finished, else None.
+
+        Args:
+            path: the plan's manifest.
+            index: index of the shard.
+        """
         manifest = read(Path(path))
         try:
-            manifest.enter()
+            manifest.enter_workdir()
         except SweepError as error:
             return str(error)
         with self._terminal.divert(manifest.log(f"shard-{index:05d}"), verbose=False):
             try:
-                self._worker.work(manifest, index, patience=LEASE_SECONDS)
+                self._worker.work(manifest, index, patience=LOCK_EXPIRY_SECONDS)
             except SweepError as error:
                 return redact(str(error))
         return None

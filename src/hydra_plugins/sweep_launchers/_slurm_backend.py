@@ -1,8 +1,8 @@
-"""Shards as the tasks of a Slurm array, submitted by submitit.
+"""Slurm backend: runs shards as tasks of Slurm arrays that submitit submits.
 
-submitit writes the batch script, and has a task that is warned (SIGUSR2, before its time is up or it is preempted) put
-back into the queue, where it goes on by the journal.  Whether tasks live is asked of `squeue`, once for all: submitit
-asks `sacct`, which not every cluster has, and without which it would wait for a cancelled task for ever.
+submitit writes the batch script. It also requeues a task that Slurm warns by SIGUSR2 of its time limit or preemption.
+The requeued task resumes from the journal. The tasks' states come from one `squeue` call for all tasks. submitit would
+call `sacct`, which not every cluster has, and without it would wait forever for a cancelled task.
 """
 
 from __future__ import annotations
@@ -16,40 +16,43 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import sweep._environment  # noqa: F401 - before the libraries that it is for
-from sweep import signals
+import sweep.util.environment  # noqa: F401 - sets variables before other libraries are imported
+from hydra_plugins.sweep_launchers import _slurm_signals as slurm_signals
+from hydra_plugins.sweep_launchers._slurm_signals import TimeLimit
+from sweep.console import signals
 from sweep.errors import ConfigError, SweepError, SweepHeld
-from sweep.redaction import redact
-from sweep.shards import plans as sweep_plans
-from sweep.shards.claims import Claims, owner_of
-from sweep.shards.crew import LEASE_SECONDS, Crew, left_undone
-from sweep.shards.manifest import Manifest, read
-from sweep.shards.state import read_state
+from sweep.launch import plans as sweep_plans
+from sweep.launch.backend import LOCK_EXPIRY_SECONDS, ShardBackend, unfinished_shards
+from sweep.launch.claims import Claims, owner_of
+from sweep.launch.manifest import Manifest, read
+from sweep.launch.shard_state import read_state
+from sweep.util.redaction import redact
 
 log = logging.getLogger(__name__)
 
-QUICK, SLOW = 1.0, 10.0  # seconds between questions to the controller, of the first minute and later
-SETTLE = 5  # questions in a row to which there are no tasks, before what tasks have written is taken for all: on a file
-# system that machines share it may come later than the queue's news
-ARRAY = 1000  # tasks of one array; Slurm's own limit is 1001 unless it is told otherwise
+QUICK, SLOW = 1.0, 10.0  # seconds between queries of the controller, in the first minute and later
+# Consecutive queries without tasks before the files that they wrote are considered complete. On a shared file system,
+# files can appear later than the news of the queue.
+SETTLE = 5
+ARRAY = 1000  # tasks per array. Slurm's default limit is 1001
 
 
-class SlurmCrew(Crew):
-    """The tasks of Slurm arrays, as many as there are shards, each with an engine.
+class SlurmBackend(ShardBackend):
+    """Runs shards as tasks of Slurm arrays, one task per shard with an engine each.
 
-    A task that has done its shard takes others that are free, and waits a little for the next plan, of a sweeper that
-    asks for points batch by batch.
+    A task that has finished its shard claims other free ones. It then lingers for the next plan, because a sweeper may
+    run several batches. Owned by the coordinator's main thread.
 
     Args:
-        parameters: of submitit's executor, such as `slurm_partition`.
-        requeues: how often a task whose time is up is put back into the queue.
-        linger_seconds: for which a task waits for more to do.
-        shards: how many shards a plan is cut into; None: as many as are worth an engine's start.
-        waits: whether to wait for the tasks' end.
-        say: tells the user.
+        parameters: parameters of submitit's executor, such as `slurm_partition`.
+        requeues: how often a task that reaches its time limit is requeued.
+        linger_seconds: how long an idle task waits for more shards.
+        shards: number of shards per plan. None: as many as are worth an engine start.
+        waits: whether to wait until the tasks have ended.
+        say: prints a message to the user.
     """
 
-    patience = LEASE_SECONDS
+    patience = LOCK_EXPIRY_SECONDS
 
     def __init__(
         self,
@@ -63,140 +66,143 @@ class SlurmCrew(Crew):
     ) -> None:
         super().__init__(shards)
         self._parameters, self._requeues, self._linger = dict(parameters), requeues, linger_seconds
+        self._limit = TimeLimit(60 * parameters.get("timeout_min", 0), parameters.get("slurm_signal_delay_s", 0))
         self.waits, self._say = waits, say
         self._plans: Path | None = None
 
     def attach(self, plans: Path) -> None:
-        """Wait for the tasks of an earlier process of the sweep.
+        """Wait for the tasks of an earlier run of the sweep.
 
         Raises:
-            SweepHeld: there are some, and this one does not wait.
+            SweepHeld: there are tasks, and this backend does not wait.
         """
-        waited = False
-        while _is_open(plans) and (tasks := _queue(_name(plans))):
-            told = f"{_told(tasks)} of this sweep (squeue -n {_name(plans)})"
+        notified = False
+        while _has_open_plan(plans) and (tasks := _queued_tasks(_job_name(plans))):
+            summary = f"{_count_states(tasks)} tasks of this sweep (squeue -n {_job_name(plans)})"
             if not self.waits:
-                raise SweepHeld(f"There are tasks at work: {told}.")
-            if not waited:
-                self._say(f"Slurm: waiting for {told}.")
-            waited = True
+                raise SweepHeld(f"Slurm still has {summary}. Wait for them or cancel them.")
+            if not notified:
+                self._say(f"Slurm: waiting for {summary}.")
+            notified = True
             signals.check()
             time.sleep(QUICK)
 
     def work(self, manifest: Manifest, watch: Callable[[], None]) -> Mapping[int, str]:
-        """As of `Crew`; without waiting, return when the tasks are submitted."""
+        """See `ShardBackend`. If `waits` is False, return once the tasks are submitted."""
         self._plans = plans = manifest.folder.parent
         sweep_plans.reopen(plans)
-        # Tasks of the last batch, if there are some, take up shards of this one.
-        self._submit(manifest, len(_queue(_name(plans))) if self.waits else 0)
-        began, told, empty = time.monotonic(), "", 0
+        # Lingering tasks of the last batch claim shards of this one.
+        self._submit(manifest, len(_queued_tasks(_job_name(plans))) if self.waits else 0)
+        started, shown, empty = time.monotonic(), "", 0
         while self.waits:
             signals.check()
             watch()
             if empty:
-                os.listdir(manifest.folder)  # a network file system's client looks anew what files there are
+                os.listdir(manifest.folder)  # makes an NFS client refresh its cache of the folder
             if _has_ended(manifest):
                 break
-            tasks = _queue(_name(plans))
+            tasks = _queued_tasks(_job_name(plans))
             empty = 0 if tasks else empty + 1
             if empty == SETTLE:
                 if _submitted(manifest) or any(owner_of(manifest, i) is not None for i in range(manifest.shards)):
-                    break  # what is not done was cancelled, or has failed
-                self._submit(manifest, 0)  # the last batch's tasks have ended before they saw this one
+                    break  # the unfinished shards were cancelled or have failed
+                self._submit(manifest, 0)  # the last batch's tasks ended before they saw this plan
                 empty = 0
-            if _told(tasks) != told:
-                told = _told(tasks)
-                self._say(f"Slurm: {told}" if told else "Slurm: no tasks are left in the queue")
-            time.sleep(QUICK if empty or time.monotonic() - began < 60 else SLOW)
-        return left_undone(manifest, _reasons(manifest)) if self.waits else {}
+            if (summary := _count_states(tasks)) != shown:
+                shown = summary
+                self._say(f"Slurm: {summary}" if summary else "Slurm: no tasks are left in the queue")
+            time.sleep(QUICK if empty or time.monotonic() - started < 60 else SLOW)
+        return unfinished_shards(manifest, _reasons(manifest)) if self.waits else {}
 
     def close(self) -> None:
-        """Have the tasks end once nothing is left to do."""
+        """Let lingering tasks end."""
         if self._plans is not None and self.waits:
             sweep_plans.close(self._plans)
 
-    def _submit(self, manifest: Manifest, there: int) -> None:
-        """Submit a task for each shard, but for as many as are there already."""
+    def _submit(self, manifest: Manifest, lingering: int) -> None:
+        """Submit one task per shard, less the number of lingering tasks."""
         import submitit
 
         folder = manifest.folder / "slurm"
         try:
             executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=self._requeues)
-            executor.update_parameters(name=_name(manifest.folder.parent), **self._parameters)
-            wanted = range(there, manifest.shards)
-            arrays = [wanted[first : first + ARRAY] for first in range(0, len(wanted), ARRAY)]
+            executor.update_parameters(name=_job_name(manifest.folder.parent), **self._parameters)
+            missing = range(lingering, manifest.shards)
+            arrays = [missing[first : first + ARRAY] for first in range(0, len(missing), ARRAY)]
             if (limit := self._parameters.get("slurm_array_parallelism")) and len(arrays) > 1:
                 executor.update_parameters(slurm_array_parallelism=max(1, limit // len(arrays)))
             for indices in arrays:
-                tasks = [ShardTask(str(manifest.path), index, self._linger if self.waits else 0.0) for index in indices]
+                linger = self._linger if self.waits else 0.0
+                tasks = [ShardTask(str(manifest.path), index, linger, self._limit) for index in indices]
                 jobs = executor.map_array(ShardTask.__call__, tasks)
                 ids = [str(job.job_id) for job in jobs]
                 with (manifest.folder / "submitted").open("a") as file:
                     file.write("".join(f"{index} {job}\n" for index, job in zip(indices, ids, strict=True)))
                 self._say(f"Slurm: submitted {len(ids)} tasks as job {ids[0].partition('_')[0]}")
         except (RuntimeError, ValueError, OSError, subprocess.CalledProcessError) as error:
-            reason = _first_line(error)
-            raise ConfigError(f"hydra.launcher: Slurm did not take the job: {reason}") from error
+            reason = _error_line(error)
+            raise ConfigError(f"hydra.launcher: Slurm rejected the job: {reason}") from error
 
 
 class ShardTask:
-    """What a task does; submitit calls it, again after a requeue."""
+    """The callable that submitit runs in a task, and runs again after a requeue."""
 
-    def __init__(self, path: str, index: int, linger_seconds: float) -> None:
-        self._path, self._index, self._linger = path, index, linger_seconds
+    def __init__(self, path: str, index: int, linger_seconds: float, limit: TimeLimit) -> None:
+        self._path, self._index, self._linger, self._limit = path, index, linger_seconds, limit
 
     def __call__(self) -> None:
-        """Work off the shard, then what else is free, and what comes within a while."""
-        from sweep.shards.worker import ShardWorker
-        from sweep.terminal import Terminal
+        """Run the shard, then other free shards, and linger for further plans."""
+        from sweep.console.terminal import Terminal
+        from sweep.launch.shard_worker import ShardWorker
 
-        claims = Claims(_own_id())
+        slurm_signals.install(self._limit, lambda: _run("scontrol", "show", "job", "-o", _task_id()))
+        claims = Claims(_task_id())
         manifest, terminal, failure = read(Path(self._path)), Terminal(), None
-        manifest.enter()
-        with terminal.divert(manifest.log(f"task-{_own_id()}"), verbose=False), ShardWorker(terminal) as worker:
-            until = time.monotonic() + self._linger
-            # Only now, after a requeue: while it works, it leaves no shard but one that has failed without a trace.
-            all_plans = (manifest, *sweep_plans.later(manifest))
-            begun = [(plan, index) for plan in all_plans if (index := claims.begun(plan)) is not None]
+        manifest.enter_workdir()
+        with terminal.divert(manifest.log(f"task-{_task_id()}"), verbose=False), ShardWorker(terminal) as worker:
+            deadline = time.monotonic() + self._linger
+            # Checked only once, for a requeue: later, an unfinished claim is a shard that failed without a state.
+            all_plans = (manifest, *sweep_plans.later_plans(manifest))
+            unfinished = [(plan, index) for plan in all_plans if (index := claims.unfinished(plan)) is not None]
             while True:
-                work = begun.pop() if begun else _next(manifest, claims, self._index)
-                if work is None:
-                    if time.monotonic() > until or sweep_plans.is_closed(manifest.folder.parent):
+                shard = unfinished.pop() if unfinished else _claim_next(manifest, claims, self._index)
+                if shard is None:
+                    if time.monotonic() > deadline or sweep_plans.is_closed(manifest.folder.parent):
                         break
                     time.sleep(QUICK)
                     continue
                 try:
-                    worker.work(*work, patience=LEASE_SECONDS)
+                    worker.work(*shard, patience=LOCK_EXPIRY_SECONDS)
                 except SweepError as error:
                     log.error("%s", redact(str(error)))
                     failure = error
-                until = time.monotonic() + self._linger
+                deadline = time.monotonic() + self._linger
         if failure is not None:
             raise failure
 
     def checkpoint(self) -> Any:
-        """Return what is to be submitted again when the task is requeued: all that counts is in the journal."""
+        """Return the submission for a requeue. It needs no state, because the journal has the answers."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def _next(manifest: Manifest, claims: Claims, first: int) -> tuple[Manifest, int] | None:
-    """Return a shard to work off: of the plan itself, else of a later one."""
-    for plan in (manifest, *sweep_plans.later(manifest)):
-        if not plan.is_replaced and (index := claims.take(plan, first)) is not None:
+def _claim_next(manifest: Manifest, claims: Claims, first: int) -> tuple[Manifest, int] | None:
+    """Claim a free shard of this plan or else of a later one."""
+    for plan in (manifest, *sweep_plans.later_plans(manifest)):
+        if not plan.is_replaced and (index := claims.claim(plan, first)) is not None:
             return plan, index
     return None
 
 
-def _own_id() -> str:
+def _task_id() -> str:
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
 
 
-def _is_open(plans: Path) -> bool:
-    """Whether a plan has shards that nobody has ended; tasks may be in the queue that find nothing to do."""
-    return any(not plan.is_replaced and not _has_ended(plan) for plan in sweep_plans.all_of(plans))
+def _has_open_plan(plans: Path) -> bool:
+    """Return whether a plan has unfinished shards. Without one, queued tasks find nothing to do."""
+    return any(not plan.is_replaced and not _has_ended(plan) for plan in sweep_plans.all_plans(plans))
 
 
 def _has_ended(manifest: Manifest) -> bool:
@@ -204,35 +210,34 @@ def _has_ended(manifest: Manifest) -> bool:
     return len(states) == manifest.shards and all(state.ended for state in states)
 
 
-def _name(plans: Path) -> str:
-    """Return the name of a sweep's jobs."""
+def _job_name(plans: Path) -> str:
+    """Return the name of a sweep's Slurm jobs."""
     return f"sweep-{plans.parent.name}"
 
 
-def _queue(name: str) -> dict[str, str]:
-    """Return the states of a name's tasks that have not ended, by their ids; waits for a controller that is away.
+def _queued_tasks(name: str) -> dict[str, str]:
+    """Return the states of a job name's unfinished tasks by task id. Waits for an unreachable controller.
 
-    A task that Slurm could not start, and holds until an administrator releases it, is taken out of the queue: it would
-    be waited for in vain.
+    Cancels a task that Slurm failed to launch, which Slurm would hold until an administrator releases it.
     """
     while True:
-        done = _ask("squeue", "-h", "-a", "-r", "--me", "-n", name, "-o", "%i %T %r")
-        if done is not None:
+        output = _run("squeue", "-h", "-a", "-r", "--me", "-n", name, "-o", "%i %T %r")
+        if output is not None:
             tasks = {}
-            for task, state, reason in (line.split(maxsplit=2) for line in done.splitlines() if line.strip()):
+            for task, state, reason in (line.split(maxsplit=2) for line in output.splitlines() if line.strip()):
                 if "launch failed" in reason:
-                    log.warning("Slurm's task %s cannot be started (%s), and is cancelled.", task, reason.strip())
-                    _ask("scancel", task)
+                    log.warning("Slurm cannot start task %s (%s). It is cancelled.", task, reason.strip())
+                    _run("scancel", task)
                 else:
                     tasks[task] = state
             return tasks
-        log.warning("Slurm does not answer; it is asked again.")
+        log.warning("Slurm does not answer. Next attempt in %g s.", SLOW)
         signals.check()
         time.sleep(SLOW)
 
 
 def _reasons(manifest: Manifest) -> dict[int, str]:
-    """Return what Slurm says of the tasks that had shards, or were to have them."""
+    """Return the final Slurm state of the task of each unfinished shard, as a reason."""
     ids = _submitted(manifest)
     reasons = {}
     for index in range(manifest.shards):
@@ -241,33 +246,36 @@ def _reasons(manifest: Manifest) -> dict[int, str]:
             continue
         owner = owner_of(manifest, index) or ids.get(index)
         if owner is not None:
-            reasons[index] = f"Slurm's task {owner} ended: {_state_of(owner)}"
+            reasons[index] = f"Slurm's task {owner} ended: {_final_state(owner)}"
     return reasons
 
 
-def _state_of(task: str) -> str:
-    """Return the state of a task that has ended, from the controller's memory, else from accounting."""
-    shown = _ask("scontrol", "show", "job", "-o", task)
-    if shown and "JobState=" in shown:
-        return shown.split("JobState=")[1].split()[0]
-    listed = _ask("sacct", "-n", "-X", "-P", "-o", "State", "-j", task)
-    return listed.splitlines()[0] if listed and listed.strip() else "its state is not known any more"
+def _final_state(task: str) -> str:
+    """Return the state of a finished task, from the controller if it still has it, else from accounting."""
+    job = _run("scontrol", "show", "job", "-o", task)
+    if job and "JobState=" in job:
+        return job.split("JobState=")[1].split()[0]
+    states = _run("sacct", "-n", "-X", "-P", "-o", "State", "-j", task)
+    return states.splitlines()[0] if states and states.strip() else "its state is no longer available"
 
 
-def _ask(*command: str) -> str | None:
+def _run(*command: str) -> str | None:
+    """Return the output of a Slurm command, or None if it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except FileNotFoundError as error:
         if command[0] == "squeue":
-            raise ConfigError("hydra/launcher=slurm: there is no Slurm here: squeue is not found.") from error
+            raise ConfigError(
+                "hydra/launcher=slurm: squeue is not installed. Run the command on a machine of the Slurm cluster."
+            ) from error
         return None
     except subprocess.TimeoutExpired:
         return None
-    return done.stdout if done.returncode == 0 else None
+    return result.stdout if result.returncode == 0 else None
 
 
 def _submitted(manifest: Manifest) -> dict[int, str]:
-    """Return the tasks that were submitted for a plan's shards."""
+    """Return the ids of the tasks that were submitted for a plan's shards."""
     try:
         lines = (manifest.folder / "submitted").read_text().splitlines()
     except FileNotFoundError:
@@ -275,21 +283,28 @@ def _submitted(manifest: Manifest) -> dict[int, str]:
     return {int(index): task for index, task in map(str.split, lines)}
 
 
-def _told(tasks: Mapping[str, str]) -> str:
+def _count_states(tasks: Mapping[str, str]) -> str:
+    """Return a summary such as `2 pending, 1 running`."""
     return ", ".join(f"{count} {state.lower()}" for state, count in sorted(Counter(tasks.values()).items()))
 
 
-def _first_line(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
     return lines[-1][:200] if lines else type(error).__name__
 
 
 def slurm_parameters(
-    given: Mapping[str, Any], additional: Mapping[str, Any], setup: Sequence[str] | None
+    options: Mapping[str, Any], additional: Mapping[str, Any], setup: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Return submitit's names of parameters that were given."""
-    shared = ("timeout_min", "cpus_per_task", "mem_gb")
-    named = {key if key in shared else f"slurm_{key}": value for key, value in given.items() if value is not None}
+    """Return the launcher's options as parameters of submitit's executor.
+
+    Args:
+        options: options of `sbatch` that are listed in `SLURM`.
+        additional: further options of `sbatch` by their long names.
+        setup: shell lines that run before each task.
+    """
+    unprefixed = ("timeout_min", "cpus_per_task", "mem_gb")
+    parameters = {k if k in unprefixed else f"slurm_{k}": v for k, v in options.items() if v is not None}
     if additional:
-        named["slurm_additional_parameters"] = dict(additional)
-    return named | ({"slurm_setup": list(setup)} if setup else {})
+        parameters["slurm_additional_parameters"] = dict(additional)
+    return parameters | ({"slurm_setup": list(setup)} if setup else {})

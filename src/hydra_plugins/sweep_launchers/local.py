@@ -1,6 +1,6 @@
-"""`hydra/launcher=local`: all points of a sweep in this process, together.
+"""`hydra/launcher=local`: runs all points of a sweep together, in this process or in workers on this machine.
 
-Hydra's own launcher would run one point after the other.  This one hands them over at once, so that those with equal
+Hydra's own launcher runs one point after the other. This one passes on all points at once, so that points with equal
 engine specs share an engine and a batch.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -19,7 +20,10 @@ from omegaconf import DictConfig
 from hydra_plugins.sweep_launchers._compose import Composer
 
 if TYPE_CHECKING:
-    from sweep.shards.crew import Crew
+    from sweep.launch.backend import ShardBackend
+
+MAX_OPTION = 1_000_000  # default upper limit of a launcher's options
+MAX_WORKERS = 1024  # on one machine
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -34,67 +38,93 @@ ConfigStore.instance().store(
 )
 
 
-class SessionLauncher(Launcher):
-    """Runs each batch of points that the sweeper asks for through this process's session."""
+class BatchLauncher(Launcher):
+    """Launcher that runs each of the sweeper's batches in the process's `SweepApp`."""
 
-    def crew(self) -> Crew | None:
-        """Return who works points off; None: this process does."""
+    def backend(self) -> ShardBackend | None:
+        """Return the backend that runs shards, or None to run all points in this process."""
         return None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Remember what composes points."""
+        """Store the configuration and create the composer. Called by Hydra."""
         self._config = config
         self._composer = Composer(hydra_context.config_loader)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run points; each returns its measures, or failed with the reason."""
-        from sweep import session
+        """Run a batch of points, and return their measures as Hydra's job results.
+
+        Raises:
+            ConfigError: there are no points, or a configuration is invalid.
+        """
+        from sweep.app import sweep_app
         from sweep.errors import ConfigError
-        from sweep.point import make_points
-        from sweep.redaction import redact_file
+        from sweep.points.point import make_points
+        from sweep.util.redaction import redact_file
 
         if not job_overrides:
             raise ConfigError("The sweep has no points: one of its ranges or lists is empty.")
         setup_globals()
-        redact_file(Path(self._config.hydra.sweep.dir) / "multirun.yaml")  # Hydra keeps what was typed
+        redact_file(Path(self._config.hydra.sweep.dir) / "multirun.yaml")  # Hydra writes the overrides as typed
         jobs = [(list(overrides), self._composer.compose(self._config, overrides)) for overrides in job_overrides]
-        current = session.current()
-        results = current.run(make_points(jobs, current.axes), self.crew)
+        current = sweep_app.current()
+        results = current.run(make_points(jobs, current.axes or self._swept_keys()), self.backend)
         return [_job_return(jobs[i][0], current.measures(result)) for i, result in enumerate(results)]
 
+    def _swept_keys(self) -> tuple[str, ...]:
+        """Return the command's swept keys if it runs in batches, because one batch may not vary all of them."""
+        sweeper = self._config.hydra.sweeper
+        if sweeper.get("max_batch_size") is None:
+            return ()
+        params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+        overrides = OverridesParser.create().parse_overrides([*params, *self._config.hydra.overrides.task])
+        return tuple(override.get_key_element() for override in overrides if override.is_sweep_override())
 
-class LocalLauncher(SessionLauncher):
-    """Works points off in this process, or in several of this machine.
+
+class LocalLauncher(BatchLauncher):
+    """Runs points in this process, or in several workers on this machine.
 
     Args:
-        workers: processes, each with an engine of its own; 1: this one.
-        shards: pieces that the points are cut into for them; None: some for each.
-        gpus: of each worker; None: all that there are, divided among them.
+        workers: number of processes with an engine each. 1: only this process.
+        shards: number of shards for the workers. None: several per worker.
+        gpus: GPUs per worker. None: all GPUs are divided among the workers.
     """
 
     def __init__(self, workers: Any = 1, shards: Any = None, gpus: Any = None) -> None:
-        whole("workers", workers)
-        whole("shards", shards, optional=True)
-        whole("gpus", gpus, optional=True)
+        check_whole_number("workers", workers, most=MAX_WORKERS)
+        check_whole_number("shards", shards, optional=True)
+        check_whole_number("gpus", gpus, optional=True)
         self._workers, self._shards, self._gpus = workers, shards, gpus
 
-    def crew(self) -> Crew | None:
-        """Return worker processes, or None for one."""
-        from hydra_plugins.sweep_launchers._workers import LocalCrew
+    def backend(self) -> ShardBackend | None:
+        """Return the backend of worker processes, or None for a single process."""
+        from hydra_plugins.sweep_launchers._local_backend import LocalBackend
 
-        return LocalCrew(self._workers, self._shards, self._gpus) if self._workers > 1 else None
+        return LocalBackend(self._workers, self._shards, self._gpus) if self._workers > 1 else None
 
 
-def whole(key: str, value: Any, *, least: int = 1, optional: bool = False) -> None:
-    """Refuse an option of a launcher that is no whole number, or less than the least; `optional` allows null."""
-    from sweep.checks import require
+def check_whole_number(key: str, value: Any, *, least: int = 1, most: int = MAX_OPTION, optional: bool = False) -> None:
+    """Check that a launcher's option is a whole number.
 
-    fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    Args:
+        key: name of the option.
+        value: its value.
+        least: lower limit.
+        most: upper limit.
+        optional: whether null is allowed.
+
+    Raises:
+        ConfigError: the value is not in the range.
+    """
+    from sweep.util.validators import require
+
+    valid = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
     rule = f"must be a whole number of {least} or more"
-    require(fits or (optional and value is None), f"hydra.launcher.{key}", rule, value)
+    if isinstance(value, int) and value > most:
+        rule = f"must be at most {most:,}"
+    require(valid or (optional and value is None), f"hydra.launcher.{key}", rule, value)
 
 
 def _job_return(overrides: list[str], measures: dict[str, float]) -> JobReturn:
-    done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-    done.return_value = measures
-    return done
+    result = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    result.return_value = measures
+    return result

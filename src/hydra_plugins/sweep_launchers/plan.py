@@ -1,4 +1,4 @@
-"""`hydra/launcher=plan`: only writes a plan, for schedulers that call `python -m sweep.shard` themselves."""
+"""`hydra/launcher=plan`: only writes a plan, for schedulers that run `python -m sweep.shard` themselves."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 
-from hydra_plugins.sweep_launchers.local import SessionLauncher, whole
+from hydra_plugins.sweep_launchers.local import BatchLauncher, check_whole_number
 
 if TYPE_CHECKING:
-    from sweep.shards.crew import Crew
+    from sweep.launch.backend import ShardBackend
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -19,24 +19,24 @@ ConfigStore.instance().store(
 )
 
 
-class PlanLauncher(SessionLauncher):
-    """Composes, checks, and writes what is not done yet as shards.
+class PlanLauncher(BatchLauncher):
+    """Checks the points and writes the unfinished ones as a plan.
 
     Args:
-        shards: pieces that the points are cut into; None: as many as are worth an engine's start.
-        folder: for the plan; None: a new one among the sweep's files.
+        shards: number of shards. None: as many as are worth an engine start.
+        folder: folder for the plan. None: a new one among the sweep's files.
     """
 
     def __init__(self, shards: Any = None, folder: Any = None) -> None:
-        from sweep.checks import require
+        from sweep.util.validators import require
 
-        whole("shards", shards, optional=True)
+        check_whole_number("shards", shards, optional=True)
         require(folder is None or bool(str(folder).strip()), "hydra.launcher.folder", "must name a folder", folder)
         self._shards, self._folder = shards, folder
 
-    def crew(self) -> Crew | None:
-        """Return one that only has plans written."""
-        from sweep import session
-        from sweep.shards.crew import PlanOnly
+    def backend(self) -> ShardBackend | None:
+        """Return a backend that only writes plans."""
+        from sweep.app import sweep_app
+        from sweep.launch.backend import PlanOnly
 
-        return PlanOnly(self._shards, self._folder, session.current().terminal.result)
+        return PlanOnly(self._shards, self._folder, sweep_app.current().terminal.result)

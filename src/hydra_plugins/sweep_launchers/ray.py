@@ -1,4 +1,4 @@
-"""`hydra/launcher=ray`: the points of a sweep in shards, worked off by Ray's actors."""
+"""`hydra/launcher=ray`: runs the points of a sweep in shards on Ray actors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 
-from hydra_plugins.sweep_launchers.local import SessionLauncher, whole
+from hydra_plugins.sweep_launchers.local import BatchLauncher, check_whole_number
 
 if TYPE_CHECKING:
-    from sweep.shards.crew import Crew
+    from sweep.launch.backend import ShardBackend
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -19,7 +19,7 @@ ConfigStore.instance().store(
         "_target_": "hydra_plugins.sweep_launchers.ray.RayLauncher",
         "address": None,
         "actors": None,
-        "gpus": 0,
+        "gpus": None,
         "cpus": 1,
         "shards": None,
     },
@@ -27,33 +27,36 @@ ConfigStore.instance().store(
 )
 
 
-class RayLauncher(SessionLauncher):
-    """Gives shards to actors, an engine each.
+class RayLauncher(BatchLauncher):
+    """Runs shards on Ray actors with an engine each.
 
     Args:
-        address: of a running cluster (`auto`, `host:6379`, `ray://…`); None: one on this machine, for this sweep alone.
-        actors: how many; None: as many as the cluster has room for.
-        gpus, cpus: of each actor.
-        shards: pieces that the points are cut into; None: as many as are worth an engine's start.
+        address: address of a running cluster, such as `auto`, `host:6379` or `ray://…`. None: start one on this
+            machine for this sweep.
+        actors: number of actors. None: as many as the cluster has room for.
+        gpus: GPUs per actor. None: 1 if the cluster has GPUs, else 0.
+        cpus: CPUs per actor.
+        shards: number of shards. None: as many as are worth an engine start.
     """
 
     def __init__(
-        self, address: Any = None, actors: Any = None, gpus: Any = 0, cpus: Any = 1, shards: Any = None
+        self, address: Any = None, actors: Any = None, gpus: Any = None, cpus: Any = 1, shards: Any = None
     ) -> None:
-        from sweep.checks import require
+        from sweep.util.validators import require
 
-        whole("actors", actors, optional=True)
-        whole("shards", shards, optional=True)
+        check_whole_number("actors", actors, optional=True)
+        check_whole_number("shards", shards, optional=True)
         for key, value in (("gpus", gpus), ("cpus", cpus)):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            require(number and value >= 0, f"hydra.launcher.{key}", "must be 0 or more", value)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            valid = (is_number and value >= 0) or (key == "gpus" and value is None)
+            require(valid, f"hydra.launcher.{key}", "must be 0 or more", value)
         installed = importlib.util.find_spec("ray") is not None
-        require(installed, "hydra/launcher=ray", "needs the extra: pip install .[ray]", None)
-        self._given = {"address": address, "actors": actors, "gpus": gpus, "cpus": cpus, "shards": shards}
+        require(installed, "hydra/launcher=ray", "needs Ray, which is not installed. Run: pip install '.[ray]'", None)
+        self._options = {"address": address, "actors": actors, "gpus": gpus, "cpus": cpus, "shards": shards}
 
-    def crew(self) -> Crew | None:
-        """Return Ray's actors."""
-        from hydra_plugins.sweep_launchers._ray import RayCrew
-        from sweep import session
+    def backend(self) -> ShardBackend | None:
+        """Return the backend of Ray actors."""
+        from hydra_plugins.sweep_launchers._ray_backend import RayBackend
+        from sweep.app import sweep_app
 
-        return RayCrew(**self._given, say=session.current().terminal.say)
+        return RayBackend(**self._options, say=sweep_app.current().terminal.say)

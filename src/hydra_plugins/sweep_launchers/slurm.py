@@ -1,4 +1,4 @@
-"""`hydra/launcher=slurm`: the points of a sweep in shards, each a task of a Slurm array."""
+"""`hydra/launcher=slurm`: runs the points of a sweep in shards as tasks of Slurm arrays."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from hydra_plugins.sweep_launchers.local import SessionLauncher, whole
+from hydra_plugins.sweep_launchers.local import BatchLauncher, check_whole_number
 
 if TYPE_CHECKING:
-    from sweep.shards.crew import Crew
+    from sweep.launch.backend import ShardBackend
 
-# Names are submitit's, without its `slurm_`.
+# submitit's names without its prefix `slurm_`.
 SLURM = {
     "partition": None,
     "account": None,
@@ -44,17 +44,17 @@ ConfigStore.instance().store(
 )
 
 
-class SlurmLauncher(SessionLauncher):
-    """Submits shards as array jobs, and waits for them.
+class SlurmLauncher(BatchLauncher):
+    """Submits shards as array jobs and waits for them.
 
     Args:
-        additional_parameters: further options of `sbatch`, by their long names.
-        setup: lines of shell that run before each task.
-        shards: pieces that the points are cut into; None: as many as are worth an engine's start.
-        requeues: how often a task that has run out of time goes on in another one.
-        linger_seconds: for which a task keeps its engine when nothing is left to do, for the sweeper's next batch.
-        wait: False: submit, and leave publication to the same command later.
-        given: options of `sbatch` in `SLURM`.
+        additional_parameters: further options of `sbatch` by their long names.
+        setup: shell lines that run before each task.
+        shards: number of shards. None: as many as are worth an engine start.
+        requeues: how often a task that reaches its time limit is requeued.
+        linger_seconds: how long an idle task keeps its engine for the sweeper's next batch.
+        wait: whether to wait for the tasks. False: only submit. Run the same command later to publish.
+        options: options of `sbatch` that are listed in `SLURM`.
     """
 
     def __init__(
@@ -65,35 +65,36 @@ class SlurmLauncher(SessionLauncher):
         requeues: Any = 3,
         linger_seconds: Any = 60,
         wait: Any = True,
-        **given: Any,
+        **options: Any,
     ) -> None:
-        from sweep.checks import require, require_choice
+        from sweep.util.validators import require, require_choice
 
-        for key in given:
+        for key in options:
             require_choice("hydra.launcher", key, list(SLURM), what="option")
-        whole("shards", shards, optional=True)
-        whole("requeues", requeues, least=0)
-        whole("timeout_min", given.get("timeout_min", 1))
-        whole("array_parallelism", given.get("array_parallelism", 1))
-        number = isinstance(linger_seconds, (int, float)) and not isinstance(linger_seconds, bool)
-        require(number and linger_seconds >= 0, "hydra.launcher.linger_seconds", "must be 0 or more", linger_seconds)
+        check_whole_number("shards", shards, optional=True)
+        check_whole_number("requeues", requeues, least=0)
+        check_whole_number("timeout_min", options.get("timeout_min", 1))
+        check_whole_number("array_parallelism", options.get("array_parallelism", 1))
+        is_number = isinstance(linger_seconds, (int, float)) and not isinstance(linger_seconds, bool)
+        require(is_number and linger_seconds >= 0, "hydra.launcher.linger_seconds", "must be 0 or more", linger_seconds)
         require(isinstance(wait, bool), "hydra.launcher.wait", "must be true or false", wait)
         installed = importlib.util.find_spec("submitit") is not None
-        require(installed, "hydra/launcher=slurm", "needs the extra: pip install .[slurm]", None)
-        plain: Any = OmegaConf.to_container(additional_parameters) if additional_parameters else {}
-        self._given, self._additional, self._setup = given, plain, list(setup or [])
+        rule = "needs submitit, which is not installed. Run: pip install '.[slurm]'"
+        require(installed, "hydra/launcher=slurm", rule, None)
+        additional: Any = OmegaConf.to_container(additional_parameters) if additional_parameters else {}
+        self._options, self._additional, self._setup = options, additional, list(setup or [])
         self._shards, self._requeues, self._linger, self._wait = shards, requeues, linger_seconds, wait
 
-    def crew(self) -> Crew | None:
-        """Return Slurm's tasks."""
-        from hydra_plugins.sweep_launchers._slurm import SlurmCrew, slurm_parameters
-        from sweep import session
+    def backend(self) -> ShardBackend | None:
+        """Return the backend of Slurm tasks."""
+        from hydra_plugins.sweep_launchers._slurm_backend import SlurmBackend, slurm_parameters
+        from sweep.app import sweep_app
 
-        return SlurmCrew(
-            slurm_parameters(self._given, self._additional, self._setup),
+        return SlurmBackend(
+            slurm_parameters(self._options, self._additional, self._setup),
             requeues=self._requeues,
             linger_seconds=self._linger,
             shards=self._shards,
             waits=self._wait,
-            say=session.current().terminal.say,
+            say=sweep_app.current().terminal.say,
         )

@@ -1,1 +1,1 @@
-"""Hydra sweepers that choose the next points by what has come of those before."""
+"""Hydra sweepers that choose the next points by the results of earlier ones."""

@@ -1,4 +1,4 @@
-"""What is searched: Hydra's own sweep syntax as Optuna's distributions, and back to overrides."""
+"""Search space: converts Hydra's sweep syntax to Optuna distributions, and sampled values back to overrides."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweep.checks import require
-from sweep.point import NOT_AXES
+from sweep.config.point_count import check_product, count_values
+from sweep.points.point import NOT_AXES
+from sweep.util.validators import require
 
-PLACES = 4  # by which numbers of an interval are finer than its width, or than its lower end if it is logarithmic
+PLACES = 4  # decimal places of an interval's numbers, relative to its width, or to its lower end if logarithmic
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A key that is varied.
+    """A varied key.
 
     Attributes:
-        values: all that there are, as they are typed; None: an interval's.
+        key: the key.
+        distribution: its Optuna distribution.
+        values: all its values as typed on the command line, or None for an interval.
     """
 
     key: str
     distribution: BaseDistribution
     values: tuple[str, ...] | None
 
-    def spell(self, value: Any) -> str:
-        """Return a value of the distribution as it is typed."""
+    def format(self, value: Any) -> str:
+        """Return a value of the distribution as it is typed on the command line."""
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
             return str(value)
-        if self.values is not None:  # the very number that Hydra's own sweep would have
+        if self.values is not None:  # the same text as in Hydra's own sweep, so that points are found again
             return min(self.values, key=lambda text: abs(float(text) - value))
         if isinstance(d, IntDistribution):
             return str(value)
@@ -45,16 +48,16 @@ class Axis:
 
     @property
     def ends(self) -> list[str]:
-        """The values that stand for all: both ends of a stretch of numbers, and every choice."""
+        """The values to validate: both ends of a range or interval, and every choice."""
         d = self.distribution
         if isinstance(d, (FloatDistribution, IntDistribution)):
-            return [self.spell(d.low), self.spell(d.high)]
+            return [self.format(d.low), self.format(d.high)]
         assert self.values is not None
         return list(self.values)
 
     @property
     def choices(self) -> list[Any]:
-        """The values of the distribution; empty: an interval's."""
+        """The values of the distribution. Empty for an interval."""
         d = self.distribution
         if self.values is None or isinstance(d, CategoricalDistribution):
             return list(self.values or ())
@@ -64,44 +67,49 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """All keys of a command: those that are varied, and the overrides that stay."""
+    """The search space of a command.
+
+    Attributes:
+        axes: the varied keys.
+        fixed: the other overrides.
+    """
 
     axes: tuple[Axis, ...]
     fixed: tuple[str, ...]
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Each varied key's."""
+        """The distribution of each varied key."""
         return {axis.key: axis.distribution for axis in self.axes}
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
-        """Return a point's overrides."""
-        return [*self.fixed, *(f"{axis.key}={axis.spell(params[axis.key])}" for axis in self.axes)]
+        """Return all overrides of a point."""
+        return [*self.fixed, *(f"{axis.key}={axis.format(params[axis.key])}" for axis in self.axes)]
 
-    def spelled(self, params: Mapping[str, Any]) -> str:
-        """Return what is varied, as it is typed."""
-        return " ".join(f"{axis.key}={axis.spell(params[axis.key])}" for axis in self.axes)
+    def varied_overrides(self, params: Mapping[str, Any]) -> str:
+        """Return the varied overrides of a point as typed on the command line."""
+        return " ".join(f"{axis.key}={axis.format(params[axis.key])}" for axis in self.axes)
 
     def corners(self) -> list[list[str]]:
-        """Return overrides in which each end of each axis occurs."""
+        """Return the overrides of few points in which each end of each axis occurs."""
         ends = [axis.ends for axis in self.axes]
-        many = max(map(len, ends))
+        count = max(map(len, ends))
         return [
             [*self.fixed, *(f"{axis.key}={e[min(i, len(e) - 1)]}" for axis, e in zip(self.axes, ends, strict=True))]
-            for i in range(many)
+            for i in range(count)
         ]
 
 
 def read_space(overrides: Iterable[Override]) -> Space:
-    """Return the space that overrides span; of those of one key the last counts.
+    """Return the search space of overrides. The last override of a key counts.
 
     Raises:
-        ConfigError: nothing is varied, or an interval or range is none.
+        ConfigError: nothing is varied, or an interval or range is invalid, or a key has too many values.
     """
     last = {override.get_key_element(): override for override in overrides}
     axes = tuple(_axis(key, override) for key, override in last.items() if override.is_sweep_override())
     for axis in axes:
-        rule = "belongs to the whole sweep, and cannot be varied"
+        rule = "belongs to the whole sweep and cannot be varied"
         require(axis.key.lstrip("+").split(".")[0].split("/")[0] not in NOT_AXES, axis.key, rule, None)
     rule = "needs something to vary, such as 'transform.factor=interval(1,3)'"
     require(bool(axes), "hydra/sweeper=optuna", rule, None)
@@ -109,27 +117,28 @@ def read_space(overrides: Iterable[Override]) -> Space:
 
 
 def _axis(key: str, override: Override) -> Axis:
-    given, value = str(override.input_line), override.value()
+    text, value = str(override.input_line), override.value()
     log = "log" in getattr(value, "tags", ())
     if isinstance(value, IntervalSweep):
         low, high = value.start, value.end
         assert low is not None and high is not None
         finite = math.isfinite(low) and math.isfinite(high)
-        require(finite and low <= high, given, "must be an interval(low,high) of finite numbers", None)
-        require(low > 0 or not log, given, "must begin above 0 to be logarithmic", None)
+        require(finite and low <= high, text, "must be an interval(low,high) of finite numbers", None)
+        require(low > 0 or not log, text, "must begin above 0 to be logarithmic", None)
         if isinstance(low, int) and isinstance(high, int):
             return Axis(key, IntDistribution(low, high, log=log), None)
         return Axis(key, FloatDistribution(low, high, log=log), None)
-    require(not log, given, "can be logarithmic only as an interval: tag(log, interval(low,high))", None)
+    require(not log, text, "can be logarithmic only as an interval: tag(log, interval(low,high))", None)
+    check_product({key: count_values(override)})
     if not override.is_range_sweep():
         values = tuple(dict.fromkeys(override.sweep_string_iterator()))
-        require(bool(values), given, "has no values", None)
+        require(bool(values), text, "has no values", None)
         return Axis(key, CategoricalDistribution(values), values)
     numbers: list[Any] = sorted(override.sweep_iterator())
-    require(bool(numbers), given, "has no values", None)
-    step, spelled = abs(value.step), tuple(map(str, numbers))  # type: ignore[union-attr]
+    require(bool(numbers), text, "has no values", None)
+    step, texts = abs(value.step), tuple(map(str, numbers))  # type: ignore[union-attr]
     if all(isinstance(number, int) for number in numbers):
-        return Axis(key, IntDistribution(numbers[0], numbers[-1], step=step), spelled)
-    # In decimals, as Optuna counts: the last sum in binary could lie beyond the last step.
+        return Axis(key, IntDistribution(numbers[0], numbers[-1], step=step), texts)
+    # In decimals, as in Optuna: a binary sum could exceed the last step.
     last = Decimal(str(numbers[0])) + Decimal(str(step)) * (len(numbers) - 1)
-    return Axis(key, FloatDistribution(numbers[0], float(last), step=float(step)), spelled)
+    return Axis(key, FloatDistribution(numbers[0], float(last), step=float(step)), texts)

@@ -1,4 +1,4 @@
-"""An Optuna study in a sweep's folder, which an interrupted command goes on with."""
+"""Optuna study in the sweep's folder, from which an interrupted search resumes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hydra_plugins.sweep_sweepers._space import Space
-from sweep.checks import require
+from sweep.config.objective import CHANGE, Objective
+from sweep.config.point_count import check_product
+from sweep.core.seeds import derive_seed
 from sweep.errors import ConfigError, JournalError, SweepHeld
-from sweep.objective import CHANGE, Objective
-from sweep.seeds import derive_seed
+from sweep.util import state_files
+from sweep.util.validators import require
 
 FILE = "study.journal"
 GRID = "grid"
@@ -26,66 +28,72 @@ SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    GRID: lambda seed: optuna.samplers.RandomSampler(seed=seed),  # never asked
+    GRID: lambda seed: optuna.samplers.RandomSampler(seed=seed),  # not used, `Study` has the grid
 }
-AGAIN, MEASURES = "again", "measures"  # what a trial repeats, and what its point measured
+RETRY_OF, MEASURES = "again", "measures"  # user attributes of a trial: the failed trial it retries, the measures
 
 
 class StudyFile:
-    """The file of Optuna's `JournalStorage`, nothing of which is written before it is certain that we may.
+    """Backend of Optuna's `JournalStorage` that holds back all writes until `open`, once the sweep lock is held.
 
-    Optuna's own backend writes from the beginning, and fails on a line that a dying process has left half written.
+    Optuna's own file backend writes immediately, and fails on an incomplete line that a dying process has left.
+    Owned by the main thread.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        content = path.read_bytes() if path.exists() else b""
+        try:
+            content = state_files.read(path)
+        except FileNotFoundError:
+            content = b""
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
         self._size = content.rfind(b"\n") + 1
         self._existed, self._read = path.exists(), len(content)
         try:
-            self._logs = [json.loads(line) for line in content[: self._size].splitlines()]
+            self._logs = [_entry(line) for line in content[: self._size].splitlines()]
         except ValueError as error:
-            raise ConfigError(f"{path} is damaged: {error}. sweep.resume=false begins anew.") from error
-        self._waiting: list[Mapping[str, Any]] | None = []
+            raise ConfigError(f"{path} is damaged: {error}. Set sweep.resume=false to start over.") from error
+        self._held_back: list[Mapping[str, Any]] | None = []  # None once the file is open for writing
 
     def read_logs(self, log_number_from: int) -> Iterable[Mapping[str, Any]]:
-        """Return what has been noted, from some number on."""
+        """Return the log entries from a number on. Called by Optuna."""
         return self._logs[log_number_from:]
 
     def append_logs(self, logs: Sequence[Mapping[str, Any]]) -> None:
-        """Note something down: in the file, once that is ours."""
+        """Append log entries, and write them if the file is open. Called by Optuna."""
         self._logs += logs
-        if self._waiting is None:
+        if self._held_back is None:
             self._write(logs)
         else:
-            self._waiting += logs
+            self._held_back += logs
 
     def open(self) -> None:
-        """Write from now on, as the sweep is held.
+        """Write the held-back entries, and write further ones immediately. Call it once the sweep lock is held.
 
         Raises:
-            SweepHeld: another process has written meanwhile.
+            SweepHeld: another process has written to the file since it was read.
             JournalError: the file cannot be written.
         """
-        if self._waiting is None:
+        if self._held_back is None:
             return
-        now = self.path.stat().st_size if self.path.exists() else 0
-        if now != self._read:
-            raise SweepHeld(f"Another process has gone on with {self.path} just now; run the command again.")
-        if now != self._size:
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size != self._read:
+            raise SweepHeld(f"Another process has just written to {self.path}. Run the command again.")
+        if size != self._size:
             os.truncate(self.path, self._size)
-        waiting, self._waiting = self._waiting, None
-        self._write(waiting)
+        held_back, self._held_back = self._held_back, None
+        self._write(held_back)
 
     def withdraw(self) -> None:
-        """Remove the file, if it was not there before."""
-        if self._waiting is None and not self._existed:
+        """Remove the file if this process created it."""
+        if self._held_back is None and not self._existed:
             self.path.unlink(missing_ok=True)
 
     def _write(self, logs: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         try:
-            with self.path.open("ab") as file:
+            with state_files.open_to_append(self.path) as file:
                 file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -93,18 +101,26 @@ class StudyFile:
             raise JournalError(f"The study {self.path} cannot be written: {error.strerror}.") from error
 
 
+def _entry(line: bytes) -> Mapping[str, Any]:
+    entry = state_files.parse(line)
+    if not isinstance(entry, dict):
+        raise ValueError(f"expected a JSON object, found {type(entry).__name__}")
+    return entry
+
+
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A point that is to be run.
+class ProposedPoint:
+    """A point to run.
 
     Attributes:
-        number: its trial's; None: it was asked for under another objective, and this study has no trial for it yet.
-        told: whether the study has its value.
+        number: number of its trial. None: it was proposed under another objective, and has no trial in this study yet.
+        params: values of the varied keys.
+        has_value: whether the study already has its value.
     """
 
     number: int | None
     params: dict[str, Any]
-    told: bool = False
+    has_value: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,28 +128,30 @@ class Best:
     """The best point so far.
 
     Attributes:
-        spelled: its overrides.
-        measure: what it has of the objective's measure.
-        measures: all it has, and its control's under `control/…`.
+        overrides: its varied overrides as typed on the command line.
+        measure: value of the objective's measure.
+        measures: all its measures, and those of its control under `control/…`.
     """
 
-    spelled: str
+    overrides: str
     measure: float
     measures: Mapping[str, float]
 
 
 class Study:
-    """The trials of one objective, in a file that those of others may be in, too.
+    """The trials of one objective. The file can contain studies of other objectives, too.
+
+    Owned by the main thread.
 
     Args:
-        file: the study's.
-        space: what is searched.
-        objective: what for; also the study's name in the file.
+        file: the study's file.
+        space: the search space.
+        objective: the objective, whose text is also the study's name in the file.
         sampler: a name in `SAMPLERS`.
-        seed: of the sampler; None: another one each time.
+        seed: seed of the sampler. None: a random one.
 
     Raises:
-        ConfigError: the file is of another space, or the sampler is `grid` and there is an interval.
+        ConfigError: the file belongs to another search space, or the sampler is `grid` and the space has an interval.
     """
 
     def __init__(self, file: StudyFile, space: Space, objective: Objective, sampler: str, seed: int | None) -> None:
@@ -141,16 +159,21 @@ class Study:
         self._grid: list[dict[str, Any]] | None = None
         if sampler == GRID:
             for axis in space.axes:
-                rule = "has no end of values for hydra.sweeper.sampler=grid; give a range(start,stop,step)"
+                rule = "has no finite number of values for hydra.sweeper.sampler=grid. Use range(start,stop,step)"
                 require(bool(axis.choices), f"{axis.key}=interval", rule, None)
+            check_product({axis.key: len(axis.choices) for axis in space.axes})
             keys = [axis.key for axis in space.axes]
             self._grid = [dict(zip(keys, p, strict=True)) for p in product(*(axis.choices for axis in space.axes))]
-        # Its messages go where those of other libraries go.
+        # Log like other libraries, through the root logger.
         optuna.logging.disable_default_handler()
         optuna.logging.enable_propagation()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage: Any = file
-        self._storage = optuna.storages.JournalStorage(storage)
+        try:
+            self._storage = optuna.storages.JournalStorage(storage)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{storage.path} is damaged: {reason}. Set sweep.resume=false to start over.") from error
         others = [s.study_name for s in optuna.get_all_study_summaries(self._storage) if s.study_name != objective.text]
         self._study = optuna.create_study(
             storage=self._storage, study_name=objective.text, direction=objective.direction, load_if_exists=True
@@ -160,7 +183,7 @@ class Study:
         ]
         for trial in [*self._others, *self._trials]:
             if trial.params.keys() == trial.distributions.keys() == space.distributions.keys():
-                rule = "is a study of other values than the command's now; sweep.resume=false begins anew"
+                rule = "was made with a different search space. Set sweep.resume=false to start over"
                 require(trial.distributions == space.distributions, str(file.path), rule, None)
 
     @property
@@ -169,47 +192,54 @@ class Study:
 
     @property
     def count(self) -> int:
-        """How many points were asked for; one that failed and was asked for again counts once."""
-        return len(self._live())
+        """Number of proposed points. A failed point and its retries count once."""
+        return len(self._current_trials())
 
-    def resume(self) -> list[Asked]:
-        """Return what earlier runs asked for: what they finished is only recalled, what failed is tried again."""
-        asked = []
-        for trial in self._live():
+    def resume(self) -> list[ProposedPoint]:
+        """Return the points that earlier runs proposed, with a retry for each failed one.
+
+        Finished points of other objectives are included, because their measures are already known.
+        """
+        points = []
+        for trial in self._current_trials():
             if trial.state == TrialState.FAIL:
-                asked.append(self._add(trial.params, {AGAIN: trial.number}))
+                points.append(self._add(trial.params, {RETRY_OF: trial.number}))
             else:
-                asked.append(Asked(trial.number, trial.params, trial.state == TrialState.COMPLETE))
+                points.append(ProposedPoint(trial.number, trial.params, trial.state == TrialState.COMPLETE))
         for other in self._others:
-            if self._is_complete(other) and all(other.params != known.params for known in asked):
-                asked.append(Asked(None, other.params))
-        return asked
+            if self._has_all_params(other) and all(other.params != point.params for point in points):
+                points.append(ProposedPoint(None, other.params))
+        return points
 
-    def ask(self, most: int) -> list[Asked]:
-        """Return up to so many new points; fewer or none when a grid comes to its end."""
+    def ask(self, most: int) -> list[ProposedPoint]:
+        """Return up to `most` new points. There are fewer, or none, at the end of a grid."""
         if self._grid is not None:
-            known = [trial.params for trial in self._live()]
-            return [self._add(params, {}) for params in [p for p in self._grid if p not in known][:most]]
-        asked = []
+            existing = [trial.params for trial in self._current_trials()]
+            return [self._add(params, {}) for params in [p for p in self._grid if p not in existing][:most]]
+        points = []
         for _ in range(most):
             number = len(self._trials)
-            # By the trial's number, so that an interrupted search goes on as if it had not been.
+            # Seeded by the trial's number, so that an interrupted search proposes the same points after a resume.
             seed = None if self._seed is None else derive_seed(self._seed, number) % 2**32
             self._study.sampler = SAMPLERS[self._sampler](seed)
             trial = self._study.ask(self._space.distributions)
-            asked.append(Asked(trial.number, trial.params))
-        return asked
+            points.append(ProposedPoint(trial.number, trial.params))
+        return points
 
-    def tell(self, asked: Sequence[Asked], measured: Sequence[Mapping[str, float]]) -> None:
-        """Take what points have measured; nothing, or nothing of the objective's: the trial failed.
+    def tell(self, points: Sequence[ProposedPoint], measured: Sequence[Mapping[str, float]]) -> None:
+        """Record the measures of points. A trial without the objective's measure has failed.
+
+        Args:
+            points: the points that were run.
+            measured: the measures of each point by name, empty for a failed point.
 
         Raises:
             SweepError: no point has the objective's measure.
         """
         self._objective.check_known(list(measured))
         trials = self._trials
-        for point, measures in zip(asked, measured, strict=True):
-            if point.told:
+        for point, measures in zip(points, measured, strict=True):
+            if point.has_value:
                 continue
             number = self._add(point.params, {}).number if point.number is None else point.number
             assert number is not None
@@ -221,9 +251,9 @@ class Study:
             self._study.tell(number, value, state)
 
     def best(self) -> Best | None:
-        """Return the best point; of several as good, the one that changes the prompts least.  None: there is none."""
-        done = [trial for trial in self._trials if trial.state == TrialState.COMPLETE]
-        if not done:
+        """Return the best point, or None if there is none. Of equal ones, the one that changes the prompts least."""
+        complete = [trial for trial in self._trials if trial.state == TrialState.COMPLETE]
+        if not complete:
             return None
         sign = -1 if self._objective.direction == "maximize" else 1
 
@@ -231,25 +261,25 @@ class Study:
             change = trial.user_attrs.get(MEASURES, {}).get(CHANGE, 0.0)
             return sign * (trial.value or 0.0), change, trial.number
 
-        best = min(done, key=rank)
+        best = min(complete, key=rank)
         measures = best.user_attrs[MEASURES]
-        return Best(self._space.spelled(best.params), measures[self._objective.measure], measures)
+        return Best(self._space.varied_overrides(best.params), measures[self._objective.measure], measures)
 
-    def _live(self) -> list[FrozenTrial]:
-        """Return the trials that no later one repeats."""
-        trials = [trial for trial in self._trials if self._is_complete(trial)]
-        repeated = {trial.user_attrs.get(AGAIN) for trial in trials}
-        return [trial for trial in trials if trial.number not in repeated]
+    def _current_trials(self) -> list[FrozenTrial]:
+        """Return the trials without those that a later one retries."""
+        trials = [trial for trial in self._trials if self._has_all_params(trial)]
+        retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+        return [trial for trial in trials if trial.number not in retried]
 
-    def _is_complete(self, trial: FrozenTrial) -> bool:
-        """Whether a trial has all its parameters; a process that died may have left one without."""
+    def _has_all_params(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial has all parameters. A process that died may have left one without."""
         return trial.params.keys() == self._space.distributions.keys()
 
-    def _add(self, params: dict[str, Any], attributes: dict[str, Any]) -> Asked:
+    def _add(self, params: dict[str, Any], attributes: dict[str, Any]) -> ProposedPoint:
         distributions = self._space.distributions
         trial = create_trial(
             state=TrialState.RUNNING, params=params, distributions=distributions, user_attrs=attributes
         )
         number = len(self._trials)
         self._study.add_trial(trial)
-        return Asked(number, params)
+        return ProposedPoint(number, params)

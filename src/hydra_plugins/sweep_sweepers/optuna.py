@@ -1,7 +1,8 @@
-"""`hydra/sweeper=optuna`: looks for the point that `sweep.objective` means, batch by batch.
+"""`hydra/sweeper=optuna`: searches for the best point by `sweep.objective`, batch by batch.
 
-The study lies in the sweep's folder.  The same command recalls its points from the archive, runs again what failed or
-was interrupted, and goes on to `hydra.sweeper.n_trials`, which may have been raised.
+The study is a file in the sweep's folder. Running the same command again resumes the search: finished points come from
+the archive, failed and interrupted points run again, and new ones follow up to `hydra.sweeper.n_trials`, which may have
+been raised.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, IntegerNode, OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.checks import require, require_choice
+from sweep.config.objective import FORMS, KEY, Objective
+from sweep.config.point_count import MAX_POINTS
 from sweep.errors import ConfigError, SweepError
-from sweep.objective import FORMS, KEY, Objective
+from sweep.util.validators import require, require_choice
 
 if TYPE_CHECKING:
-    from hydra_plugins.sweep_sweepers._study import Asked, Study
+    from hydra_plugins.sweep_sweepers._study import ProposedPoint, Study
 
 NODE = "hydra.sweeper"
-OLDEST = 5  # of Optuna's major versions
+MAX_JOBS = 10_000  # points per batch. Proposing a point takes Optuna the longer, the more trials there are
+OLDEST = 5  # lowest supported major version of Optuna
 
 
-# No dataclass: Hydra imports plugins in a way that dataclasses cannot bear.
+# Not a dataclass: the way in which Hydra imports plugins breaks dataclasses.
 CONF = OmegaConf.create(
     {
         "_target_": "hydra_plugins.sweep_sweepers.optuna.OptunaSweeper",
@@ -54,35 +57,34 @@ def _has_optuna() -> bool:
 
 
 class OptunaSweeper(Sweeper):
-    """Asks Optuna for points, and any launcher for what they measure.
+    """Sweeper whose points Optuna proposes and any launcher runs.
 
     Args:
-        n_trials: points in all, those of earlier runs of the command among them.
-        n_jobs: points that are chosen at a time, and share an engine and a batch.
+        n_trials: number of points, including those of earlier runs of the command.
+        n_jobs: points per batch, which share an engine.
         sampler: tpe, gp, random or grid.
-        seed: of the sampler; None: another one each time.
-        params: what is searched, for configuration files; the same keys on the command line come first.
+        seed: seed of the sampler. None: a random one.
+        params: search space in configuration files. Overrides on the command line take precedence.
     """
 
     def __init__(self, n_trials: int, n_jobs: int, sampler: str, seed: int | None, params: dict[str, Any]) -> None:
-        """Take the settings; they are checked by `setup`, whose errors Hydra leaves as they are."""
+        """Store the settings. `setup` checks them, because Hydra wraps errors that are raised here."""
         self._n_trials, self._n_jobs, self._sampler, self._seed = n_trials, n_jobs, sampler, seed
         self._params = dict(params)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Check the settings and make the launcher.
+        """Check the settings and create the launcher.
 
         Raises:
-            ConfigError: a setting or the objective is wrong, or Optuna is not installed.
+            ConfigError: a setting or the objective is invalid, or Optuna is not installed.
         """
-        require(self._n_trials >= 1, f"{NODE}.n_trials", "must be at least 1", self._n_trials)
-        require(self._n_jobs >= 1, f"{NODE}.n_jobs", "must be at least 1", self._n_jobs)
+        for key, value, most in (("n_trials", self._n_trials, MAX_POINTS), ("n_jobs", self._n_jobs, MAX_JOBS)):
+            require(value >= 1, f"{NODE}.{key}", "must be at least 1", value)
+            require(value <= most, f"{NODE}.{key}", f"must be at most {most:,}", value)
         require(self._seed is None or self._seed >= 0, f"{NODE}.seed", "must be 0 or more", self._seed)
-        require(config.sweep.objective is not None, KEY, f"must say what to look for: {FORMS}", None)
+        require(config.sweep.objective is not None, KEY, f"must define the objective: {FORMS}", None)
         if not _has_optuna():
-            raise ConfigError(
-                f"hydra/sweeper=optuna needs Optuna {OLDEST} or newer; its extra has it: pip install '.[optuna]'."
-            )
+            raise ConfigError(f"hydra/sweeper=optuna needs Optuna {OLDEST} or newer. Run: pip install '.[optuna]'")
         from hydra_plugins.sweep_sweepers._study import SAMPLERS
 
         require_choice(f"{NODE}.sampler", self._sampler, list(SAMPLERS))
@@ -93,15 +95,15 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run batches until there are as many trials as are wanted."""
+        """Run batches until the study has `n_trials` trials."""
         from hydra_plugins.sweep_sweepers._space import read_space
         from hydra_plugins.sweep_sweepers._study import FILE, Study, StudyFile
-        from sweep import session
+        from sweep.app import sweep_app
 
         assert self.hydra_context is not None and self.config is not None
-        given = [f"{key}={value}" for key, value in self._params.items()] + list(arguments)
+        overrides = [f"{key}={value}" for key, value in self._params.items()] + list(arguments)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        self._space = space = read_space(parser.parse_overrides(given))
+        self._space = space = read_space(parser.parse_overrides(overrides))
         self.validate_batch_is_legal(space.corners())
 
         folder = Path(self.config.hydra.sweep.dir)
@@ -109,53 +111,53 @@ class OptunaSweeper(Sweeper):
         study = Study(self._file, space, self._objective, self._sampler, self._seed)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        self._session = session.current()
-        self._session.axes = tuple(axis.key for axis in space.axes)
-        self._session.when_held(self._file.open)
-        self._session.at_end(lambda: self._say_best(study))
+        self._app = sweep_app.current()
+        self._app.axes = tuple(axis.key for axis in space.axes)
+        self._app.on_lock_held(self._file.open)
+        self._app.on_exit(lambda: self._print_best(study))
         self._launched = 0
 
         batch = study.resume() or self._ask(study)
         while batch:
             self._run(study, batch)
             if self.config.sweep.dry_run:
-                if (left := self._n_trials - study.count) > 0:
-                    self._session.terminal.say(f"Up to {left} more points depend on what comes of these.")
+                if (remaining := self._n_trials - study.count) > 0:
+                    self._app.terminal.say(f"Up to {remaining} more points depend on the results of these.")
                 return
             batch = self._ask(study)
 
-    def _ask(self, study: Study) -> list[Asked]:
+    def _ask(self, study: Study) -> list[ProposedPoint]:
         return study.ask(min(self._n_jobs, max(self._n_trials - study.count, 0)))
 
-    def _run(self, study: Study, batch: Sequence[Asked]) -> None:
+    def _run(self, study: Study, batch: Sequence[ProposedPoint]) -> None:
         assert self.launcher is not None and self.config is not None
-        overrides = [self._space.overrides(asked.params) for asked in batch]
+        overrides = [self._space.overrides(point.params) for point in batch]
         try:
             self.validate_batch_is_legal(overrides)
             returns = self.launcher.launch(overrides, initial_job_idx=self._launched)
-            measured = [dict(done.return_value) for done in returns]
+            measured = [dict(job.return_value) for job in returns]
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            if not self._session.has_results:
+            if not self._app.has_results:
                 self._file.withdraw()
-            elif isinstance(error, ConfigError):  # of a later batch: it is not true that nothing was started
+            elif isinstance(error, ConfigError):  # ConfigError means that nothing was started, untrue of later batches
                 raise SweepError(str(error)) from error
             raise
         self._launched += len(batch)
         if self.config.sweep.dry_run:
             return
-        self._file.open()  # for launchers with which the sweep is held elsewhere
+        self._file.open()  # if the launcher did not take the sweep lock in this process
         study.tell(batch, measured)
         if (best := study.best()) is not None:
-            tags = {"sweep.objective": self._objective.text, "sweep.best": best.spelled}
-            self._session.note({"sweep/best": best.measure}, tags)
+            tags = {"sweep.objective": self._objective.text, "sweep.best": best.overrides}
+            self._app.add_summary({"sweep/best": best.measure}, tags)
 
-    def _say_best(self, study: Study) -> None:
+    def _print_best(self, study: Study) -> None:
         if (best := study.best()) is None:
             return
-        sought = self._objective.sought(best.measures)
-        close = "" if math.isnan(sought) else f", sought {sought:.6g}"
+        target = self._objective.target_value(best.measures)
+        close = "" if math.isnan(target) else f", target {target:.6g}"
         name = self._objective.measure
-        self._session.terminal.result(
-            f"Best of {study.count} trials: {best.spelled} ({name} {best.measure:.6g}{close}); "
+        self._app.terminal.result(
+            f"Best of {study.count} trials: {best.overrides} ({name} {best.measure:.6g}{close}); "
             f"{self._objective.text}, study in {self._file.path}"
         )

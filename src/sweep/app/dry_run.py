@@ -1,4 +1,4 @@
-"""A dry run: what a sweep would do, told without PyTorch, whose import alone takes longer than an answer should."""
+"""Dry run: show what a sweep would do, without importing PyTorch, which would take most of the time."""
 
 from __future__ import annotations
 
@@ -6,55 +6,69 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sweep.config import SweepConfig
-from sweep.disk.archive import Archive
-from sweep.disk.journal import Journal
-from sweep.identity import Contents
-from sweep.memory import Memory
-from sweep.plan import describe, make_plan
-from sweep.point import Point, with_controls
-from sweep.shards.crew import Crew
-from sweep.terminal import Terminal
+from sweep.config.schema import SweepConfig
+from sweep.console.terminal import Terminal
+from sweep.execution.resume import ResumeIndex
+from sweep.inputs.clock import SweepClock, describe_read
+from sweep.inputs.input_store import InputStore
+from sweep.launch.backend import ShardBackend
+from sweep.planning.plan import describe, describe_prompts, make_plan
+from sweep.points.fingerprint import Fingerprints
+from sweep.points.point import Point, with_controls
+from sweep.storage.archive import Archive
+from sweep.storage.journal import Journal
 
-QUIET = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+QUIET = "TRANSFORMERS_NO_ADVISORY_WARNINGS"  # variable that keeps Transformers from warning about missing PyTorch
 
 
-class Preview:
-    """What takes a `Runner`'s place where nothing is to be run."""
+class DryRun:
+    """Replacement of `SweepRunner` that checks and lists points and starts nothing. Owned by the main thread."""
 
-    def __init__(self, base: SweepConfig, sweep_id: str, terminal: Terminal, crew: Crew | None = None) -> None:
-        self._terminal, self._crew = terminal, crew
-        self._contents = Contents()
-        archive = Archive(base.sweep.root / "sweeps" / sweep_id / "points")
-        self._memory = Memory(archive, Journal(base.sweep.root / "journal"), sweep_id, base.sweep.resume)
+    def __init__(
+        self, base: SweepConfig, sweep_id: str, terminal: Terminal, backend: ShardBackend | None = None
+    ) -> None:
+        self._terminal, self._backend = terminal, backend
+        folder = base.sweep.root / "sweeps" / sweep_id
+        self._fingerprints = Fingerprints(InputStore(SweepClock(folder, keep=False)))
+        archive = Archive(folder / "points")
+        self._resume = ResumeIndex(
+            archive, Journal(base.sweep.root / "journal"), sweep_id, base.sweep.resume, query_servers=False
+        )
 
     def show(self, points: Sequence[Point]) -> None:
-        """Check all that can be checked of points without their embeddings, and list them with their controls.
+        """List points and their controls, after all checks that need no embeddings.
 
         Raises:
-            ConfigError: an input is wrong.
+            ConfigError: An input is wrong.
         """
         if not any(point.config.model.trust_remote_code for point in points):
-            _import_transformers_alone()
-        distinct = {same.key: same for _, same in self._contents.distinct(points)}
-        tasks = self._memory.tasks(with_controls(list(distinct.values()), ()), self._contents)
-        groups = make_plan(self._memory.todo(tasks), on_paper=True)
-        for line in describe(groups, len(tasks), len(self._crew.cut(groups)) if self._crew else None):
+            _import_transformers_without_torch()
+        distinct = {point.key: point for _, point in self._fingerprints.distinct(points)}
+        tasks = self._resume.tasks(with_controls(list(distinct.values()), ()), self._fingerprints)
+        groups = make_plan(self._resume.todo(tasks), self._fingerprints.inputs, dry_run=True)
+        notes = [describe_read(instant) for instant in self._fingerprints.inputs.clock.reads]
+        if groups and (older := self._resume.older_answers()):
+            notes.append(older)
+        for line in describe_prompts(groups):
+            self._terminal.say(line)
+        for line in dict.fromkeys(notes):
+            self._terminal.result(line)
+        for line in describe(groups, len(tasks), len(self._backend.cut(groups)) if self._backend else None):
             self._terminal.result(line)
 
 
-def _import_transformers_alone() -> None:
-    """Import Transformers as if PyTorch were not there, which it would import for a tokenizer: three seconds more.
+def _import_transformers_without_torch() -> None:
+    """Import Transformers as if PyTorch were not installed, which saves three seconds.
 
-    Its configurations and tokenizers are the same without.  In this process it stays without.
+    Configurations and tokenizers do not depend on PyTorch. Transformers stays without it in this process.
     """
     if "transformers" in sys.modules or "torch" in sys.modules:
         return
-    os.environ.setdefault(QUIET, "1")  # that it is without
+    os.environ.setdefault(QUIET, "1")
     sys.modules["torch"] = None  # type: ignore[assignment]
     try:
         from transformers.utils import import_utils
 
-        import_utils.is_torch_available()  # it remembers the answer
+        import_utils.is_torch_available()  # Transformers caches the answer
     finally:
         del sys.modules["torch"]

@@ -1,17 +1,12 @@
-"""This process's sweep, which launchers hand points to as often as they like.
+"""Application object of this process: the sweep's folder, lock, runner and exit callbacks.
 
-It lives in a module, not in `__main__` or in a launcher object, so that whichever launcher calls finds the same engine,
-the same parent run and the same controls.
+It is a module-level object so that every launcher finds the same engine, the same parent run and the same controls.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import re
-import secrets
 import shlex
 import signal
 import sys
@@ -20,120 +15,139 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.disk.lease import Lease
+from sweep.app.sweep_folder import FOLDER_ID, folder_id, make_sweep_id, missing_paths, numbered, require_regular_file
+from sweep.app.sweep_name import default_name
+from sweep.config.objective import CONTROL_PREFIX
+from sweep.console.terminal import Terminal
 from sweep.errors import ConfigError, SweepError
-from sweep.objective import OF_CONTROL
-from sweep.point import Point
-from sweep.redaction import redact, redact_file
-from sweep.terminal import Terminal
+from sweep.points.point import Point
+from sweep.storage.lock import SweepLock
+from sweep.util.redaction import redact, redact_file
 
 if TYPE_CHECKING:
-    from sweep.outcome import PointResult
-    from sweep.preview import Preview
-    from sweep.runner import Runner
-    from sweep.shards.crew import Crew
+    from sweep.app.dry_run import DryRun
+    from sweep.app.sweep_runner import SweepRunner
+    from sweep.launch.backend import ShardBackend
+    from sweep.planning.results import PointResult
 
 
-FOLDER_ID = ".id"
-NOT_IDENTITY = ("sweep", "tracking", "hydra", "verbose")
-HOW_LONG = ("n_trials", "n_jobs")  # of a sweeper: a search that goes on longer is the same search
+class SweepApp:
+    """One invocation of the program: opens the sweep, runs batches of points, and cleans up on exit.
 
-
-class Session:
-    """One invocation of the program.
+    Owned by the main thread. `run` opens the runner with the first batch; leaving the `with` block closes it, prints
+    the report and runs the exit callbacks.
 
     Attributes:
-        id: of its sweep: the same for the same command and configuration, so that they find what they have begun.
-        axes: the keys that an optimising sweeper varies; empty: those whose values differ within a batch.
+        id: Sweep id. The same command and configuration have the same id, so that a sweep can be resumed.
+        axes: Keys that an optimising sweeper varies. Empty: the keys whose values differ within a batch.
     """
 
     def __init__(self) -> None:
         self.id = ""
         self.axes: tuple[str, ...] = ()
         self.terminal = Terminal()
-        self._runner: Runner | None = None
-        self._preview: Preview | None = None
-        self._undo = ExitStack()
+        self._runner: SweepRunner | None = None
+        self._dry_run: DryRun | None = None
+        self._exit_stack = ExitStack()
         self._trusted: set[str] = set()
-        self._when_held: list[Callable[[], None]] = []
+        self._lock_callbacks: list[Callable[[], None]] = []
         OmegaConf.register_new_resolver("sweep_folder", self._folder, replace=True)
 
     def _folder(self, root: str, *, _root_: DictConfig) -> str:
         try:
             sweeps = Path(root).expanduser().resolve() / "sweeps"
-        except (RuntimeError, ValueError, OSError) as error:  # nobody's home, a NUL, a loop of links
-            raise ConfigError(f"sweep.dir: {root!r} cannot be used: {error}.") from error
+            sweeps.exists()
+        except (RuntimeError, ValueError, OSError) as error:  # unknown home, NUL, loop of links, name too long
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise ConfigError(f"sweep.dir: {root[:120]!r} cannot be used: {reason}.") from error
         if not self.id:
-            made = [path for path in (sweeps.parent / FOLDER_ID, sweeps.parent) if not path.exists()]
-            own = _sweep_id(_root_, _folder_id(sweeps.parent))
-            self.id = _numbered(own, sweeps, anew=str(_root_.sweep.resume).lower() == "false")
-            self._undo.push(partial(self._clear, [*_missing(sweeps / self.id), *made]))
-            self._undo.callback(redact_file, sweeps / self.id / "multirun.yaml")  # Hydra keeps what was typed
+            root_paths = (sweeps.parent / FOLDER_ID, sweeps.parent, *sweeps.parent.parents)
+            created = [path for path in root_paths if not path.exists()]
+            sweep_id = make_sweep_id(_root_, folder_id(sweeps.parent))
+            self.id = numbered(sweep_id, sweeps, restart=str(_root_.sweep.resume).lower() == "false")
+            self._exit_stack.push(partial(self._remove_created, [*missing_paths(sweeps / self.id), *created]))
+            overrides_file = sweeps / self.id / "multirun.yaml"  # Hydra writes the command line's overrides to it
+            for path in (
+                overrides_file,
+                overrides_file.with_name("sweep.log"),
+                overrides_file.with_name("published.jsonl"),
+            ):
+                require_regular_file(path)
+            previous = overrides_file.read_bytes() if overrides_file.is_file() else None
+            self._exit_stack.push(partial(self._restore, overrides_file, previous))
+            self._exit_stack.callback(redact_file, overrides_file)
         return str(sweeps / self.id)
 
-    def run(self, points: Sequence[Point], crew: Callable[[], Crew | None] | None = None) -> list[PointResult | None]:
-        """Run points and return what became of each, in their order; None for all of a dry run.
+    def run(
+        self, points: Sequence[Point], backend: Callable[[], ShardBackend | None] | None = None
+    ) -> list[PointResult | None]:
+        """Run one batch of points.
 
         Args:
-            crew: makes who works them off, the first time; None: this process does.
+            points: Points of the batch; controls are added.
+            backend: Makes the backend that runs shards, on the first call. None, or a backend of None: run the points
+                in this process.
+
+        Returns:
+            A result for each point, in order; None for each point of a dry run.
         """
         for model in {
             point.config.model.id for point in points if point.config.model.trust_remote_code
         } - self._trusted:
-            self.terminal.say(f"model.trust_remote_code: {model} may run code of its own.")
+            self.terminal.say(f"model.trust_remote_code=true: {model} may run Python code from its repository.")
             self._trusted.add(model)
         if points[0].config.sweep.dry_run:
-            self._show(points, crew)
+            self._run_dry(points, backend)
             return [None for _ in points]
-        runner = self._runner or self._open(points[0], crew)
+        runner = self._runner or self._open(points[0], backend)
         try:
             runner.run(points)
         except ConfigError as error:
-            if runner.results:  # of an earlier batch: it is not true that nothing was started
+            if runner.results:  # an earlier batch ran, so exit code 2 (nothing was started) would be wrong
                 raise SweepError(str(error)) from error
             raise
         return [runner.result(point) for point in points]
 
     def measures(self, result: PointResult | None) -> dict[str, float]:
-        """Return what sweepers may read of a point: its means, and its control's under `control/…`."""
+        """Return a point's mean measures for a sweeper, and its control's under `control/…`."""
         if result is None or result.error or self._runner is None:
             return {}
         key = result.point.control_key
-        known = self._runner.results.values()
-        control = next((r for r in known if r.point.is_control and r.point.control_key == key), None)
-        own = {name: summary.mean for name, summary in result.summaries.items()}
-        return own | {
-            OF_CONTROL + name: summary.mean for name, summary in (control.summaries if control else {}).items()
+        results = self._runner.results.values()
+        control = next((r for r in results if r.point.is_control and r.point.control_key == key), None)
+        means = {name: summary.mean for name, summary in result.summaries.items()}
+        return means | {
+            CONTROL_PREFIX + name: summary.mean for name, summary in (control.summaries if control else {}).items()
         }
 
-    def when_held(self, call: Callable[[], None]) -> None:
-        """Have something called as soon as no other process can be at work on the sweep."""
-        self._when_held.append(call)
+    def on_lock_held(self, callback: Callable[[], None]) -> None:
+        """Register a callback to run once the sweep lock is held."""
+        self._lock_callbacks.append(callback)
 
-    def at_end(self, call: Callable[[], None]) -> None:
-        """Have something called when everything else is over; before the first points are run."""
-        self._undo.callback(call)
+    def on_exit(self, callback: Callable[[], None]) -> None:
+        """Register a callback to run after everything else has ended. Call it before the first `run`."""
+        self._exit_stack.callback(callback)
 
-    def note(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        """Have something said on the sweep's own run when it ends."""
+    def add_summary(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Add metrics and tags to the parent run when the sweep finishes."""
         if self._runner is not None and self._runner.publisher is not None:
-            self._runner.publisher.note(metrics, tags)
+            self._runner.publisher.add_to_parent_run(metrics, tags)
 
     @property
     def started(self) -> bool:
-        """Whether points have been handed over."""
-        return self._runner is not None or self._preview is not None
+        """Whether a batch of points was passed to `run`."""
+        return self._runner is not None or self._dry_run is not None
 
     @property
     def has_results(self) -> bool:
-        """Whether points were finished, in this run or before."""
+        """Whether any point has a result, from this invocation or an earlier one."""
         return self._runner is not None and bool(self._runner.results)
 
     @property
@@ -144,58 +158,70 @@ class Session:
         failed = [f"{r.point.name}: {r.error}" for r in self._runner.results.values() if r.error]
         return failed + self._runner.problems
 
-    def _open(self, point: Point, crew: Callable[[], Crew | None] | None) -> Runner:
-        # Here, so that help and wrong configurations are answered without waiting for PyTorch.
+    def _open(self, point: Point, backend: Callable[[], ShardBackend | None] | None) -> SweepRunner:
+        # Imported here, so that --help and wrong configurations need not wait for PyTorch.
+        from sweep.app.sweep_runner import SweepRunner
         from sweep.report.terminal import print_report
-        from sweep.runner import Runner
 
-        runner = Runner(point.config, self.id, _command(), self.terminal, self._workers(crew))
+        name = default_name(sys.argv[1:], point.config.transform.name)
+        runner = SweepRunner(point.config, self.id, _command(), self.terminal, self._make_backend(backend), name=name)
         try:
-            lease = runner.folder / "lease"
-            begun = lease.exists()
-            self._undo.enter_context(Lease(lease, _lost))
-            if not begun:
-                self._undo.push(partial(self._withdraw, lease))
-            for call in self._when_held:
-                call()
+            lock = runner.folder / "lease"
+            resumed = lock.exists()
+            self._exit_stack.enter_context(SweepLock(lock, _end_process))
+            if not resumed:
+                self._exit_stack.push(partial(self._remove_lock, lock))
+            for callback in self._lock_callbacks:
+                callback()
             log = runner.folder / "sweep.log"
-            self._undo.enter_context(self.terminal.divert(log, point.config.verbose))
+            self._exit_stack.enter_context(self.terminal.divert(log, point.config.verbose))
         except OSError as error:
-            raise ConfigError(f"sweep.dir: {point.config.sweep.dir!r} cannot be written: {error.strerror}.") from error
-        self._undo.push(lambda *_: print_report(self.terminal, runner, point.config))
-        self._runner = self._undo.enter_context(runner)
+            raise ConfigError(f"sweep.dir: cannot write to {point.config.sweep.dir!r}: {error.strerror}.") from error
+
+        def close(*_: object) -> None:
+            if (outcome := runner.outcome()) is not None:
+                print_report(self.terminal, outcome, point.config)
+
+        self._exit_stack.push(close)
+        self._runner = self._exit_stack.enter_context(runner)
         return runner
 
-    def _show(self, points: Sequence[Point], crew: Callable[[], Crew | None] | None) -> None:
-        from sweep.preview import Preview
+    def _run_dry(self, points: Sequence[Point], backend: Callable[[], ShardBackend | None] | None) -> None:
+        from sweep.app.dry_run import DryRun
 
-        if self._preview is None:
-            self._preview = Preview(points[0].config, self.id, self.terminal, self._workers(crew))
-        self._preview.show(points)
+        if self._dry_run is None:
+            shard_backend = self._make_backend(backend)
+            if shard_backend is not None:
+                self._exit_stack.callback(shard_backend.close)
+            self._dry_run = DryRun(points[0].config, self.id, self.terminal, shard_backend)
+        with self.terminal.showing_warnings():
+            self._dry_run.show(points)
 
-    def _workers(self, crew: Callable[[], Crew | None] | None) -> Crew | None:
-        workers = crew() if crew else None
-        if self.axes and workers is not None and not workers.waits:
+    def _make_backend(self, make: Callable[[], ShardBackend | None] | None) -> ShardBackend | None:
+        backend = make() if make else None
+        if self.axes and backend is not None and not backend.waits:
             raise ConfigError(
-                "hydra/launcher: a sweeper that chooses points by what has come of others needs a launcher that waits "
-                "for them: not plan, and not slurm with hydra.launcher.wait=false."
+                "hydra/launcher: an optimising sweeper needs a launcher that waits for results. "
+                "Do not use plan, or slurm with hydra.launcher.wait=false."
             )
-        return workers
+        return backend
 
-    def _clear(
-        self, made: Sequence[Path], kind: type[BaseException] | None, error: BaseException | None, tb: object
+    def _remove_created(
+        self, created: Sequence[Path], kind: type[BaseException] | None, error: BaseException | None, tb: object
     ) -> None:
-        """Remove what was made for a configuration that is refused, but for a log that says something."""
+        """Remove what a dry run or a refused configuration has created, except a log with content."""
         refused = isinstance(error, (ConfigError, HydraException, OmegaConfBaseException))
-        if self.has_results or (not refused and not (isinstance(error, OSError) and not self.started)):
+        refused |= isinstance(error, OSError) and not self.started
+        if self.has_results or not (refused or self._dry_run is not None):
             return
-        for path in made:
-            with suppress(OSError, Timeout):  # a folder that something else is in, or a lock that somebody holds, stays
+        for path in created:
+            with suppress(OSError, Timeout):  # a folder with other files in it, or a lock that is held, stays
                 if path.is_dir():
                     path.rmdir()
                 elif path.name == FOLDER_ID:
-                    # Others name their sweeps by it, and have folders for them at once.
-                    if all(other.name == self.id for other in path.parent.glob("sweeps/*")):
+                    # Other sweeps derive their ids from it, and create their folders right away.
+                    others = list(path.parent.glob("sweeps/*"))
+                    if all(other.name == self.id and not (other / "lease").exists() for other in others):
                         path.unlink()
                 elif path.suffix == ".lock":
                     with FileLock(path, timeout=0):
@@ -203,93 +229,46 @@ class Session:
                 elif path.suffix != ".log" or not path.stat().st_size:
                     path.unlink()
 
-    def _withdraw(self, lease: Path, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
-        """Remove a lease's folder while the lease is held, when nobody can have another claim in it."""
+    def _restore(self, path: Path, previous: bytes | None, *_: object) -> None:
+        """Undo what a dry run has changed in the folder of an existing sweep."""
+        if self._dry_run is not None and previous is not None:
+            with suppress(OSError):
+                path.write_bytes(previous)
+
+    def _remove_lock(
+        self, lock: Path, kind: type[BaseException] | None, error: BaseException | None, tb: object
+    ) -> None:
+        """Remove a new lock's folder after a refusal, while the lock is held and no other process can claim it."""
         if isinstance(error, ConfigError) and not self.has_results:
             with suppress(OSError):
-                for claim in lease.glob("*.json"):
+                for claim in lock.glob("*.json"):
                     claim.unlink()
-                lease.rmdir()
+                lock.rmdir()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> SweepApp:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._undo.__exit__(kind, error, tb)
+        self._exit_stack.__exit__(kind, error, tb)
 
 
-def _missing(folder: Path) -> list[Path]:
-    """Return what an invocation makes before it has checked everything, and which is not there yet."""
-    root = folder.parents[1]
-    files = [folder / "multirun.yaml", folder / "sweep.log", root / ".tracking.lock"]
-    files += [root / ".cache" / name for name in ("digests.json", "digests.lock")]
-    return [path for path in (*files, root / ".cache", folder, folder.parent) if not path.exists()]
-
-
-def _folder_id(root: Path) -> str:
-    """Return what tells a folder of sweeps from others, whose sweeps by the same command may be on the same tracker."""
-    path, fresh = root / FOLDER_ID, secrets.token_hex(8)
-    temporary = root / f"{FOLDER_ID}-{fresh}"
-    with suppress(OSError):  # a folder that cannot be written is refused later
-        if path.is_file() and (known := path.read_text().strip()):
-            return known
-        root.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(fresh)
-            if path.exists():  # empty, as a full disk leaves it
-                temporary.replace(path)
-            else:
-                with suppress(FileExistsError):  # another process was first
-                    os.link(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path.read_text().strip()
-    return fresh
-
-
-def _sweep_id(base: DictConfig, folder: str) -> str:
-    """Return what names a sweep: a hash of its command, of the configuration that that begins from, and of its folder.
-
-    Where it runs, how it is tracked and what it is called makes no other sweep of it.
-    """
-    plain = OmegaConf.to_container(OmegaConf.masked_copy(base, [str(key) for key in base if key not in NOT_IDENTITY]))
-    sweeper: Any = OmegaConf.to_container(base.hydra.sweeper) if "hydra" in base else None
-    sweeper = sweeper and {key: value for key, value in sweeper.items() if key not in HOW_LONG}
-    swept = [argument for argument in sys.argv[1:] if "=" in argument and not _is_aside(argument)]
-    text = json.dumps([plain, sweeper, sorted(swept), folder], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _is_aside(argument: str) -> bool:
-    return re.split(r"[./=@]", argument.lstrip("+~"))[0] in NOT_IDENTITY
-
-
-def _numbered(sweep_id: str, sweeps: Path, anew: bool) -> str:
-    """Return the id of the latest sweep of this name; `anew`: of the next one."""
-    # Those that got as far as to be held; a dry run or a refusal leaves others.
-    begun = [path.parent.name for path in sweeps.glob(f"{sweep_id}*/lease")]
-    numbers = [int(match[1] or 1) for name in begun if (match := re.fullmatch(rf"{sweep_id}(?:\.(\d+))?", name))]
-    number = max(numbers, default=0) + anew or 1
-    return sweep_id if number == 1 else f"{sweep_id}.{number}"
-
-
-def _lost(reason: str) -> None:
-    """End this process: another one is at work on its sweep."""
+def _end_process(reason: str) -> None:
+    """End this process, because another process has taken the sweep lock."""
     logging.getLogger(__name__).warning("%s", reason)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _command() -> str:
-    """Return the command line as it was typed, without secrets."""
+    """Return the command line as typed, without secrets."""
     return redact(shlex.join(["sweep", *(argument for argument in sys.argv[1:] if argument != "--multirun")]))
 
 
-_current: Session | None = None
+_current: SweepApp | None = None
 
 
-def current() -> Session:
-    """Return this process's session."""
+def current() -> SweepApp:
+    """Return this process's application object, and make it on the first call."""
     global _current
     if _current is None:
-        _current = Session()
+        _current = SweepApp()
     return _current

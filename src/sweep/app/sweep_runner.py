@@ -1,38 +1,42 @@
-"""Points in, generations out: one engine for all points that can share it, and one continuous batch of their requests.
+"""Sweep runner: plans points, generates on one engine for all points that can share it, scores and publishes.
 
-The main thread feeds the engine and takes its answers to the journal.  Processes beside it build the requests, and
-score and archive each point as soon as its last answer is in; another one publishes what is archived.
+The main thread feeds the engine one continuous batch of requests and writes its answers to the journal. Worker
+processes build requests, and score and archive each point after its last answer. Another process publishes archived
+points.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from sweep.config import SweepConfig
-from sweep.costs import SharedCosts
-from sweep.disk.archive import Archive
-from sweep.disk.journal import Journal
+from sweep.config.schema import SweepConfig
+from sweep.console.terminal import Terminal
+from sweep.core.timing import SharedCosts
 from sweep.engines.supervisor import Supervisor
 from sweep.errors import ConfigError, EngineError
-from sweep.generator import Generator
-from sweep.helpers import open_helpers
-from sweep.identity import Contents
-from sweep.memory import Memory
-from sweep.outcome import PointResult
-from sweep.plan import EngineGroup, make_plan
-from sweep.point import Point, with_controls
-from sweep.publication.publisher import Publisher
-from sweep.remote import END_SECONDS
-from sweep.shards import plans
-from sweep.shards.crew import PATIENCE, Crew
-from sweep.shards.head import Head
-from sweep.terminal import Terminal
+from sweep.execution.group_executor import GroupExecutor
+from sweep.execution.resume import ResumeIndex
+from sweep.inputs.clock import SweepClock, describe_read
+from sweep.inputs.input_store import InputStore
+from sweep.launch import plans
+from sweep.launch.backend import PATIENCE, ShardBackend
+from sweep.launch.coordinator import Coordinator
+from sweep.planning.plan import EngineGroup, describe_prompts, make_plan
+from sweep.planning.results import PointResult
+from sweep.points.fingerprint import Fingerprints
+from sweep.points.point import Point, with_controls
+from sweep.processes.child import END_SECONDS
+from sweep.publishing.publisher import Publisher
+from sweep.report.terminal import SweepOutcome
+from sweep.storage.archive import Archive
+from sweep.storage.journal import Journal
 from sweep.tracking import AnyTracker, open_tracker
+from sweep.workers import open_worker_pool
 
 if TYPE_CHECKING:
     from sweep.report.comparison import Comparison
@@ -40,194 +44,227 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Runner:
-    """One sweep: what is known of it, and the open engine.
+class SweepRunner:
+    """One sweep in one process. Owned by the main thread.
 
-    `run` may be called any number of times, as optimising sweepers do; what was opened stays open until the end of the
-    `with` block, which says whether the sweep finished, failed or was interrupted.
+    `run` may be called any number of times, as optimising sweepers do. Engine, tracker and workers stay open until the
+    `with` block ends. The block's exception decides whether the sweep is recorded as finished, failed or interrupted.
 
     Attributes:
-        publisher: scores, publishes and reports; None until something was run.
+        publisher: Scores, publishes and reports points. None until a batch was run.
     """
 
     def __init__(
-        self, base: SweepConfig, sweep_id: str, command: str, terminal: Terminal, crew: Crew | None = None
+        self,
+        base: SweepConfig,
+        sweep_id: str,
+        command: str,
+        terminal: Terminal,
+        backend: ShardBackend | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
-        """Name the sweep.
+        """Create the runner; nothing is started yet.
 
         Args:
-            base: what all its points share.
-            command: what the user typed, without secrets.
-            crew: who works points off, in shards; None: this process.
+            base: Configuration that all points share.
+            sweep_id: Id of the sweep, which names its folder.
+            command: Command line as typed, without secrets.
+            terminal: Terminal for progress and messages.
+            backend: Runs points in shards. None: run them in this process.
+            name: Name of the sweep if `sweep.name` is not set. None: the sweep's id.
         """
         self._base, self._sweep_id, self._command, self._terminal = base, sweep_id, command, terminal
+        self._name = base.sweep.name or name or sweep_id
         self._settings = base.sweep
         self._journal = Journal(base.sweep.root / "journal")
         self._archive = Archive(self.folder / "points")
-        self._memory = Memory(self._archive, self._journal, sweep_id, base.sweep.resume)
+        self._resume = ResumeIndex(self._archive, self._journal, sweep_id, base.sweep.resume)
         self._costs = SharedCosts()
-        self._helpers = open_helpers(base.sweep.helpers, base.plugins)
-        self._generator = Generator(self._settings, self._journal, self._memory, self._helpers, self._costs, terminal)
+        self._pool = open_worker_pool(base.sweep.helpers, base.plugins, on_gpu=base.sweep.gpu_scoring)
+        self._executor = GroupExecutor(self._settings, self._journal, self._resume, self._pool, self._costs, terminal)
         self._plans = self.folder / "shards"
-        self._head = Head(crew, self._plans, sweep_id, command, self._archive, terminal) if crew is not None else None
+        self._coordinator = (
+            Coordinator(backend, self._plans, sweep_id, command, self._archive, terminal)
+            if backend is not None
+            else None
+        )
         self._shards_starts = 0
         self._tracker: AnyTracker | None = None
         self.publisher: Publisher | None = None
-        self._contents = Contents()
+        self._fingerprints = Fingerprints(InputStore(SweepClock(self.folder)))
+        self._printed: set[str] = set()
         self._run_as: dict[str, str] = {}
 
     @property
     def folder(self) -> Path:
-        """Where this sweep's own files lie."""
+        """Folder of this sweep's files."""
         return self._settings.root / "sweeps" / self._sweep_id
 
     @property
     def engine(self) -> Supervisor | None:
-        """The open engine, if there is one."""
-        return self._generator.engine
+        """The open engine; None if no engine is open."""
+        return self._executor.engine
 
     @property
     def engine_starts(self) -> int:
-        """How many engines were started, those among them that took a dead one's place."""
-        return self._generator.engine_starts + self._shards_starts
+        """Number of engines started, including restarts after a crash."""
+        return self._executor.engine_starts + self._shards_starts
 
     @property
     def results(self) -> dict[str, PointResult]:
-        """What became of each point so far, by `Point.key`."""
+        """Results so far, by `Point.key`."""
         return self.publisher.results if self.publisher else {}
 
     @property
     def tracker(self) -> AnyTracker | None:
-        """Where results are published, once something was run."""
+        """Tracker of this sweep; None until a batch was run."""
         return self._tracker
 
     @property
     def comparison(self) -> Comparison | None:
-        """All points beside each other, once the sweep has ended."""
+        """Comparison of all points; None until the sweep has ended."""
         return self.publisher.comparison if self.publisher else None
+
+    def outcome(self) -> SweepOutcome | None:
+        """Return the input of the closing summary; None until a batch was run."""
+        if self.publisher is None or self._tracker is None:
+            return None
+        publisher = self.publisher
+        return SweepOutcome(self.folder, publisher.results, publisher.comparison, self._tracker, publisher.nothing_new)
 
     @property
     def problems(self) -> list[str]:
-        """What could not be published or reported."""
+        """One line for each point or report that could not be published."""
         return self.publisher.problems if self.publisher else []
 
     def run(self, points: Sequence[Point]) -> None:
-        """Generate, score and publish points and the controls they need.  What was done before is not done again.
+        """Generate, score and publish points and the controls they need. Finished points are not run again.
 
         Raises:
-            ConfigError: an input is wrong, or the model fails the identity gate; nothing was started.
-            SweepHeld: shards of this sweep are at work that this process does not wait for.
-            EngineError: the engine failed for good; what was complete is published, what had begun is FAILED.
-            TooManyFailures: more points failed than `sweep.on_error` and `sweep.max_failures` allow.
+            ConfigError: An input is wrong, or the model fails the identity check. Nothing was started.
+            SweepHeld: Shards of this sweep are running elsewhere, and this process does not wait for them.
+            EngineError: The engine failed for good. Complete points are published, incomplete ones are FAILED.
+            TooManyFailures: More points failed than `sweep.on_error` and `sweep.max_failures` allow.
         """
-        contents = self._contents
+        fingerprints = self._fingerprints
         if self._tracker is None:
-            self._take_place()
+            self._wait_for_shards()
+            with suppress(OSError):  # reported when the first file is written
+                self.folder.mkdir(parents=True, exist_ok=True)
             self._tracker = open_tracker(self._base.tracking, self._settings.root, self._sweep_id)
         fresh = self._distinct(points)
-        # Shards find their controls in the plan, also those that this process happens to know.
-        known = self.publisher.scoring.controls if self.publisher and self._head is None else ()
-        wanted = with_controls(fresh, known)
-        tasks = self._memory.tasks(wanted, contents)
-        groups = make_plan(self._memory.todo(tasks))
-        head = self._head if self._head is not None and self._head.wants(groups) else None
-        if self.publisher is None and head is None:
+        # A shard reads controls from its plan only, so controls that this process knows are planned again for it.
+        known_controls = self.publisher.scoring.controls if self.publisher and self._coordinator is None else ()
+        planned = with_controls(fresh, known_controls)
+        tasks = self._resume.tasks(planned, fingerprints)
+        groups = make_plan(self._resume.todo(tasks), fingerprints.inputs)
+        self._say_once(describe_prompts(groups))
+        self._say_once(map(describe_read, fingerprints.inputs.clock.reads))
+        if groups:
+            self._say_once(filter(None, [self._resume.older_answers()]))
+        coordinator = self._coordinator if self._coordinator is not None and self._coordinator.wants(groups) else None
+        if coordinator is None:
             for group in groups:
-                group.spec.engine.reach()
-        publisher = self.publisher or self._open_publisher(groups if head is None else ())
+                self._resume.origin(group.spec.engine)
+        publisher = self.publisher or self._open_publisher(groups if coordinator is None else ())
         publisher.take_archived(tasks)
-        if head is not None:
-            head.hand_out(groups, publisher, self._generator, self._memory)
-            if not head.waits:
-                publisher.leave()
+        if coordinator is not None:
+            coordinator.hand_out(groups, publisher, self._executor, self._resume, fingerprints.inputs.clock.used)
+            if not coordinator.waits:
+                publisher.detach()
         else:
             for group in groups:
-                self._work_off(group, publisher)
+                self._run_group(group, publisher)
         publisher.scoring.drain()
 
     def result(self, point: Point) -> PointResult | None:
-        """Return what became of a point, or of the one that is the same and was run in its place; None: nothing yet."""
+        """Return the result of a point, or of the equal point that was run instead; None if there is none yet."""
         return self.results.get(self._run_as.get(point.key, point.key))
 
-    def __enter__(self) -> Runner:
+    def __enter__(self) -> SweepRunner:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        hurried = error is not None and not isinstance(error, Exception)
+        interrupted = error is not None and not isinstance(error, Exception)
         with ExitStack() as undo:
-            undo.callback(self._helpers.close)
+            undo.callback(self._pool.close)
             if self._tracker is not None:
-                undo.callback(self._tracker.end, 0.0 if hurried else END_SECONDS)
-            if self._head is not None:
-                undo.callback(self._head.close)
-            if not hurried:
-                undo.callback(self._generator.close)
-                if self._head is not None and error is not None:
-                    self._head.close()  # shards that are at work say what they took as they leave
+                undo.callback(self._tracker.end, 0.0 if interrupted else END_SECONDS)
+            if self._coordinator is not None:
+                undo.callback(self._coordinator.close)
+            if not interrupted:
+                undo.callback(self._executor.close)
+                if self._coordinator is not None and error is not None:
+                    self._coordinator.close()  # running shards record their costs when they end
                 self._count_shards()
-            # Else the engine ends with this process: shutting it down properly takes longer than there is time.
+            # When interrupted, the engine ends with this process: a regular shutdown would take too long.
             self._costs.engine_starts = self.engine_starts
             if self.publisher is not None:
                 undo.callback(self.publisher.close, error)
 
-    def _take_place(self) -> None:
-        """Wait for, or refuse to be in the way of, what an earlier process of this sweep has left at work.
-
-        Raises:
-            SweepHeld: something is at work.
-        """
-        if self._head is not None:
-            self._head.attach()
+    def _wait_for_shards(self) -> None:
+        """Wait for shards that an earlier process of this sweep has started; `SweepHeld` if they do not end in time."""
+        if self._coordinator is not None:
+            self._coordinator.attach()
         if self._plans.is_dir():
-            plans.take_place(self._plans, self._head.patience if self._head else PATIENCE)
+            plans.retire_all(self._plans, self._coordinator.patience if self._coordinator else PATIENCE)
 
     def _count_shards(self) -> None:
-        """Add what shards have cost, those among them that an earlier process of the sweep has not waited for."""
-        if self.publisher is None or (self._head is not None and not self._head.waits):
+        """Add the costs of shards, including shards that an earlier process of the sweep did not wait for."""
+        if self.publisher is None or (self._coordinator is not None and not self._coordinator.waits):
             return
         for manifest, states in plans.uncounted(self._plans):
             for state in states:
                 self._shards_starts += state.engine_starts
                 self._costs.add(state.costs)
-            with suppress(OSError):  # somebody else's folder; they are counted again, then
+            with suppress(OSError):  # not our folder: the shards are counted again next time
                 manifest.counted.touch()
 
+    def _say_once(self, lines: Iterable[str]) -> None:
+        """Print lines that this sweep has not printed before."""
+        for line in lines:
+            if line not in self._printed:
+                self._printed.add(line)
+                self._terminal.say(line)
+
     def _distinct(self, points: Sequence[Point]) -> list[Point]:
-        """Return the points that have not been run, without those that are the same as others but for their names."""
+        """Return the points that have not been run; of points that differ only in their names, return one."""
         fresh: dict[str, Point] = {}
-        for asked, same in self._contents.distinct(points):
-            own = self._run_as.setdefault(asked.key, same.key)
-            if own not in self.results and own not in fresh:
-                fresh[own] = same
-            elif asked.key != own:
-                log.warning("%s is the same as %s, and run once.", asked.name, same.name)
+        for point, representative in self._fingerprints.distinct(points):
+            key = self._run_as.setdefault(point.key, representative.key)
+            if key not in self.results and key not in fresh:
+                fresh[key] = representative
+            elif point.key != key:
+                log.warning("%s is the same as %s: it is run once.", point.name, representative.name)
         return list(fresh.values())
 
     def _open_publisher(self, groups: Sequence[EngineGroup]) -> Publisher:
-        """Reach the tracker, whose absence is to be noticed before an engine starts; import the first meanwhile."""
+        """Connect to the tracker before an engine starts, and import the first engine's library meanwhile."""
         assert self._tracker is not None
         with self._terminal.waiting("MLflow store"):
             self._tracker.prepare()
             if groups:
-                self._helpers.prepare()
+                self._pool.prepare()
             for group in groups[:1]:
                 group.spec.engine.warm_up(self._settings.root / ".cache")
             self.publisher = Publisher(
                 self._base,
                 self._sweep_id,
+                self._name,
                 self._command,
                 self._terminal,
-                self._helpers,
+                self._pool,
                 self._archive,
                 self._costs,
                 self._tracker,
             )
         return self.publisher
 
-    def _work_off(self, group: EngineGroup, publisher: Publisher) -> None:
+    def _run_group(self, group: EngineGroup, publisher: Publisher) -> None:
         try:
-            self._generator.work_off(group, publisher.scoring, publisher.start)
+            self._executor.run_group(group, publisher.scoring, publisher.start)
         except ConfigError as error:
-            if publisher.results:  # then it is not true that nothing was started
+            if publisher.results:  # points were run, so exit code 2 (nothing was started) would be wrong
                 raise EngineError(str(error)) from error
             raise

@@ -1,10 +1,12 @@
-"""The command line: `python -m sweep KEY=VALUE[,VALUE…]…`."""
+"""Command line: `python -m sweep KEY=VALUE[,VALUE…]…`."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -12,74 +14,109 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-import sweep._environment  # noqa: F401 - before the libraries that it is for
-from sweep import _hydra, parsing, session, signals
+import sweep.util.environment  # noqa: F401 - before the libraries that read these variables
+from sweep.app import sweep_app
+from sweep.config import arguments as _arguments
+from sweep.config import code_guard, help_text, hydra_patches, loader
+from sweep.console import signals, streams
+from sweep.core import provenance
 from sweep.errors import ConfigError, PointsFailed, SweepError
-from sweep.paths import conf_dir
-from sweep.point import make_points
-from sweep.redaction import redact
+from sweep.points.point import make_points
+from sweep.util.paths import conf_dir
+from sweep.util.redaction import redact
 
-# Hydra's own modes; every other command line is a sweep, if of one point.
-NOT_A_SWEEP = (
-    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"),
-    *("--run", "-r", "--multirun", "-m", "--experimental-rerun"),
-)
-LONGEST, MOST_LINES = 380, 3  # of what is said of a wrong configuration
+MAX_MESSAGE, MAX_LINES = 380, 3  # characters and lines of a message about a wrong configuration
+MAX_PATH = 120  # characters shown of a path that is too long
+CONFIG_ERROR = ConfigError.exit_code
 
 
 def task(composed: DictConfig) -> dict[str, float]:
-    """Run one point: what launchers other than this project's call.
+    """Run one point, for launchers of other projects; this project's launchers run points in batches.
 
     Returns:
-        The point's measures and its control's, which optimising sweepers may read.
+        The measures of the point and of its control, for optimising sweepers.
     """
-    current = session.current()
-    [result] = current.run(make_points([(HydraConfig.get().overrides.task, parsing.parse(composed))], current.axes))
+    current = sweep_app.current()
+    [result] = current.run(make_points([(HydraConfig.get().overrides.task, loader.parse(composed))], current.axes))
     return current.measures(result)
 
 
 def main() -> None:
-    """Run the command line and exit: 0 all points done, 1 some failed, 2 wrong configuration, 130/143 interrupted."""
-    arguments = sys.argv[1:]
-    if not any(argument.split("=")[0] in NOT_A_SWEEP for argument in arguments):
-        # hydra.mode in config.yaml alone would have a typo beside a comma list reported as an "ambiguous value".
+    """Run the command line and exit.
+
+    Exit codes: 0 all points done, 1 some failed or were not published, 2 wrong configuration, 75 another process
+    runs the sweep, 129, 130 or 143 interrupted.
+    """
+    sys.argv[1:] = arguments = _arguments.without_multirun(sys.argv[1:])
+    if "--version" in arguments:
+        print(provenance.summary())
+        return
+    if _arguments.is_sweep(arguments):
+        # With only hydra.mode in config.yaml, Hydra reports a typo next to a comma list as an "ambiguous value".
         sys.argv.insert(1, "--multirun")
-        _hydra.compose_once()
+        hydra_patches.skip_mode_lookup()
+    else:
+        sys.argv[0] = "sweep"  # the command that completion is installed for
     try:
-        parsing.register(_hydra.list_override("plugins", sys.argv))
-        sys.argv[1:] = _hydra.expand_compositions(sys.argv[1:])
-        _hydra.check_values(sys.argv[1:])
-        _hydra.pass_errors_on()
-        _hydra.list_options_quickly()
-        _hydra.refuse_code()
-        with session.current() as sweep:
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
-        if sweep.failures:  # which the end of the block may add to
-            raise PointsFailed("Some points are not done; the same command tries them again:")
+        code_guard.refuse_modes(sys.argv[1:])
+        loader.register(_arguments.list_override("plugins", sys.argv))
+        help_text.register()
+        sys.argv[1:] = _arguments.to_hydra_syntax(sys.argv[1:])
+        _arguments.check_values(sys.argv[1:])
+        hydra_patches.allow_options_anywhere()
+        hydra_patches.raise_errors()
+        hydra_patches.check_point_count()
+        hydra_patches.list_options_quickly()
+        code_guard.install()
+        with sweep_app.current() as sweep:
+            run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
+            with nullcontext() if _arguments.is_sweep(arguments) else streams.escaping():
+                run()
+        if sweep.failures:  # read after the block, whose exit may add failures
+            raise PointsFailed("Some points failed or were not published. Run the same command again:")
     except ConfigError as error:
         _exit(str(error), error.exit_code)
     except SweepError as error:
-        error = type(error)("\n".join([str(error), *session.current().failures]))
+        error = type(error)("\n".join([str(error), *sweep_app.current().failures]))
         _exit(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        code = SweepError.exit_code if session.current().has_results else ConfigError.exit_code
-        _exit(_hydra.explain(error, sys.argv[1:]), code)
-    except OSError as error:
-        if session.current().started:
+        code = SweepError.exit_code if sweep_app.current().has_results else CONFIG_ERROR
+        _exit(hydra_patches.explain(error, sys.argv[1:]), code)
+    except RecursionError:
+        if sweep_app.current().started:
             raise
-        where = error.filename or "the folder"
-        _exit(f"sweep.dir: {where} cannot be written: {error.strerror or error}.", ConfigError.exit_code)
+        _exit(
+            "The configuration is nested too deeply: a list, mapping or key has hundreds of levels. Use fewer levels.",
+            CONFIG_ERROR,
+        )
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG and not sweep_app.current().has_results:
+            name = str(error.filename or "a path")
+            _exit(
+                f"{name[:MAX_PATH]} …: the path is too long; each name in it may have up to 255 bytes.",
+                CONFIG_ERROR,
+            )
+        if sweep_app.current().started:
+            raise
+        path = error.filename or "the folder"
+        _exit(f"sweep.dir: cannot write {path}: {error.strerror or error}.", CONFIG_ERROR)
     except signals.Interrupted as end:
-        print("sweep: interrupted; what is finished is kept, and the same command goes on from there.", file=sys.stderr)
+        print("sweep: Interrupted. Finished points are saved; run the same command to resume.", file=sys.stderr)
         signals.leave(int(str(end.code)))
+
+
+def format_error(message: str, code: int) -> str:
+    """Return an error message for the terminal: without secrets, and shortened if the configuration was refused."""
+    message = redact(message)
+    if code == CONFIG_ERROR:  # messages of libraries and names typed by users can have any length
+        message = "\n".join(message.splitlines()[:MAX_LINES])
+        message = message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 2]} …"
+    return streams.visible(f"sweep: {message}")
 
 
 def _exit(message: str, code: int) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exc()
-    message = redact(message)
-    if code == ConfigError.exit_code:  # what libraries say, and names that users give, can be of any length
-        message = "\n".join(message.splitlines()[:MOST_LINES])
-        message = message if len(message) <= LONGEST else f"{message[: LONGEST - 2]} …"
-    print(f"sweep: {message}", file=sys.stderr)
+    if not _arguments.is_completion(sys.argv):  # a shell would show it on the line that is being typed
+        print(format_error(message, code), file=sys.stderr)
     sys.exit(code)

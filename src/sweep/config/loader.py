@@ -1,10 +1,9 @@
-"""From what Hydra composes to the frozen values of the schema, or to an error that names the key.
+"""Configuration loader: turns a configuration composed by Hydra into the frozen dataclasses of the schema.
 
-Hydra composes `conf/` over the node `schema` in its ConfigStore, which refuses unknown keys and wrong types.  `parse`
-then makes the values that the rest of the program reads.  `transform` and `engine` are plain mappings until then, whose
-`name` decides which registered class reads the rest: so a class that came in through `plugins` is checked exactly like
-one of ours.  The options of `transform=` are made of the classes themselves, so that a default or a parameter stands in
-one place.
+Hydra composes `conf/` over the node `schema` in its ConfigStore, which refuses unknown keys and wrong types. `parse`
+then makes a `SweepConfig`. Until then `transform` and `engine` are plain mappings, whose `name` selects the registered
+class that reads the rest. Classes of plugins are therefore checked like built-in ones. The options of `transform=` are
+generated from the classes, so that each parameter and its default are defined once.
 """
 
 from __future__ import annotations
@@ -22,37 +21,46 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import BooleanNode, DictConfig, IntegerNode, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.building import COMPOSE, build, build_pipeline, one_line, read, writable
-from sweep.checks import did_you_mean, require
-from sweep.config import SECTIONS, ScoringConfig, SweepConfig
+from sweep.config.dataclass_reader import COMPOSE, build, build_pipeline, one_line, read, writable
+from sweep.config.schema import SECTIONS, ScoringConfig, SweepConfig
+from sweep.console.signals import Interrupted
 from sweep.engines import ENGINES
 from sweep.errors import ConfigError
-from sweep.signals import Interrupted
 from sweep.transforms import TRANSFORMS
+from sweep.util.paths import conf_dir
+from sweep.util.validators import did_you_mean, require
 
-IDENTITY = ("model", "prompts", "transform", "sampling", "seed")  # what decides what is generated
+GENERATION_SECTIONS = ("model", "prompts", "transform", "sampling", "seed")  # they decide the generations
 _UNSTABLE = re.compile(r"\$\{(now|hydra|oc\.env):")
 _REFERENCE = re.compile(r"\$\{([\w.\[\]]+)\}")
 
 
 def register(plugins: Sequence[str] = ()) -> None:
-    """Put the schema and an option for each registered transform into Hydra's ConfigStore.
+    """Put the schema and an option for each registered transform and engine into Hydra's ConfigStore.
 
     Args:
-        plugins: modules that may register transforms, to be imported first.
+        plugins: Modules to import first, which may register transforms and engines.
 
     Raises:
-        ConfigError: one of them cannot be imported.
+        ConfigError: A module cannot be imported, or one of its transforms has a parameter of an unsupported type.
     """
     for module in plugins:
         _import_plugin(module)
     store = ConfigStore.instance()
     for name, transform in TRANSFORMS.items():
-        values = OmegaConf.to_container(writable(transform))
+        try:
+            values = OmegaConf.to_container(writable(transform))
+        except OmegaConfBaseException as error:  # a parameter type that OmegaConf does not support
+            where = f"{transform.__module__}.{transform.__qualname__}"
+            raise ConfigError(f"plugins: the transform {name!r} ({where}): {one_line(error)}") from error
         assert isinstance(values, dict)
         node = {"name": name, **values, "span": transform.default_span, "control": None}
         store.store(group="transform", name=name, node=node)
     store.store(group="transform", name=COMPOSE, node={"name": COMPOSE})
+    for name, engine in ENGINES.items():
+        if not (conf_dir() / "engine" / f"{name}.yaml").is_file():
+            node = {"name": name, **OmegaConf.to_container(writable(engine))}  # type: ignore[dict-item]
+            store.store(group="engine", name=name, node=node)
     root: dict[str, Any] = {key: writable(section) for key, section in SECTIONS.items()}
     root |= {"transform": None, "engine": None, "seed": IntegerNode(0), "verbose": BooleanNode(False)}
     root["plugins"] = ListConfig([], element_type=str)
@@ -60,48 +68,53 @@ def register(plugins: Sequence[str] = ()) -> None:
 
 
 def parse(composed: DictConfig) -> SweepConfig:
-    """Check a composed configuration and return it as frozen values.
+    """Check a composed configuration and return it as frozen dataclasses.
 
     Raises:
-        ConfigError: a value of the wrong type or out of range, an unknown transform, engine, parameter or plugin; a
-            value that would be another one the next time, where it decides what is generated.
+        ConfigError: A value of the wrong type or out of range, or an unknown transform, engine, parameter or plugin.
+            Also an interpolation that changes between runs, in a section that decides the generations.
     """
-    ours = without_hydra(composed)
-    unresolved: Any = OmegaConf.to_container(ours)
-    for section in IDENTITY:
+    config = without_hydra(composed)
+    unresolved: Any = OmegaConf.to_container(config)
+    for section in GENERATION_SECTIONS:
         _require_stable(unresolved.get(section), section, unresolved)
     try:
-        plain: Any = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
     return Parser().parse(plain)
 
 
 class Parser:
-    """Makes configurations of plain values; sections that it has seen before are not made again."""
+    """Parser of plain values into `SweepConfig`. Equal sections of several points are made once and shared."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[Any, Any]] = {}
-        self._equal: dict[str, dict[str, Any]] = {}
+        self._by_text: dict[str, dict[str, Any]] = {}
 
     def parse(self, plain: dict[str, Any]) -> SweepConfig:
-        """Return a configuration of plain values, which must not be changed afterwards; errors as of `parse`."""
-        known = [field.name for field in fields(SweepConfig)]
-        for key in plain.keys() - known:  # Hydra lets `+key=value` add whatever it likes
-            raise ConfigError(f"{key}: there is no such key. {did_you_mean(key, known)}")
+        """Return the configuration of plain values, which must not be changed afterwards.
+
+        Raises:
+            ConfigError: See `parse` of this module.
+        """
+        keys = [field.name for field in fields(SweepConfig)]
+        for key in plain.keys() - keys:  # Hydra lets `+key=value` add any key
+            raise ConfigError(f"{key}: there is no such key. {did_you_mean(key, keys)}")
         plugins = plain["plugins"]
-        require(isinstance(plugins, list), "plugins", "must be a list of modules' names", str(plugins))
+        require(isinstance(plugins, list), "plugins", "must be a list of module names", str(plugins))
         for module in plugins:
             _import_plugin(module)
         scoring = self._make("scoring", plain, partial(read, ScoringConfig, "scoring"))
-        for module in scoring.modules:  # lest a configuration name any callable
+        for module in scoring.modules:  # otherwise a configuration could name any callable
             listed = any(f"{module}.".startswith(f"{plugin}.") for plugin in plugins)
-            require(listed, "scoring.quality", f"has a function of {module!r}, which needs plugins=[{module}]", None)
+            rule = f"names a function of {module!r}, which is not a plugin: set plugins=[{module}]"
+            require(listed, "scoring.quality", rule, None)
         return SweepConfig(
             transform=self._make("transform", plain, build_pipeline),
             engine=self._make("engine", plain, lambda values: build("engine", values, ENGINES)),
-            seed=_whole("seed", plain["seed"]),
-            verbose=_switch("verbose", plain["verbose"]),
+            seed=_require_integer("seed", plain["seed"]),
+            verbose=_require_bool("verbose", plain["verbose"]),
             plugins=tuple(plugins),
             **{key: self._make(key, plain, partial(read, section, key)) for key, section in SECTIONS.items()},
         )
@@ -109,44 +122,44 @@ class Parser:
     def _make(self, key: str, plain: dict[str, Any], make: Callable[[Any], Any]) -> Any:
         values = plain[key]
         last = self._last.get(key)
-        if last is not None and last[0] is values:  # as it mostly is with sections that are not swept
+        if last is not None and last[0] is values:  # usual for sections that are not swept
             return last[1]
-        equal, text = self._equal.setdefault(key, {}), repr(values)
-        if text not in equal:
-            equal[text] = make(values)
-        self._last[key] = values, equal[text]
-        return equal[text]
+        sections, text = self._by_text.setdefault(key, {}), repr(values)
+        if text not in sections:
+            sections[text] = make(values)
+        self._last[key] = values, sections[text]
+        return sections[text]
 
 
-def _switch(key: str, value: Any) -> bool:
+def _require_bool(key: str, value: Any) -> bool:
     require(isinstance(value, bool), key, "must be true or false", value)
     return bool(value)
 
 
-def _whole(key: str, value: Any) -> int:
-    require(isinstance(value, int) and not isinstance(value, bool), key, "must be a whole number", value)
+def _require_integer(key: str, value: Any) -> int:
+    require(isinstance(value, int) and not isinstance(value, bool), key, "must be an integer", value)
     return int(value)
 
 
-def _require_stable(plain: Any, key: str, root: Any, through: tuple[str, ...] = ()) -> None:
-    """Refuse interpolations of what is another thing at another time or place, by way of other keys too."""
+def _require_stable(plain: Any, key: str, root: Any, followed: tuple[str, ...] = ()) -> None:
+    """Refuse interpolations whose value depends on time or machine, also through other keys."""
     if isinstance(plain, dict):
         for name, value in plain.items():
-            _require_stable(value, f"{key}.{name}", root, through)
+            _require_stable(value, f"{key}.{name}", root, followed)
     elif isinstance(plain, list):
         for value in plain:
-            _require_stable(value, key, root, through)
+            _require_stable(value, key, root, followed)
     elif isinstance(plain, str):
-        if found := _UNSTABLE.search(plain):
-            rule = f"must say the same whenever the command is repeated, which {found[0]}…}} does not"
+        if match := _UNSTABLE.search(plain):
+            rule = f"must have the same value on every run, but {match[0]}…}} changes. Set a fixed value"
             require(False, key, rule, None)
         for other in _REFERENCE.findall(plain):
-            if other not in through:
-                _require_stable(_at(root, other), key, root, (*through, other))
+            if other not in followed:
+                _require_stable(_at(root, other), key, root, (*followed, other))
 
 
 def _at(root: Any, path: str) -> Any:
-    """Return what is at a path of plain values; None: nothing, or what only OmegaConf finds."""
+    """Return the plain value at a path; None if there is none, or if only OmegaConf can resolve the path."""
     for part in re.split(r"[.\[\]]+", path.rstrip("]")):
         if isinstance(root, list) and part.isdecimal() and int(part) < len(root):
             root = root[int(part)]
@@ -158,20 +171,20 @@ def _at(root: Any, path: str) -> Any:
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:
-    """Return what is ours of a composed configuration."""
+    """Return a composed configuration without Hydra's own section."""
     return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
 
 def _import_plugin(module: str) -> None:
-    if (here := os.getcwd()) not in sys.path:  # where `python -m sweep` looks, and the command `sweep` would not
-        sys.path.append(here)
+    if (folder := os.getcwd()) not in sys.path:  # `python -m sweep` has it, the command `sweep` does not
+        sys.path.append(folder)
     try:
         importlib.import_module(module)
     except SyntaxError as error:
         raise ConfigError(f"plugins: {error.filename}:{error.lineno}: {error.msg}.") from error
     except Interrupted:
         raise
-    except (Exception, SystemExit) as error:  # it is the user's, and may raise anything
+    except (Exception, SystemExit) as error:  # user code may raise anything
         reason = str(error).split("\n")[0]
         what = f"{type(error).__name__}: {reason}"
         raise ConfigError(f"plugins: the module {module!r} cannot be imported: {what}") from error

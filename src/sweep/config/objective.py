@@ -1,4 +1,4 @@
-"""What an optimising sweeper looks for: `sweep.objective`."""
+"""Objective of an optimising sweeper: `sweep.objective`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sweep.checks import did_you_mean, require
 from sweep.errors import ConfigError, SweepError
+from sweep.util.validators import did_you_mean, require
 
 KEY = "sweep.objective"
-FORMS = "minimize:MEASURE, maximize:MEASURE, or closest:MEASURE:NUMBER, with 50% for half of the control's"
+FORMS = "minimize:MEASURE, maximize:MEASURE or closest:MEASURE:NUMBER (50% means half of the control's)"
 GROUPS = ("quality", "divergence", "health", "perturbation", "cost")
-OF_CONTROL = "control/"  # before the name of a measure, where a point's control's stand beside its own
+CONTROL_PREFIX = "control/"  # prefix of the control's measures among those of a point
 CHANGE = "perturbation/relative_l2"
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A measure, and what it is to be.
+    """A measure and the direction or target of its optimisation.
 
     Attributes:
-        text: as it was typed.
+        text: The objective as typed.
         aim: `minimize`, `maximize` or `closest`.
-        target: for `closest`; a share of the control's measure if `relative`.
+        measure: Name of the measure, such as `quality/exact_match`.
+        target: Target value of `closest`.
+        relative: Whether `target` is a fraction of the control's measure.
     """
 
     text: str
@@ -35,58 +37,63 @@ class Objective:
 
     @classmethod
     def parse(cls, text: str) -> Objective:
-        """Return what a text says.
+        """Parse the text of `sweep.objective`.
 
         Raises:
-            ConfigError: it has none of the forms.
+            ConfigError: The text has none of the supported forms.
         """
         aim, _, rest = text.partition(":")
         if aim not in ("minimize", "maximize", "closest"):
-            raise ConfigError(f"{KEY}: {text!r} is none of {FORMS}.")
+            raise ConfigError(f"{KEY}: {text!r} is not an objective. Use {FORMS}.")
         measure, _, target = rest.partition(":")
         group, _, name = measure.partition("/")
         if group not in GROUPS or not name:
-            raise ConfigError(f"{KEY}: {measure!r} is no measure, such as quality/exact_match. Known: {_list(GROUPS)}.")
+            raise ConfigError(
+                f"{KEY}: {measure!r} is not a measure. Available: {_list(GROUPS)}. Example: quality/chrf."
+            )
         require((aim == "closest") == (":" in rest), KEY, f"must be {FORMS}", text)
         if aim != "closest":
             return cls(text, aim, measure)
         number, relative = _number(target.removesuffix("%")), target.endswith("%")
-        require(math.isfinite(number), KEY, "needs a number or a percentage to be close to", target)
+        require(math.isfinite(number), KEY, "needs a number or a percentage as the target", target)
         return cls(text, aim, measure, number / 100 if relative else number, relative)
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
-        """Whether `value` is to be small or large, as Optuna says it."""
+        """Optuna's direction for `value`."""
         return "maximize" if self.aim == "maximize" else "minimize"
 
     def value(self, measures: Mapping[str, float]) -> float | None:
-        """Return how good a point is; None: nothing can be said of it.
+        """Return the value to optimise; None if the measure is missing or not finite.
 
         Args:
-            measures: its means, and its control's under `control/…`.
+            measures: The point's mean measures, and its control's under `control/…`.
         """
-        got = measures.get(self.measure, math.nan)
-        sought = self.sought(measures)
-        value = abs(got - sought) if self.aim == "closest" else got
+        mean = measures.get(self.measure, math.nan)
+        value = abs(mean - self.target_value(measures)) if self.aim == "closest" else mean
         return value if math.isfinite(value) else None
 
-    def sought(self, measures: Mapping[str, float]) -> float:
-        """Return the number that `closest` means; NaN: there is none."""
-        return self.target * (measures.get(OF_CONTROL + self.measure, math.nan) if self.relative else 1.0)
+    def target_value(self, measures: Mapping[str, float]) -> float:
+        """Return the target of `closest` in the measure's units; NaN if there is none."""
+        return self.target * (measures.get(CONTROL_PREFIX + self.measure, math.nan) if self.relative else 1.0)
 
     def check_known(self, points: list[Mapping[str, float]]) -> None:
-        """Refuse a measure that none of some points have.
+        """Check that at least one of the points has the measure.
 
         Raises:
-            SweepError: with the measures that there are.
+            SweepError: No point has it. The message lists the available measures.
         """
-        known = sorted({name for measures in points for name in measures if not name.startswith(OF_CONTROL)})
-        if not known:  # all of them failed, which is said elsewhere
+        available = sorted({name for measures in points for name in measures if not name.startswith(CONTROL_PREFIX)})
+        if not available:  # all points failed, which is reported elsewhere
             return
-        if self.measure not in known:
-            raise SweepError(f"{KEY}: no point has a measure {self.measure!r}. {did_you_mean(self.measure, known)}")
-        if self.relative and not any(OF_CONTROL + self.measure in measures for measures in points):
-            raise SweepError(f"{KEY}: the control has no measure {self.measure!r}; give a number instead of a share.")
+        if self.measure not in available:
+            raise SweepError(
+                f"{KEY}: no point has the measure {self.measure!r}. {did_you_mean(self.measure, available)}"
+            )
+        if self.relative and not any(CONTROL_PREFIX + self.measure in measures for measures in points):
+            raise SweepError(
+                f"{KEY}: the control does not have the measure {self.measure!r}. Use a number instead of a percentage."
+            )
 
 
 def _list(groups: tuple[str, ...]) -> str:

@@ -1,68 +1,45 @@
-"""The schema: what a configuration may say, and what each value may be.
+"""Configuration schema: frozen dataclasses that define the keys and check the values.
 
-Frozen dataclasses, whose `__post_init__` checks ranges; `parsing` makes them of what Hydra has composed.
+`__post_init__` checks ranges. `sweep.config.loader` makes the dataclasses from a composed configuration. `--help` shows
+the entry of each key below `Attributes:` (see `sweep.config.help_text`), so an entry states the allowed values.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.checks import require, require_choice
+from sweep.config.objective import Objective
 from sweep.engines import EngineConfig
 from sweep.errors import TooManyFailures
-from sweep.objective import Objective
+from sweep.inputs.config import ModelConfig, PromptsConfig
 from sweep.transforms import Pipeline
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """Which model.  `id` is a hub id, a local folder, or `demo` for the embedded one."""
-
-    id: str = "demo"
-    revision: str | None = None
-    dtype: str = "auto"  # auto: the checkpoint's
-    trust_remote_code: bool = False
-    embedder: str = "safetensors"
-
-    def __post_init__(self) -> None:
-        require(bool(self.id.strip()), "model.id", "must name a hub id or a folder", self.id)
-        require_choice("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        require_choice("model.embedder", self.embedder, ("safetensors", "transformers"))
-
-
-@dataclass(frozen=True, slots=True)
-class PromptsConfig:
-    """Which prompts: read from the file at `path`, else those listed in `items`.
-
-    `placeholders` are the names whose `{name}` stays in the text as a unit of its own, for a transform to replace.
-    """
-
-    items: list[Any] | None = None
-    path: str | None = None
-    chat: bool = True
-    system: str | None = None
-    limit: int | None = None
-    id_key: str = "id"
-    prompt_key: str = "prompt"
-    reference_key: str = "reference"
-    placeholders: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        require(self.items is not None or self.path is not None, "prompts", "needs items or a path", None)
-        require(self.limit is None or self.limit >= 1, "prompts.limit", "must be at least 1", self.limit)
+from sweep.util.validators import require, require_choice
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How tokens are drawn.  Temperature 0 is greedy."""
+    """Configuration section `sampling`.
+
+    Attributes:
+        max_tokens: Longest answer in tokens; 1 or more.
+        temperature: Sampling temperature; 0 (greedy) or more.
+        top_p: Sample from the most probable tokens up to this total probability; in (0, 1].
+        top_k: Sample from this many of the most probable tokens; 0 (all) or more.
+        repetition_penalty: Penalty on repeated tokens, as in vLLM; above 0, and 1 has no effect.
+        seed: Seed of the samples; the same random numbers are used at every point.
+        n: Answers for each prompt; 1 or more, and above 1 only with temperature above 0.
+        stop: Texts that end an answer; none of them empty.
+        ignore_eos: Continue after the end-of-sequence token, up to max_tokens.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
-    top_k: int = 0  # 0: all tokens
+    top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int = 0
     n: int = 1
@@ -78,23 +55,39 @@ class SamplingConfig:
         penalty = self.repetition_penalty
         require(0 < penalty < math.inf, "sampling.repetition_penalty", "must be above 0", penalty)
         require(self.n >= 1, "sampling.n", "must be at least 1", self.n)
-        alike = self.temperature > 0 or self.n == 1
-        require(alike, "sampling.n", "above 1 needs sampling.temperature above 0: greedy samples are all alike", self.n)
-        require(all(self.stop), "sampling.stop", "must not hold an empty string", self.stop)
+        differ = self.temperature > 0 or self.n == 1
+        require(
+            differ, "sampling.n", "above 1 needs sampling.temperature above 0: greedy answers are all equal", self.n
+        )
+        require(all(self.stop), "sampling.stop", "must not contain an empty string", self.stop)
+
+
+# Divergence measures that every sweep has.
+DIVERGENCES = ("divergence/token_agreement", "divergence/first_divergence", "divergence/edit_distance")
+
+
+def _metric(name: str) -> str:
+    """Return the measure's name for an entry of `scoring.quality`: `exact_match`, or a user's `module.function`."""
+    return "quality/" + re.split(r"[.:]", name.removeprefix("quality/"))[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringConfig:
-    """How measures are taken and summarised.
+    """Configuration section `scoring`.
 
     Attributes:
-        confidence: of the intervals.
-        nearest_rows: embedding rows of a point whose nearest tokens are looked up; 0: none.
-        noise_floor: run each control a second time, in other company of the batch.
-        logprobs: how many of the most probable tokens are reported at each step, to compare distributions; 0: none.
-        teacher_forced: ask how probable the control's answer is under each point's prompt, and the other way round.
-        quality: measures of answers against references; names of ours, and functions of the user's own, as
-            `module.function`, from a generation and its references to a number.
+        confidence: Confidence level of the intervals; in (0, 1).
+        nearest_rows: Embedding rows per point whose nearest tokens are looked up, spread over its prompts; 0 (none) or
+            more.
+        noise_floor: Run each control twice, in differently composed batches, to measure the noise floor.
+        logprobs: Compare next-token distributions by this many of the most probable tokens; 0 (do not) to 20.
+        teacher_forced: Score the control's answer under the transformed prompt, and the transformed answer under the
+            clean prompt.
+        quality: Measures against references: exact_match, normalised_exact_match, contains, regex_match, token_f1,
+            numeric_match, chrf, bleu, or module.function of a plugin, called with (generation, references).
+        primary: Measure that is shown first and whose thresholds are printed: one of quality, or
+            divergence/token_agreement, divergence/first_divergence, divergence/edit_distance; null means the first of
+            quality.
     """
 
     confidence: float = 0.95
@@ -105,27 +98,49 @@ class ScoringConfig:
     quality: list[str] = field(
         default_factory=lambda: ["exact_match", "normalised_exact_match", "contains", "token_f1"]
     )
+    primary: str | None = None
 
     def __post_init__(self) -> None:
         require(0 < self.confidence < 1, "scoring.confidence", "must be in (0, 1)", self.confidence)
         require(0 <= self.logprobs <= 20, "scoring.logprobs", "must be in [0, 20]", self.logprobs)
         require(self.nearest_rows >= 0, "scoring.nearest_rows", "must be 0 or more", self.nearest_rows)
+        if self.primary is not None:
+            metrics = [_metric(name) for name in self.quality] + list(DIVERGENCES)
+            choices = [name.removeprefix("quality/") for name in metrics]
+            chosen = self.primary if self.primary in metrics else _metric(self.primary)
+            if chosen not in metrics:
+                what = "measure of scoring.quality or a divergence"
+                require_choice("scoring.primary", self.primary, choices, what)
+
+    @property
+    def first(self) -> list[str]:
+        """Measures to show before others: the primary one, then those of plugins."""
+        primary = self.primary or next(iter(self.quality), None)
+        from_plugins = [_metric(name) for name in self.quality if re.search(r"[.:]", name.removeprefix("quality/"))]
+        chosen = [] if primary is None else [primary if primary in DIVERGENCES else _metric(primary)]
+        return list(dict.fromkeys([*chosen, *from_plugins]))
+
+    def score_settings(self) -> dict[str, Any]:
+        """Return the settings that change scores, as plain values."""
+        return {key: value for key, value in asdict(self).items() if key != "primary"}
 
     @property
     def modules(self) -> list[str]:
-        """The modules of the user's own functions among the measures."""
-        own = (name.rpartition(":" if ":" in name else ".") for name in self.quality)
-        return [module for module, _, function in own if module and function]
+        """Modules of the functions among the quality measures."""
+        parts = (name.rpartition(":" if ":" in name else ".") for name in self.quality)
+        return [module for module, _, function in parts if module and function]
 
 
 @dataclass(frozen=True, slots=True)
 class TrackingConfig:
-    """Where MLflow keeps the runs.  Without a URI: an SQLite file in `sweep.dir`.
+    """Configuration section `tracking`.
 
     Attributes:
-        traces: log each generation as a trace too, with its scores, for MLflow's comparison row by row.
-        patience: seconds to wait at the end for a tracker that does not answer.
-        in_process: publish from this process, which takes less memory and more of the engine's time.
+        uri: Any MLflow tracking URI; null means an SQLite file in sweep.dir.
+        experiment: Name of the MLflow experiment; not empty.
+        traces: Also log each generation as a trace with its scores, which MLflow compares row by row.
+        patience: Seconds to wait at the end for a tracking server that does not answer; 0 or more.
+        in_process: Publish from the engine's process, which needs less memory but slows the engine.
     """
 
     uri: str | None = None
@@ -141,16 +156,23 @@ class TrackingConfig:
 
 @dataclass(frozen=True, slots=True)
 class SweepSettings:
-    """The invocation: where it writes, what it is called, and what it does about what is there already or fails.
+    """Configuration section `sweep`: settings of the whole invocation.
 
     Attributes:
-        resume: `true` goes on with what the same command has begun; `false` begins anew; `force` goes on although
-            another version of the engine began.
-        on_error: `stop` ends the sweep with the first point that fails.
-        max_failures: points that may fail before the sweep ends; None: all.
-        objective: what an optimising sweeper looks for; see `sweep.objective`.
-        helpers: processes that build requests and score points beside the engine's; 0: threads of this one, which takes
-            less memory and more of the engine's time; None: one for every four cores, up to four, and one on two cores.
+        dir: Folder for everything that a sweep writes.
+        name: Name of the sweep in MLflow and the report; null means one made from the overrides, such as scale
+            factor=1.2,1.5.
+        dry_run: List points, engines, requests and tokens, and start nothing.
+        resume: true resumes the same command's sweep; false starts a new one; force resumes it even if another version
+            of the engine began it.
+        on_error: continue, or stop the sweep at the first point that fails.
+        max_failures: End the sweep when more points than this have failed; 0 or more, null means never.
+        objective: Goal of hydra/sweeper=optuna: minimize:MEASURE, maximize:MEASURE, closest:MEASURE:0.5 or
+            closest:MEASURE:50% (of the control's).
+        helpers: Worker processes that build requests and score points next to the engine; 0 (threads, less memory but a
+            slower engine) to 64; null means one for every four cores, 1 to 4 in all (0 on a single core).
+        gpu_scoring: Look up nearest tokens of large vocabularies on the first visible GPU, in at most 3 % of its
+            memory; needs worker processes.
     """
 
     dir: str = "outputs"
@@ -161,33 +183,49 @@ class SweepSettings:
     max_failures: int | None = None
     objective: str | None = None
     helpers: int | None = None
+    gpu_scoring: bool = True
 
     def __post_init__(self) -> None:
         require(self.helpers is None or 0 <= self.helpers <= 64, "sweep.helpers", "must be in [0, 64]", self.helpers)
         require(bool(self.dir.strip()), "sweep.dir", "must name a folder", self.dir)
         require_choice("sweep.resume", self.resume.lower(), ("true", "false", "force"))
         require_choice("sweep.on_error", self.on_error, ("continue", "stop"))
-        most = self.max_failures
-        require(most is None or most >= 0, "sweep.max_failures", "must be 0 or more", most)
+        limit = self.max_failures
+        require(limit is None or limit >= 0, "sweep.max_failures", "must be 0 or more", limit)
         if self.objective is not None:
             Objective.parse(self.objective)
 
-    def bear(self, failed: int) -> None:
+    def check_failures(self, failed: int) -> None:
         """Raise `TooManyFailures` if more points have failed than `on_error` and `max_failures` allow."""
         if self.on_error == "stop" and failed:
-            raise TooManyFailures(f"{failed} points failed, more than sweep.on_error=stop allows.")
+            raise TooManyFailures(f"The sweep was stopped: {failed} points failed (sweep.on_error=stop).")
         if self.max_failures is not None and failed > self.max_failures:
-            raise TooManyFailures(f"{failed} points failed, more than sweep.max_failures allows.")
+            limit = self.max_failures
+            raise TooManyFailures(f"The sweep was stopped: {failed} points failed (sweep.max_failures={limit}).")
 
     @property
     def root(self) -> Path:
-        """The absolute folder under which everything lies that a run writes."""
+        """Absolute path of `dir`, the folder for everything that a sweep writes."""
         return Path(self.dir).expanduser().resolve()
 
 
 @dataclass(frozen=True, slots=True)
 class SweepConfig:
-    """One point's whole configuration, or the base that all points of a sweep share."""
+    """Configuration of one point, or of the base that all points of a sweep share.
+
+    Attributes:
+        model: Section `model`.
+        prompts: Section `prompts`.
+        transform: The transforms to apply, in order.
+        sampling: Section `sampling`.
+        engine: Section `engine`, of the chosen engine's class.
+        scoring: Section `scoring`.
+        tracking: Section `tracking`.
+        sweep: Section `sweep`.
+        seed: Seed of the point; transforms that draw random numbers derive theirs from it and the prompt.
+        verbose: Print the output of vLLM, Transformers and MLflow instead of writing it to sweep.log.
+        plugins: Python modules to import first, which may register transforms and engines or define scorers.
+    """
 
     model: ModelConfig
     prompts: PromptsConfig
@@ -202,11 +240,11 @@ class SweepConfig:
     plugins: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """Return the configuration as plain values, of which `parsing` makes it again."""
+        """Return the configuration as plain values, which `Parser.parse` reads again."""
         return {field.name: self.plain_section(field.name) for field in fields(self)}
 
     def plain_section(self, key: str) -> Any:
-        """Return one section, or one value of the top level, as plain values."""
+        """Return one section, or one top-level value, as plain values."""
         value = getattr(self, key)
         match key:
             case "transform":

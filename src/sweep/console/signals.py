@@ -1,4 +1,4 @@
-"""Ending promptly when asked to, whatever the process is in the middle of."""
+"""Signal handling: end the process promptly on SIGINT, SIGTERM, SIGUSR2 and SIGHUP."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ import threading
 import time
 from types import FrameType
 
-PATIENCE = 4.5  # seconds until a process that has been asked to end is ended
-# SIGUSR2 is what schedulers warn of preemption with; to its sender it is the same request.
+PATIENCE = 4.5  # seconds that a process has for its own shutdown after the first signal
+# Schedulers announce preemption with SIGUSR2, which ends the process like SIGTERM.
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR2: 143, signal.SIGHUP: 129}
 
-_asked: list[int] = []
+_received: list[int] = []
 
 
 class Interrupted(SystemExit):
-    """The user or the scheduler wants an end."""
+    """The user or a scheduler has asked the process to end."""
 
 
 def install() -> None:
-    """Have the signals end this process: with its things in order if that is soon, else without.
+    """Install the handlers. Call this in the main thread.
 
-    The first one raises `Interrupted` in the main thread.  A second SIGINT ends the process at once.
+    The first signal raises `Interrupted` in the main thread. The process ends after `PATIENCE` seconds at the latest,
+    or at once on a second SIGINT.
     """
     for number in CODES:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
             signal.signal(number, _handle)
 
 
 def check() -> None:
-    """Raise `Interrupted` if an end was asked for: libraries may have swallowed the one that said so.
+    """Raise `Interrupted` if a signal was received, because a library may have swallowed the first exception.
 
-    To be called in the main thread, between one thing and the next.
+    Call this in the main thread between steps of work.
     """
-    if _asked:
-        raise Interrupted(CODES[signal.Signals(_asked[0])])
+    if _received:
+        raise Interrupted(CODES[signal.Signals(_received[0])])
 
 
 def leave(code: int) -> None:
-    """End the process without taking it to pieces first, which takes longer than an interrupted user waits."""
+    """End the process at once, without the interpreter's shutdown, which would take seconds."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -50,16 +51,16 @@ def leave(code: int) -> None:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     code = CODES[signal.Signals(number)]
-    if _asked:
+    if _received:
         if number == signal.SIGINT:
             leave(130)
-        return  # schedulers repeat themselves
-    _asked.append(number)
-    # A thread, as the main one may be busy in compiled code, where no exception reaches it.
-    threading.Thread(target=_end, args=(code,), name="ending", daemon=True).start()
+        return  # schedulers repeat their signals
+    _received.append(number)
+    # A thread, because the main thread may be in compiled code, where no exception reaches it.
+    threading.Thread(target=_leave_later, args=(code,), name="ending", daemon=True).start()
     raise Interrupted(code)
 
 
-def _end(code: int) -> None:
+def _leave_later(code: int) -> None:
     time.sleep(PATIENCE)
     leave(code)

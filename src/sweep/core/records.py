@@ -1,31 +1,33 @@
-"""What is published of a point, and of the sweep once its points are done."""
+"""Records sent to the tracker: one per point, and one for the finished sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.scoring.values import Summary
+from sweep.core.values import Summary
 
 Value = str | float
 
 
 @dataclass(frozen=True, slots=True)
 class PointRecord:
-    """All that is published of one point but its generations.
+    """Everything that is published of one point except its generations.
 
     Attributes:
-        index: its place in the sweep.
+        index: position of the point in the sweep.
         name, role, fingerprint: see `point.Point`.
-        started, ended: seconds since the epoch; `ended` differs in each attempt at a point.
-        parameters: under their override names.
-        axes: swept values; the numbers among them become metrics, which MLflow sorts as numbers.
-        summaries: measures over prompts; metrics: single numbers.
-        tags: further ones, such as versions.
-        config: the resolved configuration, as YAML.
-        error: why the point failed, if it did; traceback: where, if an exception was the reason.
+        started, ended: seconds since the epoch; `ended` differs between attempts at a point.
+        parameters: by override name.
+        axes: swept values; numeric ones are also published as metrics, because MLflow sorts those as numbers.
+        summaries: measures over prompts.
+        metrics: single numbers.
+        tags: further tags, such as versions.
+        config: the resolved configuration as YAML.
+        error: why the point failed; None if it did not.
+        traceback: set if an exception was the reason.
     """
 
     index: int
@@ -46,25 +48,44 @@ class PointRecord:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A point's generations, as MLflow's table view takes them: the first column differs in every row."""
+    """A point's generations in the form of MLflow's table view: the first column is unique per row."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
 
+ReadTable = Callable[[], Table]  # must be picklable
+
+
 @dataclass(frozen=True, slots=True)
-class Closing:
-    """What the sweep's own run is given once all points are done.
+class Publication:
+    """A point to be published.
 
     Attributes:
-        series: (metric, value, step) of measures over the points, whose step is the point's place in the sweep.
-        files: what is kept with the run, a folder and all that lies in it.
-        axes, measures: metrics of the points that the view of charts shows.
-        differences: metrics that a point's run is given beside the other points', by the run's id.
-        time: seconds since the epoch, the same whenever the same points are closed, so that what is logged again is
-            the same entry.
+        record: everything except the generations.
+        table: the generations, or a function that reads them.
+        replaces: run id of an earlier failed attempt at this point.
     """
 
+    record: PointRecord
+    table: Table | ReadTable
+    replaces: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """Data published to the sweep's parent run once all points are finished.
+
+    Attributes:
+        name: of the sweep, and of its saved view.
+        series: (metric, value, step) of measures over the points; the step is the point's position in the sweep.
+        files: folder whose contents are stored as artifacts of the run.
+        axes, measures: metrics of the points shown in the chart view.
+        differences: metrics that compare a point with the other points, by run id of the point.
+        time: seconds since the epoch; equal for equal points, so that logging twice gives the same entry.
+    """
+
+    name: str
     series: Sequence[tuple[str, float, int]]
     files: Path
     axes: Sequence[str]

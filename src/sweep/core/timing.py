@@ -1,4 +1,4 @@
-"""What a sweep takes: seconds, requests and tokens, of each point and of the batch that all points share."""
+"""Cost accounting: seconds, requests and tokens of each point and of the batch that points share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from dataclasses import dataclass, field, fields
 
 @dataclass(slots=True)
 class Costs:
-    """What a point took.
+    """Costs of one point.
 
     Attributes:
-        build_seconds: to make its requests, of which transform_seconds in its transforms.
-        requests: how many the engine was sent, those of teacher forcing among them.
-        prompt_tokens, output_tokens: of those, cached_tokens of the former found in the engine's prefix cache.
-        reused: answers that were not generated for it, but taken from the journal of other sweeps.
+        build_seconds: time to build its requests.
+        transform_seconds: the part of build_seconds spent in transforms.
+        requests: number of requests sent to the engine, teacher forcing included.
+        prompt_tokens: prompt tokens of these requests.
+        cached_tokens: the part of prompt_tokens found in the engine's prefix cache.
+        output_tokens: tokens generated for these requests.
+        reused: completions taken from other sweeps' journals instead of being generated.
     """
 
     build_seconds: float = 0.0
@@ -28,7 +31,7 @@ class Costs:
     reused: int = 0
 
     def metrics(self) -> dict[str, float]:
-        """Return them as they are published."""
+        """Return the costs under their published metric names."""
         return {
             "cost/build_seconds": self.build_seconds,
             "cost/transform_seconds": self.transform_seconds,
@@ -39,22 +42,27 @@ class Costs:
         }
 
     def add(self, other: Costs) -> None:
-        """Add another point's."""
-        for own in fields(self):
-            setattr(self, own.name, getattr(self, own.name) + getattr(other, own.name))
+        """Add another point's costs."""
+        for field_ in fields(self):
+            setattr(self, field_.name, getattr(self, field_.name) + getattr(other, field_.name))
 
 
 @dataclass(slots=True)
 class SharedCosts:
-    """What a sweep's points took together.
+    """Costs of a sweep that its points share.
+
+    Written by the main, scoring and publishing threads; each field has one writer at a time.
 
     Attributes:
         points: sums over points.
-        engine_starts, engine_start_seconds: how often an engine was started, and how long that took.
-        generate_seconds: in which the engine worked, or waited for requests.
-        score_seconds, publish_seconds: beside the engine; the former summed over the processes that score.
-        report_seconds: at the end.
-        gpu_memory_gib: the most that the GPU held; None without one.
+        engine_starts: number of engine starts.
+        engine_start_seconds: total time of these starts.
+        generate_seconds: time in which the engine ran or waited for requests.
+        score_seconds: scoring time in parallel to the engine, summed over scoring processes.
+        publish_seconds: publishing time in parallel to the engine.
+        report_seconds: time for the report at the end.
+        gpu_memory_gib: peak GPU memory in GiB; None without a GPU.
+        tokens: number of generated tokens.
     """
 
     points: Costs = field(default_factory=Costs)
@@ -69,42 +77,44 @@ class SharedCosts:
 
     @contextmanager
     def timing(self, name: str) -> Iterator[None]:
-        """Add the seconds of a `with` block to one of the attributes."""
-        began = time.monotonic()
+        """Add the duration of a `with` block to the attribute `name`."""
+        start = time.monotonic()
         try:
             yield
         finally:
-            setattr(self, name, getattr(self, name) + time.monotonic() - began)
+            setattr(self, name, getattr(self, name) + time.monotonic() - start)
 
     def count(self, tokens: int, seconds: float) -> None:
-        """Add what the engine generated, and how long it took."""
+        """Add a number of generated tokens and the seconds they took."""
         self.tokens += tokens
         self.generate_seconds += seconds
 
     def sums(self) -> dict[str, float]:
-        """Return what adds up over processes, but for the engines' starts, which are counted where they happen."""
-        names = [each.name for each in fields(self) if each.name.endswith("_seconds") or each.name == "tokens"]
-        own = {name: float(getattr(self, name)) for name in names}
-        return own | {f"points.{each.name}": float(getattr(self.points, each.name)) for each in fields(self.points)}
+        """Return the costs that add up over processes, except engine starts, which are counted where they happen."""
+        names = [field_.name for field_ in fields(self) if field_.name.endswith("_seconds") or field_.name == "tokens"]
+        shared = {name: float(getattr(self, name)) for name in names}
+        return shared | {
+            f"points.{field_.name}": float(getattr(self.points, field_.name)) for field_ in fields(self.points)
+        }
 
     def add(self, sums: Mapping[str, float]) -> None:
-        """Add another process's sums."""
+        """Add the sums of another process."""
         for name, value in sums.items():
             owner, _, attribute = name.rpartition(".")
             target = self.points if owner else self
             setattr(target, attribute, getattr(target, attribute) + value)
 
     def now(self) -> dict[str, float]:
-        """Return what a point is told of the batch that it shared, up to now."""
+        """Return the shared metrics of a point, at this moment."""
         speed = self.tokens / self.generate_seconds if self.generate_seconds else 0.0
-        told = {"tokens_per_second": speed, "engine_start_seconds": self.engine_start_seconds}
-        return told if self.gpu_memory_gib is None else told | {"gpu_memory_gib": self.gpu_memory_gib}
+        metrics = {"tokens_per_second": speed, "engine_start_seconds": self.engine_start_seconds}
+        return metrics if self.gpu_memory_gib is None else metrics | {"gpu_memory_gib": self.gpu_memory_gib}
 
     def metrics(self) -> dict[str, float]:
-        """Return them as the sweep's own run is given them."""
-        own = {
-            f"cost/{each.name}": float(value)
-            for each in fields(self)
-            if each.name not in ("points", "tokens") and (value := getattr(self, each.name)) is not None
+        """Return the metrics of the sweep's parent run."""
+        shared = {
+            f"cost/{field_.name}": float(value)
+            for field_ in fields(self)
+            if field_.name not in ("points", "tokens") and (value := getattr(self, field_.name)) is not None
         }
-        return own | self.points.metrics() | {"cost/tokens_per_second": self.now()["tokens_per_second"]}
+        return shared | self.points.metrics() | {"cost/tokens_per_second": self.now()["tokens_per_second"]}

@@ -1,4 +1,4 @@
-"""What measures come to."""
+"""Value types of measures."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Scores = dict[str, float]  # of an answer, by measure
+Scores = dict[str, float]  # one completion's scores, by measure
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A mean over prompts and its confidence interval, whose bounds are NaN where one prompt says nothing of spread."""
+    """Mean over prompts with its confidence interval. The bounds are NaN for a single prompt, which has no spread."""
 
     mean: float
     ci_low: float

@@ -1,15 +1,16 @@
-"""Engines: what answers requests.  An engine knows requests and tensors, not points.
+"""Engines: they generate completions for requests. An engine knows requests and tensors, not points.
 
-`ENGINES` has the configuration class of each by its name; importing it imports no engine's library.
+`ENGINES` maps engine names to configuration classes. Importing it does not import any engine's library. Plugins add
+engines with `register_engine`.
 """
 
 from sweep.engines.base import EngineConfig
-from sweep.engines.server import ServerConfig
-from sweep.engines.transformers import TransformersConfig
-from sweep.engines.vllm import VLLMConfig
+from sweep.engines.registry import ENGINES, register_engine
+from sweep.engines.server.config import ServerConfig
+from sweep.engines.transformers.config import TransformersConfig
+from sweep.engines.vllm.config import VLLMConfig
 
-__all__ = ["ENGINES", "EngineConfig", "ServerConfig", "TransformersConfig", "VLLMConfig"]
+__all__ = ["ENGINES", "EngineConfig", "ServerConfig", "TransformersConfig", "VLLMConfig", "register_engine"]
 
-ENGINES: dict[str, type[EngineConfig]] = {
-    config.name: config for config in (VLLMConfig, ServerConfig, TransformersConfig)
-}
+for _config in (VLLMConfig, ServerConfig, TransformersConfig):
+    register_engine(_config)

@@ -1,27 +1,35 @@
-"""The contract between the runner and an engine.
+"""Engine interface: configuration, requests and generations.
 
-An engine is opened once for all points that share an `EngineSpec`, is handed one lazy stream of requests of all those
-points, and gives each generation back as it finishes, in any order.
+An engine is opened once for all points that share an `EngineSpec`. It draws the requests of all those points from one
+lazy stream and yields each generation as it finishes, in any order.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sweep.core.provenance import distributions_of, engine_version
+from sweep.engines.settings import Effect
+from sweep.inputs.model_files import ModelFiles as ModelFiles  # part of the contract
+from sweep.util.compact import compact
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the tokens of one request are drawn; the fields of `SamplingConfig`, with the request's own seed.
+    """Sampling parameters of one request: the fields of `SamplingConfig` with the seed of the request.
 
     Attributes:
-        logprobs: how many of the most probable tokens are reported at each step, with the one that was drawn; 0: none.
+        logprobs: number of most probable tokens whose log-probabilities are reported at each step, in addition to the
+            sampled token. 0: no log-probabilities.
     """
 
     max_tokens: int
@@ -36,16 +44,19 @@ class Sampling:
     logprobs: int = 0
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt of one point.
 
     Attributes:
-        key: names the request in the generations that come back; unique within one `generate` call.
-        token_ids: the prompt's tokens, which penalties and prompt log-probabilities read.
-        embeds: [len(token_ids), hidden_size] in the engine's dtype, finite; None sends the token ids themselves.
-        scored: how many of the last tokens are an answer whose log-probabilities are wanted, given what stands before
-            each (teacher forcing); such a request's own completions mean nothing.
+        key: identifies the request in the generations; unique within one `generate` call.
+        token_ids: tokens of the prompt. Penalties and prompt log-probabilities read them.
+        embeds: (len(token_ids), hidden_size) in the engine's dtype, finite. None: send the token ids instead.
+        scored: number of tokens at the end of the prompt that are a forced answer (teacher forcing). The engine reports
+            the log-probability of each, given the tokens before it. The completions of such a request are meaningless.
+        finite: whether all entries of `embeds` are known to be finite, so that the engine can skip the check. For a
+            large model the check takes a millisecond per request on the thread that feeds the engine.
     """
 
     key: Hashable
@@ -53,15 +64,17 @@ class Request:
     embeds: Tensor | None
     sampling: Sampling
     scored: int = 0
+    finite: bool = False
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled answer.
 
     Attributes:
-        logprobs: at each step, the natural log-probabilities of the most probable tokens and of the one drawn, by token
-            id, before temperature and penalties; empty unless they were asked for.
+        logprobs: natural log-probabilities by token id at each step, before temperature and penalties: the most
+            probable tokens and the sampled one. Empty unless requested.
     """
 
     text: str
@@ -72,11 +85,11 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The engine's answer to a request: `sampling.n` completions, in the order of their seeds.
+    """Result of a request: `sampling.n` completions, in the order of their seeds.
 
     Attributes:
-        scored: the natural log-probability of each of the request's `scored` tokens.
-        cached_tokens: how many of the prompt's tokens were found in the engine's prefix cache.
+        scored: natural log-probability of each of the request's `scored` tokens.
+        cached_tokens: number of prompt tokens found in the engine's prefix cache.
     """
 
     key: Hashable
@@ -87,10 +100,10 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What becomes of a request that cannot be answered, though the others can.
+    """Result of a request that failed without affecting other requests.
 
     Attributes:
-        reason: what was wrong with it, to be read after its name and a colon.
+        reason: the cause, worded to follow the name of the request and a colon.
     """
 
     key: Hashable
@@ -98,89 +111,149 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """What an engine needs to know of the model: its files, and the dtype in which to run it."""
+class Origin:
+    """Provenance of generations. It is recorded with them and compared before generations are combined.
 
-    folder: Path
-    dtype: str
-    trust_remote_code: bool
+    Attributes:
+        engine: name and version of the engine's software.
+        served: the model as a server describes it; empty if the model's files are read on this machine.
+    """
+
+    engine: str
+    served: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.engine} with {self.served}" if self.served else self.engine
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig(ABC):
-    """How to run an engine; one subclass for each kind, whose fields are its keys in `conf/engine/`.
+    """Base class of engine configurations; the fields of a subclass are its keys in `conf/engine/`.
 
     Attributes:
-        max_model_len: tokens of prompt and answer together; None: what the sweep needs, within the model's context.
+        effects: for each field, whether it changes generations, and why.
+        variables: the same for environment variables that the engine's libraries read.
+        packages: distributions to read the engine's version from; the first installed one counts. None: the
+            distributions that contain the module of the configuration class.
+        is_remote: whether the engine is run by someone else, so that only the engine itself knows its version.
+        max_model_len: Longest sequence of prompt and answer, in tokens; 1 or more, null means what the sweep needs.
     """
 
     name: ClassVar[str]
+    effects: ClassVar[Mapping[str, Effect]]
+    variables: ClassVar[Mapping[str, Effect]] = {}
+    packages: ClassVar[tuple[str, ...] | None] = None
+    is_remote: ClassVar[bool] = False
     max_model_len: int | None = None
 
     @abstractmethod
     def open(self, model: ModelFiles, max_model_len: int, cache_dir: Path) -> Engine:
-        """Start the engine for sequences of up to `max_model_len` tokens.  Caches go under `cache_dir`.
+        """Start the engine for sequences of up to `max_model_len` tokens, with caches in `cache_dir`.
 
-        To be called in a thread that outlives the engine, whose processes may be tied to it.
-
-        Raises:
-            ConfigError: it is not there, or not what the configuration says.
-            EngineError: it did not start; EngineOutOfMemory: for lack of memory.
-        """
-
-    def check(self, sampling: Sampling) -> None:  # noqa: B027 - most engines can do all of it
-        """Refuse, before anything starts, what this engine cannot do.
+        Call it in a thread that outlives the engine: the engine's processes may end with that thread.
 
         Raises:
-            ConfigError: it cannot draw tokens like that.
+            ConfigError: the engine is unavailable or differs from its configuration.
+            EngineError: the engine did not start.
+            EngineOutOfMemory: there is not enough memory to start it.
         """
 
-    def reach(self) -> None:  # noqa: B027 - most engines are where they are opened
-        """Make sure, before anything is written, that an engine is there that somebody else runs.
+    @classmethod
+    def installed(cls) -> str:
+        """Return the name and version of the engine's software, such as `vllm 0.32.0`, without importing it.
+
+        A resumed sweep compares it with the recorded version. If the engine does not belong to a distribution, this
+        is the name alone. In that case, override the method, or the comparison waits until the engine is open.
+        """
+        if cls.packages is None:
+            return engine_version(cls.name, distributions_of(cls.__module__))
+        return engine_version(cls.name, cls.packages)
+
+    def check(self, sampling: Sampling) -> None:  # noqa: B027 - most engines support all sampling parameters
+        """Reject sampling parameters that the engine does not support, before anything starts.
 
         Raises:
-            ConfigError: it is not.
+            ConfigError: the engine does not support them.
         """
 
-    def warm_up(self, cache_dir: Path) -> None:  # noqa: B027 - most take no time to speak of
-        """Import what `open` would take long to import; what is wrong with it, `open` says."""
+    def check_model(self, model: ModelFiles, cache_dir: Path) -> None:  # noqa: B027 - most engines fail in `open`
+        """Reject a model if a package that the engine needs for it is missing, before anything starts.
+
+        Raises:
+            ConfigError: the engine cannot run this model on this machine.
+        """
+
+    def contact(self) -> Origin | None:
+        """Check that a remote engine is available, before anything is written.
+
+        Returns:
+            The origin that the engine reports. None: the engine is not remote.
+
+        Raises:
+            ConfigError: the engine is unavailable.
+        """
+        return None
+
+    def warm_up(self, cache_dir: Path) -> None:  # noqa: B027 - most engines import quickly
+        """Import slow libraries before `open` needs them; `open` reports their errors."""
 
     def tags(self) -> dict[str, str]:
-        """Return what is to be known of where points are answered, as tags."""
+        """Return tags that describe where the engine runs."""
         return {}
 
-    def fresh(self) -> EngineConfig:
-        """Return the configuration for a start after a death, in a process that has seen nothing of it."""
+    def generation_settings(self) -> dict[str, Any]:
+        """Return the settings that change generations: fields by name, set environment variables as `$NAME`.
+
+        A field without a declaration in `effects` is included.
+        """
+        names = [f.name for f in fields(self) if f.name not in self.effects or self.effects[f.name].changes_generations]
+        variables = [
+            name for name, effect in self.variables.items() if effect.changes_generations and name in os.environ
+        ]
+        return {name: getattr(self, name) for name in names} | {f"${name}": os.environ[name] for name in variables}
+
+    def for_restart(self) -> EngineConfig:
+        """Return the configuration for a restart after a crash, with the engine in a new process."""
         return self
 
     def smaller(self) -> EngineConfig | None:
-        """Return a configuration that works on half as many requests at a time; None: that cannot be."""
+        """Return a configuration with half as many concurrent requests; None if there cannot be fewer."""
         return None
 
 
 class Engine(ABC):
-    """A started engine."""
+    """A started engine. Owned by the thread that opened it.
 
-    version: str  # the library's name and version, as it is to be recorded
+    Attributes:
+        version: name and version of the engine's library, recorded with the generations.
+    """
+
+    version: str
+
+    @property
+    def origin(self) -> Origin:
+        """The provenance of the engine's generations."""
+        return Origin(self.version)
 
     @abstractmethod
     def generate(self, requests: Iterable[Request]) -> Iterator[Generation | Failure]:
-        """Answer requests, drawing them a bounded window ahead of what is in flight.
+        """Answer requests and yield each result as it finishes.
 
-        An iterator that has run out is asked again as long as requests are in flight: answers may lead to requests.
+        Requests are drawn lazily, at most a bounded window ahead of the results. An exhausted iterator is asked again
+        while requests are in flight, because results may lead to new requests.
 
-        A request that is itself at fault, such as one with embeddings of the wrong shape, fails alone.  What drawing a
-        request raises passes through unchanged; whatever ends the stream early, except for its death, the engine
-        forgets the requests in flight and stays usable.
+        An invalid request, such as one with embeddings of the wrong shape, fails alone. Exceptions of the request
+        iterator propagate unchanged. If the stream ends early, the engine discards the requests in flight and stays
+        usable, unless it crashed.
 
         Raises:
-            EngineDied: the engine died; it can only be closed.
+            EngineDied: the engine crashed. The only call that remains valid is `close`.
         """
 
     def memory_gib(self) -> float | None:
-        """Return the GPU memory that the engine holds; None: there is no GPU, or no knowing."""
+        """Return the GPU memory that the engine holds, in GiB; None if there is no GPU or the value is unknown."""
         return None
 
     @abstractmethod
     def close(self) -> None:
-        """Release memory and end processes.  Closing twice is allowed."""
+        """Release memory and end processes. Closing twice is allowed."""

@@ -1,7 +1,7 @@
-"""The identity gate: what an engine answers to token ids, it must answer to the same tokens' untransformed embeddings.
+"""Identity check: start-up test that untransformed prompt embeddings and token ids decode alike.
 
-It catches every way in which embeddings can be taken from the wrong place or scaled wrongly for a model, before a sweep
-would report the mistake as the transform's effect.
+It detects embeddings that are read from the wrong place or scaled wrongly for a model. Otherwise a sweep would report
+the mistake as an effect of the transform.
 """
 
 from __future__ import annotations
@@ -17,26 +17,36 @@ from sweep.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-GATE_TOKENS = 8
+IDENTITY_CHECK_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class GatePrompt:
-    """A prompt to try: its id, its tokens, and their untransformed rows in the engine's dtype."""
+class IdentityPrompt:
+    """A prompt to decode.
+
+    Attributes:
+        id: the prompt's id, for messages.
+        embeds: (len(token_ids), hidden_size), untransformed rows of the tokens in the engine's dtype.
+    """
 
     id: str
     token_ids: tuple[int, ...]
     embeds: Tensor
 
 
-def identity_gate(engine: Engine, prompts: Sequence[GatePrompt], max_tokens: int) -> None:
-    """Decode prompts greedily as token ids and as embeddings, one at a time.
+def check_identity(engine: Engine, prompts: Sequence[IdentityPrompt], max_tokens: int) -> None:
+    """Decode prompts greedily as token ids and as embeddings, one prompt at a time.
 
-    In a batch, sums are rounded by its shape on a GPU, and bfloat16 then decides near ties one way or the other: an 8B
-    shape with random weights failed the gate in one start of two.
+    On a GPU, rounding depends on the shape of the batch, and near ties in bfloat16 can go either way. Decoded in a
+    batch, an 8B shape with random weights failed the check in one start of two.
+
+    Args:
+        engine: an open engine.
+        prompts: prompts with their untransformed embeddings.
+        max_tokens: tokens to decode per prompt.
 
     Raises:
-        ConfigError: the answers differ; it names the prompt and both beginnings.
+        ConfigError: the answers differ. The message names the prompt and shows both answers.
     """
     sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
     by_ids = _answers(engine, [Request(p.id, p.token_ids, None, sampling) for p in prompts])
@@ -44,9 +54,9 @@ def identity_gate(engine: Engine, prompts: Sequence[GatePrompt], max_tokens: int
     for prompt in prompts:
         if by_ids[prompt.id] != by_rows[prompt.id]:
             raise ConfigError(
-                f"The model fails the identity gate: the prompt {prompt.id!r} decodes to "
-                f"{list(by_ids[prompt.id])} as token ids and to {list(by_rows[prompt.id])} as their embeddings, "
-                "so its embedding rows are not what it is fed inside the engine."
+                f"The model fails the identity check: the prompt {prompt.id!r} decodes to "
+                f"{list(by_ids[prompt.id])} from token ids, but to {list(by_rows[prompt.id])} from their embeddings. "
+                "The rows of the embedding table are not the inputs that the engine feeds to the model."
             )
 
 
@@ -54,6 +64,6 @@ def _answers(engine: Engine, requests: Sequence[Request]) -> dict[object, tuple[
     answers: dict[object, tuple[int, ...]] = {}
     for answer in chain.from_iterable(engine.generate([request]) for request in requests):
         if isinstance(answer, Failure):
-            raise ConfigError(f"The model fails the identity gate: the prompt {answer.key!r}: {answer.reason}")
+            raise ConfigError(f"The model fails the identity check: the prompt {answer.key!r} failed: {answer.reason}")
         answers[answer.key] = answer.completions[0].token_ids
     return answers

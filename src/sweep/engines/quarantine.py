@@ -1,8 +1,8 @@
-"""Which requests an engine is given again after it died, and which of them it died of.
+"""Quarantine: find the requests that crash an engine, and repeat all others.
 
-What was in flight at one death is repeated with everything else, for a death may have many causes.  What was in flight
-at two is suspect and is run apart from the others, fewer at a time after each further death, down to one.  An engine
-that can name the requests it dies of saves that search.
+Requests in flight during one crash are repeated with all others, because a crash can have many causes. Requests in
+flight during two crashes are suspects and run separately. After each further crash fewer suspects run at a time, down
+to one. No search is needed if the engine names the requests that crashed it.
 """
 
 from __future__ import annotations
@@ -14,60 +14,65 @@ from enum import Enum, auto
 
 from sweep.engines.base import Request
 
-# At each further death the suspects are those that were in flight, of which only this part is run at a time.  With
-# halves it would take three times as many deaths, each of which costs the start of an engine; with more parts than
-# eight the batches between the deaths would become too small to be fast.
+# After each further crash, 1/PARTS of the suspects in flight run at a time. Halving would take three times as many
+# crashes, and each costs the start of an engine. With more than eight parts the batches become too small to be fast.
 PARTS = 8
-DEATHS_OF_A_SUSPECT = 2
-DEATHS_OF_A_KILLER = 2  # alone, or named by the engine
+CRASHES_OF_A_SUSPECT = 2
+CRASHES_OF_A_CULPRIT = 2  # alone in flight, or named by the engine
 
 
 class Finding(Enum):
-    """What a death told."""
+    """What a crash reveals: its cause is unknown, some requests are suspects, or some requests crashed it twice."""
 
-    NOTHING = auto()
+    UNEXPLAINED = auto()
     SUSPECTS = auto()
-    KILLERS = auto()
+    CULPRITS = auto()
 
 
 @dataclass(slots=True)
 class _Group:
-    """Requests that are run together, apart from others: at most `at_once` at a time, if that is given."""
+    """Requests that run separately from others, at most `concurrency` at a time; None: no limit."""
 
     waiting: deque[Request]
-    at_once: int | None = None
+    concurrency: int | None = None
 
 
-class Triage(Iterator[Request]):
-    """The requests as an engine is to draw them, innermost suspects first, over any number of engines' lives.
+class Quarantine(Iterator[Request]):
+    """Iterator over the requests that an engine draws, across restarts. Suspects come first.
+
+    Owned by the supervisor that feeds the engine, for one call of `generate`.
 
     Attributes:
-        condemned: the requests that killed the engine twice, until they are taken.
+        failed: requests that crashed the engine twice, until the supervisor reports them.
     """
 
-    def __init__(self, requests: Iterable[Request], wanted: Callable[[Hashable], bool]) -> None:
-        self.condemned: deque[Request] = deque()
-        self._stream, self._wanted = iter(requests), wanted
+    def __init__(self, requests: Iterable[Request], still_needed: Callable[[Hashable], bool]) -> None:
+        self.failed: deque[Request] = deque()
+        self._stream, self._still_needed = iter(requests), still_needed
         self._groups = [_Group(deque())]
         self._in_flight: dict[Hashable, Request] = {}
-        self._deaths: Counter[Hashable] = Counter()
-        self._guilt: Counter[Hashable] = Counter()
+        self._crashes: Counter[Hashable] = Counter()
+        self._blamed: Counter[Hashable] = Counter()
 
     def __next__(self) -> Request:
-        """Return the next request for the engine that is running; StopIteration: there is none for now."""
+        """Return the next request for the running engine.
+
+        Raises:
+            StopIteration: there is none for now; more may follow.
+        """
         group = self._groups[-1]
-        if group.at_once is not None and len(self._in_flight) >= group.at_once:
+        if group.concurrency is not None and len(self._in_flight) >= group.concurrency:
             raise StopIteration
         request = self._draw(group)
-        while not self._wanted(request.key):
+        while not self._still_needed(request.key):
             self._forget(request.key)
             request = self._draw(group)
         self._in_flight[request.key] = request
         return request
 
     def pending(self) -> bool:
-        """Whether an engine is needed; to be asked when nothing is in flight."""
-        assert not self._in_flight, "the engine left requests without an answer"
+        """Return whether requests are left. Call it only when none are in flight."""
+        assert not self._in_flight, "the engine left requests unanswered"
         while True:
             try:
                 next(self)
@@ -76,49 +81,49 @@ class Triage(Iterator[Request]):
                     return False
                 self._groups.pop()
                 continue
-            self._run_again(self._end_flight())
+            self._requeue(self._take_in_flight())
             return True
 
     def describe(self) -> str:
-        """Say what is to be run next, after a death."""
+        """Return a phrase that says what runs next after a crash."""
         group = next((group for group in reversed(self._groups) if group.waiting), self._groups[0])
-        if group.at_once is None:
+        if group.concurrency is None:
             return f"requests to repeat: {len(group.waiting)}"
-        return f"requests suspected, and run apart by {group.at_once}: {len(group.waiting)}"
+        return f"suspect requests, run {group.concurrency} at a time: {len(group.waiting)}"
 
-    def answered(self, key: Hashable) -> Request:
-        """Take note that a request is done with, and return it."""
+    def mark_answered(self, key: Hashable) -> Request:
+        """Remove a finished request from those in flight and return it."""
         self._forget(key)
         return self._in_flight.pop(key)
 
-    def repeat(self) -> int:
-        """Have everything that was in flight run again; return how much that is."""
-        flight = self._end_flight()
-        self._run_again(flight)
-        return len(flight)
+    def repeat_in_flight(self) -> int:
+        """Queue all requests in flight again and return their number."""
+        requests = self._take_in_flight()
+        self._requeue(requests)
+        return len(requests)
 
-    def died(self, named: Collection[Hashable]) -> Finding:
-        """Have what was in flight run again, suspects apart from the others, except for what is condemned.
+    def engine_crashed(self, culprits: Collection[Hashable]) -> Finding:
+        """Queue the requests in flight again, suspects separately. Move those that crashed it twice to `failed`.
 
         Args:
-            named: the keys of requests that the engine itself says it died of.
+            culprits: keys of the requests that the engine named as the cause of the crash.
         """
-        flight = self._end_flight()
-        if not flight:
-            return Finding.NOTHING
-        keys = {request.key for request in flight if request.key in named or len(flight) == 1}
+        in_flight = self._take_in_flight()
+        if not in_flight:
+            return Finding.UNEXPLAINED
+        keys = {request.key for request in in_flight if request.key in culprits or len(in_flight) == 1}
         if keys:
-            self._run_again([request for request in flight if request.key not in keys])
-            return self._blame([request for request in flight if request.key in keys])
+            self._requeue([request for request in in_flight if request.key not in keys])
+            return self._blame([request for request in in_flight if request.key in keys])
         if len(self._groups) > 1:
-            self._set_apart(flight)
+            self._isolate(in_flight)
             return Finding.SUSPECTS
-        self._deaths.update(request.key for request in flight)
-        suspects = [request for request in flight if self._deaths[request.key] >= DEATHS_OF_A_SUSPECT]
-        self._run_again([request for request in flight if self._deaths[request.key] < DEATHS_OF_A_SUSPECT])
+        self._crashes.update(request.key for request in in_flight)
+        suspects = [request for request in in_flight if self._crashes[request.key] >= CRASHES_OF_A_SUSPECT]
+        self._requeue([request for request in in_flight if self._crashes[request.key] < CRASHES_OF_A_SUSPECT])
         if not suspects:
-            return Finding.NOTHING
-        self._set_apart(suspects)
+            return Finding.UNEXPLAINED
+        self._isolate(suspects)
         return Finding.SUSPECTS
 
     def _draw(self, group: _Group) -> Request:
@@ -128,28 +133,28 @@ class Triage(Iterator[Request]):
             raise StopIteration
         return next(self._stream)
 
-    def _blame(self, guilty: list[Request]) -> Finding:
-        self._guilt.update(request.key for request in guilty)
-        killers = [request for request in guilty if self._guilt[request.key] >= DEATHS_OF_A_KILLER]
-        accused = [request for request in guilty if self._guilt[request.key] < DEATHS_OF_A_KILLER]
-        for request in killers:
+    def _blame(self, blamed: list[Request]) -> Finding:
+        self._blamed.update(request.key for request in blamed)
+        culprits = [request for request in blamed if self._blamed[request.key] >= CRASHES_OF_A_CULPRIT]
+        suspects = [request for request in blamed if self._blamed[request.key] < CRASHES_OF_A_CULPRIT]
+        for request in culprits:
             self._forget(request.key)
-        self.condemned += killers
-        if accused:  # together: whichever are named again need not be alone
-            self._groups.append(_Group(deque(accused), len(accused)))
-        return Finding.KILLERS if killers else Finding.SUSPECTS
+        self.failed += culprits
+        if suspects:  # together, because the engine can name them again
+            self._groups.append(_Group(deque(suspects), len(suspects)))
+        return Finding.CULPRITS if culprits else Finding.SUSPECTS
 
-    def _set_apart(self, suspects: list[Request]) -> None:
+    def _isolate(self, suspects: list[Request]) -> None:
         self._groups.append(_Group(deque(suspects), -(-len(suspects) // PARTS)))
 
-    def _run_again(self, requests: list[Request]) -> None:
+    def _requeue(self, requests: list[Request]) -> None:
         self._groups[-1].waiting.extendleft(reversed(requests))
 
-    def _end_flight(self) -> list[Request]:
-        flight = list(self._in_flight.values())
+    def _take_in_flight(self) -> list[Request]:
+        requests = list(self._in_flight.values())
         self._in_flight.clear()
-        return flight
+        return requests
 
     def _forget(self, key: Hashable) -> None:
-        self._deaths.pop(key, None)
-        self._guilt.pop(key, None)
+        self._crashes.pop(key, None)
+        self._blamed.pop(key, None)

@@ -1,12 +1,13 @@
-"""What is wrong with a request before an engine is asked, and what an engine's error says."""
+"""Validation of requests before they reach an engine, and classification of engine errors."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, TypeVar
 
-from sweep.engines.base import Request
+from sweep.engines.base import Request, Sampling
 from sweep.errors import EngineError, EngineOutOfMemory
+from sweep.util.validators import require
 
 if TYPE_CHECKING:
     import torch
@@ -15,28 +16,45 @@ OUT_OF_MEMORY = re.compile(
     r"OutOfMemory|out of memory|MemoryError|bad_alloc|(can't|cannot) allocate memory|Free memory on device", re.I
 )
 
+LEAST_TEMPERATURE = 0.01  # vLLM 0.32: `_MAX_TEMP` in sampling_params.py
+
 E = TypeVar("E", bound=EngineError)
 
 
-def fault(request: Request, hidden_size: int, dtype: torch.dtype) -> str | None:
-    """Say what is wrong with a request's embeddings or with what is to be scored of it; None: nothing.
+def request_error(request: Request, hidden_size: int, dtype: torch.dtype) -> str | None:
+    """Return what is wrong with a request's embeddings or its scored tokens; None if it is valid.
 
-    Engines take embeddings of wrong width, dtype or with NaN in them, and answer anything or break.
+    Engines accept embeddings with the wrong width, with the wrong dtype or with NaN. They then crash or return
+    meaningless answers.
     """
     length, embeds = len(request.token_ids), request.embeds
     if request.scored and not request.scored < length:
-        return f"{request.scored} of its {length} tokens are to be scored, and the first has nothing before it"
+        return f"{request.scored} of its {length} tokens are to be scored, but the first token cannot be scored"
     if embeds is None:
         return None
     expected = (length, hidden_size)
     if tuple(embeds.shape) != expected or embeds.dtype != dtype:
-        return f"its embeddings are {tuple(embeds.shape)} {embeds.dtype}, not {expected} {dtype}"
-    return None if embeds.isfinite().all() else f"its embeddings are not finite in {dtype}"
+        return f"its embeddings are {tuple(embeds.shape)} {embeds.dtype}, expected {expected} {dtype}"
+    return None if request.finite or embeds.isfinite().all() else f"its embeddings are not finite in {dtype}"
 
 
-def kind(text: str, otherwise: type[E]) -> type[E] | type[EngineOutOfMemory]:
-    """Return the type of an error that says this."""
-    return EngineOutOfMemory if OUT_OF_MEMORY.search(text) else otherwise
+def require_temperature(sampling: Sampling, engine: str) -> None:
+    """Reject temperatures that vLLM would raise to `LEAST_TEMPERATURE` with no more than a line in its log.
+
+    Raises:
+        ConfigError: the temperature is between 0 and `LEAST_TEMPERATURE`.
+    """
+    valid = sampling.temperature == 0 or sampling.temperature >= LEAST_TEMPERATURE
+    rule = (
+        f"must be 0 (greedy) or at least {LEAST_TEMPERATURE} with engine={engine}, because vLLM raises lower "
+        f"temperatures to {LEAST_TEMPERATURE}. engine=transformers accepts them"
+    )
+    require(valid, "sampling.temperature", rule, sampling.temperature)
+
+
+def error_type(text: str, default: type[E]) -> type[E] | type[EngineOutOfMemory]:
+    """Return `EngineOutOfMemory` if an error message indicates a lack of memory, else `default`."""
+    return EngineOutOfMemory if OUT_OF_MEMORY.search(text) else default
 
 
 def describe(error: Exception) -> str:
@@ -50,5 +68,5 @@ def summary(error: Exception) -> str:
 
 
 def first_line(text: str) -> str:
-    """Return the first line that says something."""
+    """Return the first line that is not blank, at most 300 characters."""
     return next((line.strip()[:300] for line in text.splitlines() if line.strip()), "")

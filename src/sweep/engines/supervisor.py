@@ -1,7 +1,8 @@
-"""Keeps an engine alive: one that dies is started again, and only what it had not answered is repeated.
+"""Engine supervisor: restarts an engine that crashes and repeats only unanswered requests.
 
-What kills the engine again and again is found and fails alone, see `triage`; an engine that runs out of memory works on
-fewer requests at a time from then on.  Restarts are bounded.  An engine that neither dies nor answers is waited for.
+A request that crashes the engine repeatedly is isolated and fails alone, see `quarantine`. An engine that runs out of
+memory continues with fewer concurrent requests. The number of restarts is bounded. There is no timeout for an engine
+that hangs without crashing.
 """
 
 from __future__ import annotations
@@ -11,85 +12,95 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
 
-from sweep.engines.base import Engine, EngineConfig, Failure, Generation, Request, Sampling
-from sweep.engines.triage import Finding, Triage
+from sweep.engines.base import Engine, EngineConfig, Failure, Generation, Origin, Request, Sampling
+from sweep.engines.quarantine import Finding, Quarantine
 from sweep.errors import ConfigError, EngineDied, EngineError, EngineOutOfMemory
 
 log = logging.getLogger(__name__)
 
-# Deaths that told nothing, failed starts and finds of killers, with no answer between them: then it is the machine.
+# Failures without an answer in between (unexplained crashes, failed starts, culprits found) after which the machine or
+# the installation is considered the cause.
 FAILURES_IN_A_ROW = 4
-# Deaths in all that no request was found to be the cause of: each costs a start, of 15 seconds to some minutes.
-UNEXPLAINED_DEATHS = 50
-# How often requests in all are found to be the cause: then it is the model, or what is tried on it.
-KILLERS_FOUND = 32
-# How often concurrency is halved for lack of memory before requests are suspected.
+# Crashes in total without a culprit. Each costs a start, of 15 seconds to some minutes.
+UNEXPLAINED_CRASHES = 50
+# Crashes in total with a culprit, after which the model or the sweep itself is considered the cause.
+CULPRITS_FOUND = 32
+# How often concurrency is halved for lack of memory before requests become suspects.
 HALVINGS = 3
-# Seconds before a start is tried again: a GPU may be slow to give back the memory of a process that was killed.
+# Seconds before the next start: a GPU may be slow to release the memory of a process that was killed.
 RETRY_PAUSE = 2.0
 
-HALF = " with half as many requests at a time"
+HALVED = " with half as many concurrent requests"
 
 
 class Supervisor(Engine):
-    """An engine that survives its deaths.
+    """An engine that is restarted after a crash. Owned by the thread that draws its answers.
 
     Attributes:
-        config: how the engine is run now.
-        starts: how often one was started.
-        deaths: how often one died.
+        config: current configuration of the engine.
+        starts: number of engine starts.
+        deaths: number of engine crashes.
     """
 
     def __init__(self, config: EngineConfig, open_engine: Callable[[EngineConfig], Engine]) -> None:
         """Start the engine.
 
         Args:
-            open_engine: starts an engine of some configuration; called again, in the thread that draws answers, after
-                each death.
+            config: configuration of the first start.
+            open_engine: starts an engine with a configuration. Called again after each crash, in the thread that
+                draws answers.
 
         Raises:
-            ConfigError, EngineError: it did not start.
+            ConfigError: the engine is unavailable or differs from its configuration.
+            EngineError: the engine did not start.
         """
-        self.config = self._given = config
+        self.config = self._initial_config = config
         self.starts = self.deaths = 0
         self._open = open_engine
-        self._in_a_row = self._unexplained = self._killers_found = self._halvings = 0
-        self._answered: Request | None = None
+        self._in_a_row = self._unexplained = self._culprits_found = self._halvings = 0
+        self._last_answered: Request | None = None
         self._engine: Engine | None = None
-        self.version = self._running().version
+        self.version, self._origin = (engine := self._ensure_running()).version, engine.origin
+
+    @property
+    def origin(self) -> Origin:
+        """The origin that the engine reported at its first start."""
+        return self._origin
 
     def generate(
-        self, requests: Iterable[Request], wanted: Callable[[Hashable], bool] = lambda key: True
+        self, requests: Iterable[Request], still_needed: Callable[[Hashable], bool] = lambda key: True
     ) -> Iterator[Generation | Failure]:
-        """Answer requests; see `Engine.generate`.  Those that kill the engine fail, and no others.
+        """Answer requests; see `Engine.generate`. Only requests that crash the engine fail.
 
         Args:
-            wanted: whether a request of that key is still to be answered; if not, it is neither sent nor repeated.
+            requests: a lazy stream of requests.
+            still_needed: whether the request with a key still needs an answer. If not, it is neither sent nor
+                repeated.
 
         Raises:
-            EngineError: the engine died too often, or could not be started again.
+            EngineError: the engine crashed too often or could not be restarted.
         """
-        triage = Triage(requests, wanted)
-        while triage.pending():
-            engine, died = self._running(), None
+        quarantine = Quarantine(requests, still_needed)
+        while quarantine.pending():
+            engine, crash = self._ensure_running(), None
             try:
-                self._prove(engine)
-                for answer in engine.generate(triage):
-                    request = triage.answered(answer.key)
+                self._check_alive(engine)
+                for answer in engine.generate(quarantine):
+                    request = quarantine.mark_answered(answer.key)
                     if isinstance(answer, Generation):
-                        self._in_a_row, self._answered = 0, request
+                        self._in_a_row, self._last_answered = 0, request
                     yield answer
             except EngineDied as error:
-                # As a copy: the frames of the original keep the engine's memory alive.
-                died = type(error)(str(error), error.culprits)
-            if died is not None:
+                # A copy, because the frames of the original keep the engine's memory alive.
+                crash = type(error)(str(error), error.culprits)
+            if crash is not None:
                 del engine
                 try:
-                    self._recover(died, triage)
+                    self._recover(crash, quarantine)
                 finally:
                     self.close()
-                while triage.condemned:
-                    yield Failure(triage.condemned.popleft().key, f"the engine died of it twice: {died}")
+                while quarantine.failed:
+                    yield Failure(quarantine.failed.popleft().key, f"it crashed the engine twice: {crash}")
 
     def memory_gib(self) -> float | None:
         """Return the GPU memory that the engine holds; see `Engine.memory_gib`."""
@@ -101,8 +112,8 @@ class Supervisor(Engine):
             engine, self._engine = self._engine, None
             engine.close()
 
-    def _running(self) -> Engine:
-        """Return the engine, starting it if need be; a start that fails is tried again if it may yet succeed."""
+    def _ensure_running(self) -> Engine:
+        """Return the engine; start it if necessary, and retry a failed start if it may succeed."""
         while self._engine is None:
             try:
                 self._engine = self._open(self.config)
@@ -110,64 +121,66 @@ class Supervisor(Engine):
             except ConfigError as error:
                 if not self.starts:
                     raise
-                # What it was right to start is gone, or has become something else.
-                self._start_failed(EngineError(str(error)))
+                # It started before, so the cause is outside: a server may be away or may have changed.
+                self._retry_start(EngineError(str(error)))
             except EngineError as error:
-                self._start_failed(error)
+                self._retry_start(error)
         return self._engine
 
-    def _start_failed(self, error: EngineError) -> None:
-        """Wait for another try, unless it would be in vain."""
+    def _retry_start(self, error: EngineError) -> None:
+        """Wait before the next start, or raise the error if another start is pointless."""
         self._in_a_row += 1
         halved = isinstance(error, EngineOutOfMemory) and self._halve()
         if self._in_a_row > FAILURES_IN_A_ROW or not (self.starts or halved):
             raise error
-        log.warning("%s. Another try%s.", str(error).removesuffix("."), HALF if halved else "")
+        log.warning("%s. Starting the engine again%s.", str(error).removesuffix("."), HALVED if halved else "")
         time.sleep(RETRY_PAUSE)
 
-    def _prove(self, engine: Engine) -> None:
-        """Before it may be given up, ask what has been answered before: many killers may stand in a row.
+    def _check_alive(self, engine: Engine) -> None:
+        """Before giving up, repeat an answered request: several culprits can follow each other.
 
         Raises:
-            EngineDied: it was not the requests.
+            EngineDied: the engine crashes on that request too.
         """
-        if self._in_a_row == FAILURES_IN_A_ROW and self._answered is not None:
-            known = replace(self._answered, sampling=Sampling(max_tokens=1), scored=0)
-            if any(isinstance(answer, Generation) for answer in engine.generate([known])):
+        if self._in_a_row == FAILURES_IN_A_ROW and self._last_answered is not None:
+            request = replace(self._last_answered, sampling=Sampling(max_tokens=1), scored=0)
+            if any(isinstance(answer, Generation) for answer in engine.generate([request])):
                 self._in_a_row = 0
 
-    def _recover(self, died: EngineDied, triage: Triage) -> None:
-        """Decide how to go on.
+    def _recover(self, crash: EngineDied, quarantine: Quarantine) -> None:
+        """Choose the configuration and the requests of the next start.
 
         Raises:
-            EngineDied: not at all.
+            EngineDied: the engine crashed too often.
         """
         self.deaths += 1
-        self.config = self.config.fresh()
-        if isinstance(died, EngineOutOfMemory) and self._halve():
-            repeated = triage.repeat()
-            log.warning("%s (death %d). Restart%s; requests to repeat: %d.", died, self.deaths, HALF, repeated)
+        self.config = self.config.for_restart()
+        if isinstance(crash, EngineOutOfMemory) and self._halve():
+            repeated = quarantine.repeat_in_flight()
+            log.warning(
+                "%s (crash %d). Restarting the engine%s; requests to repeat: %d.", crash, self.deaths, HALVED, repeated
+            )
             return
-        finding = triage.died(died.culprits)
-        if finding is Finding.KILLERS:
+        finding = quarantine.engine_crashed(crash.culprits)
+        if finding is Finding.CULPRITS:
             self._in_a_row += 1
-            self._killers_found += 1
+            self._culprits_found += 1
             self._unexplained = max(0, self._unexplained - 1)
-            if isinstance(died, EngineOutOfMemory):  # it was not the number of requests
-                self.config, self._halvings = self._given.fresh(), 0
-        elif finding is Finding.NOTHING:
+            if isinstance(crash, EngineOutOfMemory):  # the number of requests was not the cause
+                self.config, self._halvings = self._initial_config.for_restart(), 0
+        elif finding is Finding.UNEXPLAINED:
             self._in_a_row += 1
             self._unexplained += 1
-        spent = self._unexplained > UNEXPLAINED_DEATHS or self._killers_found > KILLERS_FOUND
-        if spent or self._in_a_row > FAILURES_IN_A_ROW:
-            raise type(died)(f"{died}; it died {self.deaths} times and is not started again.")
-        log.warning("%s (death %d). Restart; %s.", died, self.deaths, triage.describe())
+        exhausted = self._unexplained > UNEXPLAINED_CRASHES or self._culprits_found > CULPRITS_FOUND
+        if exhausted or self._in_a_row > FAILURES_IN_A_ROW:
+            raise type(crash)(f"{crash}; the engine crashed {self.deaths} times and is not restarted.")
+        log.warning("%s (crash %d). Restarting the engine; %s.", crash, self.deaths, quarantine.describe())
 
     def _halve(self) -> bool:
-        """Have the next engine work on half as many requests at a time, if that can be and has not been done enough."""
+        """Halve the concurrency of the next start; return False if the limit is reached."""
         smaller = self.config.smaller()
         if smaller is None or self._halvings == HALVINGS:
             return False
-        self.config = smaller.fresh()
+        self.config = smaller.for_restart()
         self._halvings += 1
         return True

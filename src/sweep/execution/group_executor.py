@@ -1,4 +1,4 @@
-"""Groups of points answered: by an engine that stays open as long as it will do, or from the journal."""
+"""Group executor: generates the answers of one engine group and hands finished points to scoring."""
 
 from __future__ import annotations
 
@@ -7,152 +7,163 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import cast
 
-from sweep import signals
-from sweep.config import SweepSettings
-from sweep.costs import SharedCosts
-from sweep.disk.journal import Journal
-from sweep.disk.writer import Writer
+from sweep.config.schema import SweepSettings
+from sweep.console import signals
+from sweep.console.terminal import Advance, Terminal
+from sweep.core.timing import SharedCosts
 from sweep.engines.base import Engine, EngineConfig, Failure
-from sweep.engines.gate import GATE_TOKENS, GatePrompt, identity_gate
+from sweep.engines.identity_check import IDENTITY_CHECK_TOKENS, IdentityPrompt, check_identity
 from sweep.engines.supervisor import Supervisor
 from sweep.errors import EngineError
-from sweep.helpers.base import Helpers
-from sweep.memory import Memory
-from sweep.plan import EngineGroup
-from sweep.point import EngineSpec
-from sweep.publication.scoring import Scoring
-from sweep.terminal import Advance, Terminal
-from sweep.workload import Key, Workload
+from sweep.execution.resume import ResumeIndex
+from sweep.execution.scheduler import Key, RequestScheduler
+from sweep.planning.plan import EngineGroup
+from sweep.points.point import EngineSpec
+from sweep.publishing.scoring_stage import ScoringStage
+from sweep.storage.journal import Journal
+from sweep.storage.journal_writer import JournalWriter
+from sweep.workers.base import WorkerPool
 
-GATE_PROMPTS = 4
+IDENTITY_CHECK_PROMPTS = 4
+
+CONTROL_UNFINISHED = "its control was not finished"
 
 
-class Generator:
-    """An engine, once it is needed, and what its answers go to: the journal first, then scoring."""
+class GroupExecutor:
+    """Runs engine groups one after the other. Answers go to the journal first, then to scoring.
+
+    Opens an engine only when a group has a request for it, and keeps it open while the next groups can use it.
+    Owned by the main thread. Call `close` to end the engine.
+    """
 
     def __init__(
         self,
         settings: SweepSettings,
         journal: Journal,
-        memory: Memory,
-        helpers: Helpers,
+        resume: ResumeIndex,
+        pool: WorkerPool,
         costs: SharedCosts,
         terminal: Terminal,
     ) -> None:
-        self._settings, self._journal, self._memory, self._helpers = settings, journal, memory, helpers
+        self._settings, self._journal, self._resume, self._pool = settings, journal, resume, pool
         self._costs, self._terminal = costs, terminal
         self._engine: tuple[EngineSpec, int, Supervisor] | None = None
-        self._earlier_starts = 0
+        self._closed_engine_starts = 0
 
     @property
     def engine(self) -> Supervisor | None:
-        """The open engine, if there is one."""
+        """The open engine, or None."""
         return self._engine[2] if self._engine else None
 
     @property
     def engine_starts(self) -> int:
-        """How many engines were started, those among them that took a dead one's place."""
-        return self._earlier_starts + (self._engine[2].starts if self._engine else 0)
+        """Number of engine starts so far, restarts after a crash included."""
+        return self._closed_engine_starts + (self._engine[2].starts if self._engine else 0)
 
-    def work_off(
+    def run_group(
         self,
         group: EngineGroup,
-        scoring: Scoring,
-        opened: Callable[[], object],
+        scoring: ScoringStage,
+        on_ready: Callable[[], object],
         *,
         elsewhere: Collection[str] = (),
-        watch: Advance | None = None,
+        on_answer: Advance | None = None,
     ) -> None:
-        """Have a group's points answered and handed to scoring.
+        """Generate a group's answers and hand its finished points to scoring.
 
         Args:
-            scoring: takes the points that have an end, and knows the controls' answers.
-            opened: called when the engine is open, or turned out not to be needed.
-            elsewhere: `control_key` of controls that another process generates.  Their points are answered, and left
-                for when it has.
-            watch: told of each answer, with its tokens; None: the terminal is.
+            group: the points to run.
+            scoring: receives finished and failed points, and holds the controls' answers.
+            on_ready: called once the engine is open, or is known not to be needed.
+            elsewhere: `control_key` of the controls that another process generates. The answers of their points are
+                generated and left in the journal until the control is available.
+            on_answer: called with the number of tokens of each answer. None: update the terminal's progress line.
 
         Raises:
-            ConfigError: the model fails the identity gate.
-            EngineError: the engine failed for good; what was complete is scored, what had begun has failed.
+            ConfigError: the model fails the identity check.
+            EngineError: the engine failed permanently. Complete points are scored, begun points have failed.
             TooManyFailures: more points failed than `sweep.on_error` and `sweep.max_failures` allow.
         """
-        workload = Workload(group, scoring.controls, self._memory.recall, self._helpers)
-        engine = self._open_engine(group) if workload.has_request() else None
-        opened()
-        journal = self._journal.writer(self._memory.header(group.spec.engine.name))
+        scheduler = RequestScheduler(group, scoring.controls, self._resume.recall, self._pool)
+        engine = self._open_engine(group) if scheduler.has_request() else None
+        on_ready()
+        if engine is not None:
+            scheduler.origin = self._resume.confirm_origin(group.spec.engine, engine.origin)
+        journal = self._journal.writer(self._resume.header(group.spec.engine))
         try:
-            if watch is not None:
-                self._answer(engine, workload, journal, scoring, elsewhere, watch)
+            if on_answer is not None:
+                self._generate(engine, scheduler, journal, scoring, elsewhere, on_answer)
             else:
                 with self._terminal.progress(group.requests) as advance:
-                    self._answer(engine, workload, journal, scoring, elsewhere, advance)
+                    self._generate(engine, scheduler, journal, scoring, elsewhere, advance)
         except EngineError as error:
             self.close()
-            for progress in workload.active.values():
+            for progress in scheduler.active.values():
                 if not progress.is_floor:
                     scoring.fail(progress, str(error))
-            scoring.end_waiting("its control was not finished", for_floors=False)
+            scoring.end_waiting(CONTROL_UNFINISHED, for_floors=False)
             raise
         finally:
             journal.close()
-        for progress in workload.active.values():  # whose control has failed, or is not there yet
+        for progress in scheduler.active.values():  # these still wait for their control
             if progress.planned.point.control_key not in elsewhere:
-                scoring.fail(progress, "its control was not finished")
-        scoring.end_waiting("its control was not finished")
+                scoring.fail(progress, CONTROL_UNFINISHED)
+        scoring.end_waiting(CONTROL_UNFINISHED)
 
     def close(self) -> None:
-        """End the engine, if there is one."""
+        """End the engine if one is open."""
         if self._engine is not None:
             engine, self._engine = self._engine[2], None
-            self._earlier_starts += engine.starts
+            self._closed_engine_starts += engine.starts
             engine.close()
 
-    def _answer(
+    def _generate(
         self,
         engine: Supervisor | None,
-        workload: Workload,
-        journal: Writer,
-        scoring: Scoring,
+        scheduler: RequestScheduler,
+        journal: JournalWriter,
+        scoring: ScoringStage,
         elsewhere: Collection[str],
         advance: Advance,
     ) -> None:
-        self._take(workload, scoring, elsewhere, advance)
+        self._hand_over(scheduler, scoring, elsewhere, advance)
         if engine is None:
             return
-        then = time.monotonic()
-        for answer in engine.generate(workload, lambda key: cast(Key, key).point in workload.active):
+        last = time.monotonic()
+        for answer in engine.generate(scheduler, lambda key: cast(Key, key).run in scheduler.active):
             signals.check()
             key, tokens = cast(Key, answer.key), 0
-            is_asked = key.forced is None  # else an answer has led to it, and nobody has counted it before
+            is_counted = key.forced is None  # the total shown to the user excludes teacher forcing
             if isinstance(answer, Failure):
-                workload.reject(key, answer.reason)
+                scheduler.reject(key, answer.reason)
             else:
                 tokens = sum(len(completion.token_ids) for completion in answer.completions)
-                journal.append(*workload.journaled(key), answer)
-                workload.receive(answer)
+                journal.append(*scheduler.journal_key(key), answer)
+                scheduler.receive(answer)
             now = time.monotonic()
-            self._costs.count(tokens, now - then)
-            then = now
-            if is_asked:
+            self._costs.count(tokens, now - last)
+            last = now
+            if is_counted:
                 advance(tokens)
-            self._take(workload, scoring, elsewhere, advance)
+            self._hand_over(scheduler, scoring, elsewhere, advance)
         self._costs.gpu_memory_gib = engine.memory_gib()
 
-    def _take(self, workload: Workload, scoring: Scoring, elsewhere: Collection[str], advance: Advance) -> None:
-        """Hand over what the workload has come to an end with."""
-        for _ in range(workload.take_recalled()):
+    def _hand_over(
+        self, scheduler: RequestScheduler, scoring: ScoringStage, elsewhere: Collection[str], advance: Advance
+    ) -> None:
+        """Count recalled answers, and pass the scheduler's finished and failed points to scoring."""
+        for _ in range(scheduler.take_recalled_count()):
             advance(0)
-        while workload.finished:
-            progress = workload.finished.popleft()
+        while scheduler.finished:
+            progress = scheduler.finished.popleft()
             waits = progress.planned.point.control_key in elsewhere
-            (scoring.leave if waits else scoring.complete)(progress)
-        while workload.failed:
-            scoring.fail(*workload.failed.popleft())
-        self._settings.bear(scoring.failed)
+            (scoring.defer if waits else scoring.complete)(progress)
+        while scheduler.failed:
+            scoring.fail(*scheduler.failed.popleft())
+        self._settings.check_failures(scoring.failed)
 
     def _open_engine(self, group: EngineGroup) -> Supervisor:
-        """Return the open engine if it will do, else another one that has passed the identity gate."""
+        """Return the open engine if the group can use it, else start one that passes the identity check."""
         if self._engine is not None:
             spec, max_model_len, engine = self._engine
             if spec == group.spec and max_model_len >= group.max_model_len:
@@ -161,42 +172,47 @@ class Generator:
         cache = self._settings.root / ".cache"
         name = f"{group.spec.engine.name}, {group.spec.model.id}"
         with self._terminal.waiting(f"Engine ({name})"), self._costs.timing("engine_start_seconds"):
-            engine = Supervisor(group.spec.engine, _Opening(group, cache))
+            engine = Supervisor(group.spec.engine, _EngineOpener(group, cache, self._resume))
             self._engine = (group.spec, group.max_model_len, engine)
             try:
-                identity_gate(engine, _gate_prompts(group), _gate_tokens(group))
-            except Exception:  # lest the next shard find it open
+                check_identity(engine, _identity_prompts(group), _identity_tokens(group))
+            except Exception:  # the next shard must not use an engine that failed the check
                 self.close()
                 raise
         return engine
 
 
-class _Opening:
-    """Starts a group's engine, and has it pass the identity gate again when it takes a dead one's place.
+class _EngineOpener:
+    """Opens a group's engine, and repeats the identity check on every restart.
 
-    A server that was away may have come back with another model.
+    A server that was unreachable may have come back with another model or in another version.
     """
 
-    def __init__(self, group: EngineGroup, cache: Path) -> None:
-        self._group, self._cache, self._again = group, cache, False
+    def __init__(self, group: EngineGroup, cache: Path, resume: ResumeIndex) -> None:
+        self._group, self._cache, self._resume, self._is_restart = group, cache, resume, False
 
     def __call__(self, config: EngineConfig) -> Engine:
         engine = config.open(self._group.checkpoint.files, self._group.max_model_len, self._cache)
-        if self._again:
-            try:
-                identity_gate(engine, _gate_prompts(self._group), _gate_tokens(self._group))
-            except BaseException:
-                engine.close()
-                raise
-        self._again = True
+        try:
+            self._group.checkpoint.expect_unchanged()
+            self._resume.confirm_origin(self._group.spec.engine, engine.origin)
+            if self._is_restart:
+                check_identity(engine, _identity_prompts(self._group), _identity_tokens(self._group))
+        except BaseException:
+            engine.close()
+            raise
+        self._is_restart = True
         return engine
 
 
-def _gate_prompts(group: EngineGroup) -> list[GatePrompt]:
-    first = group.points[0].prompts[:GATE_PROMPTS]
-    return [GatePrompt(e.prompt.id, e.token_ids, group.table.rows(e.token_ids).to(group.table.dtype)) for e in first]
+def _identity_prompts(group: EngineGroup) -> list[IdentityPrompt]:
+    encoded = group.points[0].prompts[:IDENTITY_CHECK_PROMPTS]
+    return [
+        IdentityPrompt(e.prompt.id, e.token_ids, group.table.rows(e.token_ids).to(group.table.dtype)) for e in encoded
+    ]
 
 
-def _gate_tokens(group: EngineGroup) -> int:
-    longest = max(len(e.token_ids) for e in group.points[0].prompts[:GATE_PROMPTS])
-    return min(GATE_TOKENS, group.max_model_len - longest)
+def _identity_tokens(group: EngineGroup) -> int:
+    """Return how many tokens the identity check generates."""
+    longest = max(len(e.token_ids) for e in group.points[0].prompts[:IDENTITY_CHECK_PROMPTS])
+    return min(IDENTITY_CHECK_TOKENS, group.max_model_len - longest)

@@ -1,4 +1,4 @@
-"""What there is to do for each prompt of a group of points, in order, with their requests built some way ahead."""
+"""Prefetch: yields the steps of a group of points in order, and has their requests built some way ahead."""
 
 from __future__ import annotations
 
@@ -8,134 +8,152 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from sweep.engines.base import Completion
-from sweep.helpers.base import Built, HelperLost, Helpers, Unbuilt
-from sweep.inputs.encoding import EncodedPrompt
-from sweep.plan import EngineGroup, PlannedPoint
+from sweep.engines.base import Completion, Origin
+from sweep.inputs.tokenization import EncodedPrompt
+from sweep.planning.plan import EngineGroup, PlannedPoint
+from sweep.workers.base import Built, Unbuilt, WorkerLost, WorkerPool
 
-ANSWER, FLOOR = "answer", "floor"  # kinds of answers in the journal, beside forced ones
+ANSWER, FLOOR = "answer", "floor"  # the journal's kinds of answers, apart from forced ones
 
-# How many requests are built before the engine asks for them, of how many entries of embeddings together; and how many
-# are built in one go.
+# Limits of the requests that are built before the engine asks for them: how many, and their embedding entries in all.
 AHEAD, AHEAD_ENTRIES = 256, 2**25
+# The same limits for one task of the worker pool.
 CHUNK, CHUNK_ENTRIES = 16, 2**22
 
 
 class Recalled(Protocol):
-    """What is known of a request that was answered before."""
+    """An answer from the journal."""
 
     @property
     def completions(self) -> tuple[Completion, ...]:
-        """The answer."""
+        """One completion per sample."""
 
     @property
     def scored(self) -> tuple[float, ...]:
-        """Log-probabilities, of a request that forced an answer."""
+        """Log-probabilities per token, for a request that forced an answer."""
 
     @property
-    def is_own(self) -> bool:
-        """Whether it was answered for this sweep."""
+    def origin(self) -> Origin:
+        """The engine that generated the answer."""
+
+    @property
+    def is_from_this_sweep(self) -> bool:
+        """Whether the answer was generated for this sweep."""
 
 
-Run = tuple[PlannedPoint, bool]  # a point, and whether it is a control's second run
-Known = Mapping[tuple[str, str], Recalled]  # by kind of answer and prompt id
+Run = tuple[PlannedPoint, bool]  # a point, and whether this is a control's second run
+RecalledAnswers = Mapping[tuple[str, str], Recalled]  # by kind of answer and prompt id
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What there is to do for a point's prompt.
+    """One prompt of one run.
 
     Attributes:
-        run: the point, by number.
-        prompt: by number.
-        before: its answer, if it is known.
-        building: its request among others, if one is needed.
-        place: the request's among those.
-        entries: about how many its embeddings have.
+        run: index of the run.
+        prompt: index of the prompt.
+        recalled: the answer from the journal, if there is one.
+        building: the requests that are built in the same task, if this step needs one.
+        position: index of this step's request in `building`.
+        entries: approximate number of entries of the request's embeddings.
     """
 
     run: int
     prompt: int
-    before: Recalled | None
+    recalled: Recalled | None
     building: Future[list[Built | Unbuilt]] | None
-    place: int
+    position: int
     entries: int
 
-    def built(self) -> Built | Unbuilt:
-        """Wait for the request, which there must be."""
+    def wait_for_request(self) -> Built | Unbuilt:
+        """Wait for the request. Only for a step that has `building`."""
         assert self.building is not None
         try:
-            return self.building.result()[self.place]
-        except HelperLost as lost:
-            return Unbuilt(str(lost), None)
+            return self.building.result()[self.position]
+        except WorkerLost as error:
+            return Unbuilt(str(error), None)
 
 
-def runs_of(group: EngineGroup) -> Iterator[Run]:
-    """Yield the points, each control again after the first of its points; the second value says that it is again."""
-    waiting: PlannedPoint | None = None
+def ordered_runs(group: EngineGroup) -> Iterator[Run]:
+    """Yield the runs of a group: each point once, and each control's second run after its first point.
+
+    The second run thus shares its batches with other requests than the first.
+    """
+    second_run: PlannedPoint | None = None
     for planned in group.points:
         if planned.point.is_control:
-            if waiting is not None:
-                yield waiting, True
+            if second_run is not None:
+                yield second_run, True
             yield planned, False
-            waiting = planned if planned.runs > 1 else None
+            second_run = planned if planned.runs > 1 else None
         else:
             yield planned, False
-            if waiting is not None:
-                yield waiting, True
-                waiting = None
-    if waiting is not None:
-        yield waiting, True
+            if second_run is not None:
+                yield second_run, True
+                second_run = None
+    if second_run is not None:
+        yield second_run, True
 
 
-def steps_ahead(runs: Sequence[Run], known: Callable[[int], Known], helpers: Helpers, most: int) -> Iterator[Step]:
-    """Yield the steps of all runs, some of them later than their requests are begun.
+def prefetch_steps(
+    runs: Sequence[Run], recall: Callable[[int], RecalledAnswers], pool: WorkerPool, max_rows: int
+) -> Iterator[Step]:
+    """Yield the steps of all runs in order, and start building requests up to `AHEAD` steps earlier.
 
     Args:
-        known: returns what is known of a run, by number; asked once for each.
-        helpers: build.
-        most: the most rows of a prompt that leave room for an answer.
+        runs: the runs, in order.
+        recall: returns the recalled answers of a run by its index. Called once per run.
+        pool: builds the requests.
+        max_rows: the most rows of a prompt that leave room for an answer.
     """
-    taken: deque[Step] = deque()
+    pending: deque[Step] = deque()
     entries = 0
-    for step in _steps(runs, known, helpers, most):
-        taken.append(step)
+    for step in _steps(runs, recall, pool, max_rows):
+        pending.append(step)
         entries += step.entries
-        while len(taken) > AHEAD or (entries > AHEAD_ENTRIES and len(taken) > 1):
-            entries -= taken[0].entries
-            yield taken.popleft()
-    yield from taken
+        while len(pending) > AHEAD or (entries > AHEAD_ENTRIES and len(pending) > 1):
+            entries -= pending[0].entries
+            yield pending.popleft()
+    yield from pending
 
 
-def _steps(runs: Sequence[Run], known: Callable[[int], Known], helpers: Helpers, most: int) -> Iterator[Step]:
+def _steps(
+    runs: Sequence[Run], recall: Callable[[int], RecalledAnswers], pool: WorkerPool, max_rows: int
+) -> Iterator[Step]:
     for number, (planned, is_floor) in enumerate(runs):
-        recalled, kind = known(number), FLOOR if is_floor else ANSWER
+        answers, kind = recall(number), FLOOR if is_floor else ANSWER
         prompts = range(len(planned.prompts))
         width = planned.corpus.table.hidden_size
-        for chunk in _chunks(reversed(prompts) if is_floor else prompts, planned.prompts, width):
-            before = {j: recalled.get((kind, planned.prompts[j].prompt.id)) for j in chunk}
-            # What is known need not be asked again, but what the transform did is not in the journal.
-            needed = [j for j in chunk if before[j] is None or not (planned.done or is_floor)]
-            unsent = frozenset(j for j in needed if before[j] is not None)
+        for chunk in chunks(reversed(prompts) if is_floor else prompts, planned.prompts, width):
+            recalled = {j: answers.get((kind, planned.prompts[j].prompt.id)) for j in chunk}
+            # A recalled answer needs no request, but the perturbation is not in the journal and is measured anew.
+            needed = [j for j in chunk if recalled[j] is None or not (planned.done or is_floor)]
+            unsent = frozenset(j for j in needed if recalled[j] is not None)
             config = planned.point.config
-            building = helpers.build(planned.corpus, config, needed, unsent, most) if needed else None
-            places = {j: place for place, j in enumerate(needed)}
+            building = pool.build(planned.corpus, config, needed, unsent, max_rows) if needed else None
+            positions = {j: position for position, j in enumerate(needed)}
             for j in chunk:
-                own = building if j in places else None
+                future = building if j in positions else None
                 entries = len(planned.prompts[j].token_ids) * width
-                yield Step(number, j, before[j], own, places.get(j, 0), entries)
+                yield Step(number, j, recalled[j], future, positions.get(j, 0), entries)
 
 
-def _chunks(order: Iterable[int], prompts: Sequence[EncodedPrompt], width: int) -> Iterator[list[int]]:
-    """Cut prompts, by number and in that order, into those whose requests are built in one go."""
+def chunks(order: Iterable[int], prompts: Sequence[EncodedPrompt], width: int) -> Iterator[list[int]]:
+    """Split prompt indices, in the given order, into chunks whose requests are built in one task.
+
+    Args:
+        order: indices into `prompts`.
+        prompts: the encoded prompts.
+        width: hidden size of the model.
+    """
     chunk: list[int] = []
-    entries = 0
+    chunk_entries = 0
     for j in order:
-        own = len(prompts[j].token_ids) * width
-        if chunk and (len(chunk) == CHUNK or entries + own > CHUNK_ENTRIES):
+        entries = len(prompts[j].token_ids) * width
+        if chunk and (len(chunk) == CHUNK or chunk_entries + entries > CHUNK_ENTRIES):
             yield chunk
-            chunk, entries = [], 0
+            chunk, chunk_entries = [], 0
         chunk.append(j)
-        entries += own
+        chunk_entries += entries
     if chunk:
         yield chunk

@@ -1,8 +1,8 @@
-"""What the engine is asked for a group of points: their prompts, the control's once more, and what answers lead to.
+"""Request scheduler: the engine's requests for a group of points, and the bookkeeping of their answers.
 
-The second run of the control, in other company of the batch, is the noise floor: what its answers differ by from the
-first's means nothing in any other point.  Teacher forcing asks how probable one point's answer is under another's
-prompt, which can be asked once both answers are there.
+A control can run twice, the second time batched with other requests. The differences between its two runs are the
+noise floor: differences of this size mean nothing in any other point. Teacher forcing measures how probable one point's
+answer is under another's prompt. It needs both answers, so its requests follow them.
 """
 
 from __future__ import annotations
@@ -17,67 +17,82 @@ from typing import cast
 
 import torch
 
-from sweep.engines.base import Generation, Request, Sampling
-from sweep.helpers.base import Helpers, Unbuilt
-from sweep.identity import Identity
-from sweep.inputs.encoding import EncodedPrompt
-from sweep.outcome import CONTROL, OWN, Answers, Progress
-from sweep.plan import EngineGroup, PlannedPoint
-from sweep.request import build
-from sweep.steps import ANSWER, FLOOR, Known, Step, runs_of, steps_ahead
+from sweep.engines.base import Generation, Origin, Request, Sampling
+from sweep.execution.prefetch import ANSWER, FLOOR, RecalledAnswers, Step, ordered_runs, prefetch_steps
+from sweep.inputs.tokenization import EncodedPrompt
+from sweep.planning.plan import EngineGroup, PlannedPoint
+from sweep.planning.request_builder import build
+from sweep.planning.results import CONTROL, OWN, Answers, Progress
+from sweep.points.fingerprint import PointFingerprint
+from sweep.workers.base import Unbuilt, WorkerPool
 
-Embedded = tuple[tuple[int, ...], torch.Tensor]  # a prompt's token ids and rows
-Recall = Callable[[PlannedPoint], Known]
+EmbeddedPrompt = tuple[tuple[int, ...], torch.Tensor]  # token ids, and rows: (tokens, hidden) in the engine's dtype
+Recall = Callable[[PlannedPoint], RecalledAnswers]
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a request is for: a point's prompt, by their numbers.
+    """Identifies a request of a group.
 
     Attributes:
-        forced: whose answer's probability is asked for; None: an answer is.
-        sample: which of the samples that answer is.
+        run: index of the run.
+        prompt: index of the prompt.
+        forced: for teacher forcing, whose answer is scored: `OWN` or `CONTROL`. None: an answer is generated.
+        sample: index of the sample that is scored.
     """
 
-    point: int
+    run: int
     prompt: int
     forced: str | None = None
     sample: int = 0
 
 
-class Workload(Iterator[Request]):
-    """The requests of a group of points, built as the engine asks for them, and the answers to them.
+def digest_of(answers: Answers, sample: int) -> str:
+    """Return a digest of the token ids of one sample of each answer."""
+    token_ids = [answer[sample].token_ids for answer in answers]
+    return hashlib.sha256(repr(token_ids).encode()).hexdigest()[:16]
 
-    It may run out and have more later: what answers lead to comes first, then the points in their order.  What is
-    recalled is not asked again.
+
+class RequestScheduler(Iterator[Request]):
+    """Iterator over the requests of a group of points, which also receives their answers.
+
+    Teacher-forcing requests come first, then the points in their order. Recalled answers need no request. After
+    StopIteration there can be further requests once more answers are received. Owned by the main thread.
 
     Attributes:
-        active: the points that have been begun and are neither finished nor failed, by number.
-        finished: those whose last answer is in, until they are taken.
-        failed: those that cannot be finished, with the reason and a traceback if there is one, until they are taken.
+        active: points that have begun and are neither finished nor failed, by index of the run.
+        finished: points whose last answer is in. The caller removes them.
+        failed: points that cannot be finished, with the reason and a traceback or None. The caller removes them.
+        origin: the origin of received answers. Set it once the engine is open.
     """
 
-    def __init__(self, group: EngineGroup, controls: Mapping[str, Answers], recall: Recall, helpers: Helpers) -> None:
+    def __init__(self, group: EngineGroup, controls: Mapping[str, Answers], recall: Recall, pool: WorkerPool) -> None:
         self.active: dict[int, Progress] = {}
         self.finished: deque[Progress] = deque()
         self.failed: deque[tuple[Progress, str, str | None]] = deque()
-        self._runs = list(runs_of(group))
+        self.origin: Origin | None = None
+        self._runs = list(ordered_runs(group))
         self._group, self._recall = group, recall
         self._controls = dict(controls)
-        self._recalled: dict[int, Known] = {}
+        self._control_digests: dict[tuple[str, int], str] = {}  # by `control_key` and sample
+        self._recalled: dict[int, RecalledAnswers] = {}
         self._ready: deque[Request] = deque()
-        self._answered_all: set[int] = set()
-        self._recalls = 0
-        self._without_control: list[int] = []
-        self._helpers = helpers
-        self._points = self._begin_points()
+        self._answered: set[int] = set()
+        self._recalled_count = 0
+        self._awaiting_control: list[int] = []
+        self._pool = pool
+        self._prompt_requests = self._iterate_prompts()
 
     def __next__(self) -> Request:
-        """Return the next request; StopIteration: there is none for now."""
+        """Return the next request.
+
+        Raises:
+            StopIteration: there is no request at the moment.
+        """
         while self.has_request():
             request = self._ready.popleft()
-            progress = self.active.get(cast(Key, request.key).point)
-            if progress is None:  # its point has failed since it was made
+            progress = self.active.get(cast(Key, request.key).run)
+            if progress is None:  # the point has failed since
                 continue
             progress.costs.requests += 1
             progress.costs.prompt_tokens += len(request.token_ids)
@@ -85,155 +100,179 @@ class Workload(Iterator[Request]):
         raise StopIteration
 
     def has_request(self) -> bool:
-        """Whether there is a next request for now; what is known of earlier points is taken in on the way to it."""
+        """Return whether there is a request at the moment. Handles recalled answers on the way to it."""
         while not self._ready:
             try:
-                self._ready.append(next(self._points))
+                self._ready.append(next(self._prompt_requests))
             except StopIteration:
-                break  # what was known may have led to requests none the less
+                break  # recalled answers may still have queued teacher-forcing requests
         return bool(self._ready)
 
-    def take_recalled(self) -> int:
+    def take_recalled_count(self) -> int:
         """Return how many answers were recalled since the last call."""
-        recalled, self._recalls = self._recalls, 0
-        return recalled
+        count, self._recalled_count = self._recalled_count, 0
+        return count
 
-    def journaled(self, key: Key) -> tuple[Identity, str, str]:
-        """Return an answer's place in the journal: the point that it is for, the kind, and the prompt's id."""
-        planned, is_floor = self._runs[key.point]
-        kind = FLOOR if is_floor else ANSWER if key.forced is None else self._kind(planned, key.forced, key.sample)
-        return planned.identity, kind, planned.prompts[key.prompt].prompt.id
+    def journal_key(self, key: Key) -> tuple[PointFingerprint, str, str]:
+        """Return where an answer belongs in the journal: its point, the kind of answer, and the prompt id."""
+        planned, is_floor = self._runs[key.run]
+        if is_floor:
+            kind = FLOOR
+        elif key.forced is None:
+            kind = ANSWER
+        else:
+            kind = self._journal_kind(planned, key.forced, key.sample)
+        return planned.point_fingerprint, kind, planned.prompts[key.prompt].prompt.id
 
     def receive(self, generation: Generation) -> None:
-        """Take an answer."""
+        """Record an answer. Finishes the point or queues its teacher-forcing requests if it was the last one."""
         key = generation.key
         assert isinstance(key, Key)
-        progress = self.active.get(key.point)
-        if progress is None:  # the point has failed meanwhile
+        progress = self.active.get(key.run)
+        if progress is None:  # the point has failed since
             return
+        if self.origin is not None:
+            progress.origins[self.origin] = None
         costs = progress.costs
         costs.cached_tokens += generation.cached_tokens
         if key.forced is None:
             costs.output_tokens += sum(len(completion.token_ids) for completion in generation.completions)
             progress.answers[key.prompt] = generation.completions
             if progress.answered:
-                self._answered(key.point)
+                self._on_answered(key.run)
         else:
             progress.forced[key.prompt, key.forced, key.sample] = sum(generation.scored) / len(generation.scored)
             progress.awaited -= 1
-            self._finish([key.point])
+            self._finish_if_complete([key.run])
 
     def reject(self, key: Key, reason: str, trace: str | None = None) -> None:
-        """Take a request that cannot be answered: its point fails, and no other; `trace` says where."""
-        if (progress := self.active.pop(key.point, None)) is not None:
-            if key.point in self._without_control:
-                self._without_control.remove(key.point)
-            self._recalled.pop(key.point, None)
+        """Fail the point of a request that cannot be answered. Other points are not affected.
+
+        Args:
+            key: the request.
+            reason: why it cannot be answered.
+            trace: a traceback, if there is one.
+        """
+        if (progress := self.active.pop(key.run, None)) is not None:
+            if key.run in self._awaiting_control:
+                self._awaiting_control.remove(key.run)
+            self._recalled.pop(key.run, None)
             prompt_id = progress.planned.prompts[key.prompt].prompt.id
             self.failed.append((progress, f"prompt {prompt_id!r}: {reason}", trace))
 
-    def _answered(self, number: int) -> None:
-        if number not in self._answered_all:
-            self._answered_all.add(number)
-            self._finish(self._ask_about(number, self.active[number]))
+    def _on_answered(self, number: int) -> None:
+        if number not in self._answered:
+            self._answered.add(number)
+            self._finish_if_complete(self._queue_forcing(number, self.active[number]))
 
-    def _finish(self, numbers: Iterable[int]) -> None:
+    def _finish_if_complete(self, numbers: Iterable[int]) -> None:
         for number in numbers:
-            if not self.active[number].awaited and number not in self._without_control:
+            if not self.active[number].awaited and number not in self._awaiting_control:
                 self.finished.append(self.active.pop(number))
                 self._recalled.pop(number, None)
 
-    def _ask_about(self, number: int, progress: Progress) -> list[int]:
-        """Queue the questions that a point's answers lead to; return the points that may have none left to wait for."""
+    def _queue_forcing(self, number: int, progress: Progress) -> list[int]:
+        """Queue the teacher-forcing requests that a point's answers allow. Return the points that may be complete."""
         point = progress.planned.point
         if progress.is_floor or not point.config.scoring.teacher_forced:
             return [number]
-        self._force(number, OWN, progress.in_order())
-        touched = [number]
+        self._force_answers(number, OWN, progress.in_order())
+        affected = [number]
         if point.is_control:
             self._controls[point.control_key] = progress.in_order()
-            waiting = [n for n in self._without_control if self._control_key(n) == point.control_key]
-            touched += waiting
+            self._control_digests = {k: v for k, v in self._control_digests.items() if k[0] != point.control_key}
+            waiting = [n for n in self._awaiting_control if self._control_key(n) == point.control_key]
+            affected += waiting
         elif point.control_key in self._controls:
             waiting = [number]
         else:
             waiting = []
-            self._without_control.append(number)
+            self._awaiting_control.append(number)
         for other in waiting:
-            self._force(other, CONTROL, self._controls[point.control_key])
-            if other in self._without_control:
-                self._without_control.remove(other)
-        return touched
+            self._force_answers(other, CONTROL, self._controls[point.control_key])
+            if other in self._awaiting_control:
+                self._awaiting_control.remove(other)
+        return affected
 
     def _control_key(self, number: int) -> str:
         return self.active[number].planned.point.control_key
 
-    def _kind(self, planned: PlannedPoint, forced: str, sample: int) -> str:
-        """Return what a forced answer is called in the journal: whose it is, the control's by what it says."""
-        number = f" #{sample + 1}" * bool(sample)
+    def _journal_kind(self, planned: PlannedPoint, forced: str, sample: int) -> str:
+        """Return the journal's kind of a forced answer. A control's answer is named by its content."""
+        suffix = f" #{sample + 1}" if sample else ""
         if forced == OWN:
-            return OWN + number
-        said = [answer[sample].token_ids for answer in self._controls[planned.point.control_key]]
-        return f"{CONTROL} {hashlib.sha256(repr(said).encode()).hexdigest()[:16]}{number}"
+            return f"{OWN}{suffix}"
+        return f"{CONTROL} {self._control_digest(planned.point.control_key, sample)}{suffix}"
 
-    def _force(self, number: int, kind: str, answers: Answers) -> None:
-        """Ask how probable answers are: to untransformed prompts for `OWN`, to the point's prompts for `CONTROL`.
+    def _control_digest(self, control_key: str, sample: int) -> str:
+        """Return the digest of one sample of a control's answers. Cached: each forced request needs it."""
+        if (control_key, sample) not in self._control_digests:
+            self._control_digests[control_key, sample] = digest_of(self._controls[control_key], sample)
+        return self._control_digests[control_key, sample]
 
-        An empty answer is left out, and one for which there is no room.
+    def _force_answers(self, number: int, forced: str, answers: Answers) -> None:
+        """Queue requests that score answers, or recall their scores.
+
+        `OWN` answers follow the untransformed prompts, `CONTROL` answers the point's own prompts. Empty answers and
+        answers that do not fit are left out.
         """
         progress = self.active[number]
         planned, recalled = progress.planned, self._recalled[number]
-        kinds = [self._kind(planned, kind, k) for k in range(planned.point.config.sampling.n)]
+        kinds = [self._journal_kind(planned, forced, k) for k in range(planned.point.config.sampling.n)]
         for j, encoded in enumerate(planned.prompts):
-            prompt: Embedded | None = None
-            for k, (journaled, completion) in enumerate(zip(kinds, answers[j], strict=True)):
-                if (known := recalled.get((journaled, encoded.prompt.id))) is not None:
-                    progress.forced[j, kind, k] = sum(known.scored) / len(known.scored)
-                elif completion.token_ids and not (planned.done and kind == CONTROL):
-                    prompt = prompt or self._forcing(planned, encoded, kind)
-                    self._ask_probability(Key(number, j, kind, k), prompt, completion.token_ids, progress)
+            prompt: EmbeddedPrompt | None = None
+            for k, (kind, completion) in enumerate(zip(kinds, answers[j], strict=True)):
+                if (match := recalled.get((kind, encoded.prompt.id))) is not None:
+                    progress.forced[j, forced, k] = sum(match.scored) / len(match.scored)
+                elif completion.token_ids and not (planned.done and forced == CONTROL):
+                    prompt = prompt or self._forcing_prompt(planned, encoded, forced)
+                    self._queue_forced_request(Key(number, j, forced, k), prompt, completion.token_ids, progress)
 
-    def _forcing(self, planned: PlannedPoint, encoded: EncodedPrompt, kind: str) -> Embedded:
-        """Return the token ids and the rows of the prompt to which an answer is forced."""
-        if kind == OWN:
+    def _forcing_prompt(self, planned: PlannedPoint, encoded: EncodedPrompt, forced: str) -> EmbeddedPrompt:
+        """Return the prompt that a forced answer follows."""
+        if forced == OWN:
             table = planned.corpus.table
             return encoded.token_ids, table.rows(encoded.token_ids).to(table.dtype)
         built = build(None, planned.point.config, encoded, planned.corpus).request
         assert built.embeds is not None
         return built.token_ids, built.embeds
 
-    def _ask_probability(self, key: Key, prompt: Embedded, answer: tuple[int, ...], progress: Progress) -> None:
+    def _queue_forced_request(
+        self, key: Key, prompt: EmbeddedPrompt, answer: tuple[int, ...], progress: Progress
+    ) -> None:
         (ids, rows), table = prompt, progress.planned.corpus.table
         if len(ids) + len(answer) <= self._group.max_prompt_len:
             embeds = torch.cat([rows, table.rows(answer).to(rows.dtype)])
             self._ready.append(Request(key, ids + answer, embeds, Sampling(max_tokens=1), scored=len(answer)))
             progress.awaited += 1
 
-    def _begin_points(self) -> Iterator[Request]:
-        steps = steps_ahead(self._runs, self._know, self._helpers, self._group.max_prompt_len)
-        for number, own in groupby(steps, lambda step: step.run):
+    def _iterate_prompts(self) -> Iterator[Request]:
+        """Begin the runs in order, take their recalled answers, and yield the requests of the other prompts."""
+        all_steps = prefetch_steps(self._runs, self._recall_run, self._pool, self._group.max_prompt_len)
+        for number, steps in groupby(all_steps, lambda step: step.run):
             planned, is_floor = self._runs[number]
             progress = self.active[number] = Progress(planned, started=time.time(), is_floor=is_floor)
-            for step in own:
-                if number not in self.active:  # it was rejected meanwhile
+            for step in steps:
+                if number not in self.active:  # rejected since
                     continue
-                if (before := step.before) is not None:
-                    progress.answers[step.prompt] = before.completions
-                    progress.costs.reused += not before.is_own
-                    self._recalls += not planned.done
-                request = None if step.building is None else self._built(step, progress)
-                if before is None and request is not None:
+                if (recalled := step.recalled) is not None:
+                    progress.answers[step.prompt] = recalled.completions
+                    progress.origins[recalled.origin] = None
+                    progress.costs.reused += not recalled.is_from_this_sweep
+                    self._recalled_count += not planned.done
+                request = None if step.building is None else self._built_request(step, progress)
+                if recalled is None and request is not None:
                     yield request
             if progress.answered and number in self.active:
-                self._answered(number)
+                self._on_answered(number)
 
-    def _know(self, number: int) -> Known:
-        known = self._recalled[number] = self._recall(self._runs[number][0])
-        return known
+    def _recall_run(self, number: int) -> RecalledAnswers:
+        answers = self._recalled[number] = self._recall(self._runs[number][0])
+        return answers
 
-    def _built(self, step: Step, progress: Progress) -> Request | None:
-        """Return the request of a point's prompt; None: it cannot be made, and the point has failed."""
-        key, built = Key(step.run, step.prompt), step.built()
+    def _built_request(self, step: Step, progress: Progress) -> Request | None:
+        """Return the request of a step, or None if it could not be built, in which case the point has failed."""
+        key, built = Key(step.run, step.prompt), step.wait_for_request()
         if isinstance(built, Unbuilt):
             self.reject(key, built.reason, built.traceback)
             return None

@@ -1,1 +1,1 @@
-"""What a sweep begins from: prompts, a model's files, its tokens and its embedding rows."""
+"""Inputs of a sweep: prompts, model files, tokens and embedding rows."""

@@ -1,26 +1,21 @@
-"""The model's input-embedding table, read for the rows that are needed.
+"""Input-embedding table of a model, read only for the rows that are needed.
 
-Rows come as the engine's own embedding layer would give them: cast to the engine's dtype, multiplied where the family
-multiplies inside its embedding layer (Gemma, MiniCPM; Granite and Falcon-H1 multiply later, in every engine, and so
-are not in the list), then widened to fp32, in which all transforms compute.
+Rows equal those of the engine's embedding layer. They are cast to the engine's dtype and multiplied where the family
+multiplies inside its embedding layer (Gemma, MiniCPM). They are then widened to fp32, in which all transforms compute.
+Granite and Falcon-H1 multiply later, in every engine, and are therefore not in the list.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
-from sweep.errors import ConfigError
-from sweep.inputs.checkpoint import Checkpoint
+from sweep.errors import TransformError
+from sweep.inputs.gpu_search import GpuSearch, open_search
 
 if TYPE_CHECKING:
     import torch
@@ -28,41 +23,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How checkpoints call the table, after any prefix.
-TABLE_NAMES = (
-    "embed_tokens.weight",  # Llama and most others
-    "wte.weight",  # GPT-2, GPT-J, Falcon
-    "word_embeddings.weight",  # BLOOM, Falcon
-    "embed_in.weight",  # GPT-NeoX
-    "tok_embeddings.weight",
-    "embeddings.weight",  # Mamba
-    "embedding.weight",
-)
-
-MULTIPLIERS: dict[str, Callable[[Any], float]] = {
-    "gemma": lambda config: math.sqrt(config.hidden_size),
-    "gemma2": lambda config: math.sqrt(config.hidden_size),
-    "gemma3_text": lambda config: math.sqrt(config.hidden_size),
-    "vaultgemma": lambda config: math.sqrt(config.hidden_size),
-    "minicpm": lambda config: config.scale_emb,
-}
-
-
-PIECE_ENTRIES = 2**22  # of the table that are widened to fp32 at a time: 16 MiB, near what a processor caches
-COMPUTED = ("components", "std", "_moments", "_gaps")  # what takes a while, and is not large
-KEPT_BYTES = 64 * 2**20  # size in fp32 up to which a table is widened once and kept
+PIECE_ENTRIES = 2**22  # table entries widened to fp32 at a time: 16 MiB, about the size of a CPU cache
+COMPUTED = ("components", "std", "_moments", "_gaps")  # slow to compute and small to send
+LARGE_ENTRIES = 2**26  # table entries from which starting a GPU pays off
+KEPT_BYTES = 64 * 2**20  # tables up to this size in fp32 are widened once and kept
 
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """An input-embedding table, opened when it is first needed.
+    """An input-embedding table, opened on first use.
+
+    Owned by one thread of each process. A pickled copy opens the table again and keeps the computed statistics.
 
     Attributes:
-        open: returns [size or more, hidden_size] in the checkpoint's dtype; a view of the mapped file where it can be.
-        size: the rows that stand for tokens; what lies beyond is padding.
-        hidden_size: the width of a row.
-        engine_dtype: the name of the engine's dtype, such as `bfloat16`.
-        multiplier: what the family's embedding layer multiplies rows by; None for most.
+        open: returns the table in the checkpoint's dtype, (size or more, hidden_size); memory-mapped where possible.
+        size: number of rows that stand for tokens; rows beyond are padding.
+        hidden_size: width of a row.
+        engine_dtype: name of the engine's dtype, such as `bfloat16`.
+        multiplier: factor that the family's embedding layer applies to rows; None for most.
     """
 
     open: Callable[[], Tensor]
@@ -72,13 +50,17 @@ class EmbeddingTable:
     multiplier: float | None = None
 
     def __reduce__(self) -> tuple[type[EmbeddingTable], tuple[Any, ...], dict[str, Any]]:
-        """Go to another process without what was read, but with what was computed of all of it."""
-        made_of = self.open, self.size, self.hidden_size, self.engine_dtype, self.multiplier
-        return EmbeddingTable, made_of, {name: own for name, own in vars(self).items() if name in COMPUTED}
+        """Pickle without the table's data, but with statistics that were computed from all of it."""
+        arguments = self.open, self.size, self.hidden_size, self.engine_dtype, self.multiplier
+        return EmbeddingTable, arguments, {name: value for name, value in vars(self).items() if name in COMPUTED}
 
     @cached_property
     def weight(self) -> Tensor:
-        """What `open` returns.  Raises ConfigError: it cannot be read."""
+        """The opened table, (size or more, hidden_size), in the checkpoint's dtype.
+
+        Raises:
+            ConfigError: the table cannot be read.
+        """
         return self.open()
 
     @cached_property
@@ -90,29 +72,37 @@ class EmbeddingTable:
         return dtype
 
     def rows(self, token_ids: Sequence[int] | Tensor) -> Tensor:
-        """Return the rows of some tokens, [len(token_ids), hidden_size] in fp32."""
+        """Return the rows of tokens: (len(token_ids), hidden_size), float32.
+
+        Raises:
+            TransformError: the table has no row for one of the tokens.
+        """
         import torch
 
-        return self._as_engine(self.weight.index_select(0, torch.as_tensor(token_ids))).float()
+        ids = torch.as_tensor(token_ids)
+        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= self.size):
+            outside = next(token for token in ids.tolist() if not 0 <= token < self.size)
+            raise TransformError(f"the token {outside} is beyond the model's embedding table of {self.size} rows")
+        return self._as_engine(self.weight.index_select(0, ids)).float()
 
     @cached_property
     def std(self) -> float:
-        """The standard deviation of all entries, as the engine has them."""
+        """Standard deviation of all entries, in the engine's values."""
         return math.sqrt(max(self.rms**2 - float(self.mean.double().mean()) ** 2, 0.0))
 
     @property
     def rms(self) -> float:
-        """The root mean square of all entries."""
+        """Root mean square of all entries."""
         return math.sqrt(self._moments[1])
 
     @property
     def mean(self) -> Tensor:
-        """The mean row, [hidden_size] in fp32."""
+        """Mean row: (hidden_size,), float32."""
         return self._moments[0]
 
     @cached_property
     def components(self) -> Tensor:
-        """The principal components of the rows around their mean, [hidden_size] * 2: columns, largest first."""
+        """Principal components of the rows around their mean: (hidden_size, hidden_size), columns, largest first."""
         import torch
 
         covariance = torch.zeros(self.hidden_size, self.hidden_size, dtype=torch.float64)
@@ -122,16 +112,34 @@ class EmbeddingTable:
         vectors: Tensor = torch.linalg.eigh(covariance).eigenvectors
         return vectors.flip(1).float()
 
-    def nearest(self, rows: Tensor, k: int = 1, metric: str = "l2") -> tuple[Tensor, Tensor]:
-        """Return the k nearest tokens of each of n rows, nearest first: distances [n, k] and token ids [n, k].
+    def nearest(self, rows: Tensor, k: int = 1, metric: str = "l2", *, on_gpu: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the k nearest tokens of each row, nearest first. The table is widened and compared piece by piece.
 
-        The table is widened and compared piece by piece.  `metric` is `l2`, `cosine` (1 - cosine) or `dot` (minus the
-        dot product).
+        Args:
+            rows: (n, hidden_size), float32.
+            k: number of tokens per row.
+            metric: `l2`, `cosine` (1 - cosine) or `dot` (negative dot product).
+            on_gpu: whether candidates may be searched on a GPU. This happens only for `l2`, for a large table, with
+                enough GPU memory, and for rows that the engine's dtype represents exactly. Distances are always
+                computed on the CPU.
+
+        Returns:
+            Distances (n, k), float32, and token ids (n, k), int64.
         """
+        # Rounding can swap nearly equal l2 distances. They are recomputed exactly for a few extra candidates.
+        count = min(k + 4 if metric == "l2" else k, self.size)
+        ids = self._candidates_on_gpu(rows, count) if on_gpu and metric == "l2" else None
+        if ids is None:
+            scores, ids = self._candidates(rows, count, metric)
+            if metric != "l2":
+                return (1 - scores if metric == "cosine" else -scores), ids
+        distances = (self.rows(ids.flatten()).view(*ids.shape, -1) - rows[:, None]).norm(dim=2)
+        nearest = distances.topk(min(k, count), largest=False)
+        return nearest.values, ids.gather(1, nearest.indices)
+
+    def _candidates(self, rows: Tensor, count: int, metric: str) -> tuple[Tensor, Tensor]:
         import torch
 
-        # Differences of l2 distances that rounding hides are told apart afterwards, among a few more candidates.
-        wanted = min(k + 4 if metric == "l2" else k, self.size)
         scores = torch.empty(len(rows), 0)
         ids = torch.empty(len(rows), 0, dtype=torch.long)
         queries = torch.nn.functional.normalize(rows) if metric == "cosine" else rows
@@ -141,27 +149,39 @@ class EmbeddingTable:
             score = queries @ piece.T
             if metric == "l2":
                 score -= self._half_squares[start : start + len(piece)]
-            best = score.topk(min(wanted, len(piece)))
+            best = score.topk(min(count, len(piece)))
             scores, ids = torch.cat([scores, best.values], 1), torch.cat([ids, best.indices + start], 1)
-            if scores.shape[1] > wanted:
-                kept = scores.topk(wanted)
+            if scores.shape[1] > count:
+                kept = scores.topk(count)
                 scores, ids = kept.values, ids.gather(1, kept.indices)
-        if metric != "l2":
-            return (1 - scores if metric == "cosine" else -scores), ids
-        distances = (self.rows(ids.flatten()).view(*ids.shape, -1) - rows[:, None]).norm(dim=2)
-        nearest = distances.topk(min(k, wanted), largest=False)
-        return nearest.values, ids.gather(1, nearest.indices)
+        return scores, ids
 
-    def gaps(self, token_ids: Sequence[int]) -> Tensor:
-        """Return the distance (L2) from each token's row to the nearest other token's, [len(token_ids)].
+    def _candidates_on_gpu(self, rows: Tensor, count: int) -> Tensor | None:
+        """Return the ids of the nearest tokens up to rounding; None if the GPU is not to be used."""
+        exact = rows.to(self.dtype)
+        if self.size * self.hidden_size < LARGE_ENTRIES or not exact.float().equal(rows) or self._search is None:
+            return None
+        try:
+            return self._search.candidates(exact, count)
+        except RuntimeError as error:  # the engine has used the memory in the meantime
+            log.info("Nearest tokens are searched on the CPU: %s", error)
+            return None
 
-        Looked up once for each token.
+    @cached_property
+    def _search(self) -> GpuSearch | None:
+        return open_search(self._as_engine(self.weight[: self.size]))
+
+    def gaps(self, token_ids: Sequence[int], *, on_gpu: bool = False) -> Tensor:
+        """Return the L2 distance from each token's row to the nearest other token's row: (len(token_ids),), float32.
+
+        Computed once per token. See `nearest` for `on_gpu`.
         """
         import torch
 
-        if unknown := sorted(set(token_ids) - self._gaps.keys()):
-            distances, _ = self.nearest(self.rows(unknown), k=2)  # the nearest is the token itself, or its equal
-            self._gaps.update(zip(unknown, distances[:, -1].tolist(), strict=True))
+        if missing := sorted(set(token_ids) - self._gaps.keys()):
+            # k=2, because the nearest token is the token itself or one with an equal row.
+            distances, _ = self.nearest(self.rows(missing), k=2, on_gpu=on_gpu)
+            self._gaps.update(zip(missing, distances[:, -1].tolist(), strict=True))
         return torch.tensor([self._gaps[token] for token in token_ids])
 
     @cached_property
@@ -188,7 +208,7 @@ class EmbeddingTable:
 
     @cached_property
     def _wide(self) -> Tensor | None:
-        """The table in fp32, if it is small enough to be kept."""
+        """The table in fp32, if it is small enough to keep."""
         small = self.size * self.hidden_size * 4 <= KEPT_BYTES
         return self._as_engine(self.weight[: self.size]).float() if small else None
 
@@ -204,95 +224,3 @@ class EmbeddingTable:
 
         rows = rows.to(self.dtype)
         return rows if self.multiplier is None else rows * torch.tensor(self.multiplier, dtype=self.dtype)
-
-
-def open_table(checkpoint: Checkpoint) -> EmbeddingTable:
-    """Find the table of a checkpoint by the embedder that its model asks for.
-
-    Without safetensors in the folder, it is the classical way, which a log line says.
-
-    Raises:
-        ConfigError: no table is found, or its shape does not fit the model's configuration.
-    """
-    lazily = checkpoint.model.embedder == "safetensors"
-    if lazily and not any(checkpoint.folder.glob("*.safetensors")):
-        log.warning("%s has no safetensors: its whole checkpoint is loaded for its embeddings.", checkpoint.model.id)
-        lazily = False
-    return from_safetensors(checkpoint) if lazily else from_transformers(checkpoint)
-
-
-def from_safetensors(checkpoint: Checkpoint) -> EmbeddingTable:
-    """Map the table out of the safetensors file that holds it; the model is not loaded, unread pages stay on disk."""
-    size, hidden_size = checkpoint.config.vocab_size, checkpoint.hidden_size
-    shape = f"[{size} or more, {hidden_size}]"
-    family = MULTIPLIERS.get(checkpoint.config.model_type)
-    multiplier = family(checkpoint.config) if family else None
-    with _reading(checkpoint):
-        for file, name in _candidates(checkpoint.folder):
-            with safe_open(file, framework="numpy") as tensors:  # which does not import PyTorch
-                rows, *width = tensors.get_slice(name).get_shape()
-            if rows >= size and width == [hidden_size]:
-                mapped = partial(_mapped, checkpoint, file, name)
-                return EmbeddingTable(mapped, size, hidden_size, checkpoint.engine_dtype, multiplier)
-    raise ConfigError(
-        f"model.id: {checkpoint.model.id!r} has no embedding table of shape {shape} under a known name; "
-        "model.embedder=transformers loads the model to find it."
-    )
-
-
-def from_transformers(checkpoint: Checkpoint) -> EmbeddingTable:
-    """Load the model the classical way and ask its embedding layer for all rows."""
-    size, hidden_size = checkpoint.config.vocab_size, checkpoint.hidden_size
-    return EmbeddingTable(partial(_loaded, checkpoint), size, hidden_size, checkpoint.engine_dtype)
-
-
-def _mapped(checkpoint: Checkpoint, file: Path, name: str) -> Tensor:
-    with _reading(checkpoint), safe_open(file, framework="pt") as tensors:
-        weight: Tensor = tensors.get_tensor(name)
-        return weight
-
-
-@contextmanager
-def _reading(checkpoint: Checkpoint) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"model.id: the checkpoint {checkpoint.model.id!r} cannot be read: {error}") from error
-
-
-def _loaded(checkpoint: Checkpoint) -> Tensor:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            dtype=checkpoint.dtype,
-            trust_remote_code=checkpoint.model.trust_remote_code,
-            weights_only=True,
-        )
-    except Exception as error:  # Transformers raises nearly every type there is for a broken folder
-        reason = str(error).strip().split("\n")[0][:200]
-        raise ConfigError(f"model.id: {checkpoint.model.id!r} cannot be loaded: {reason}") from error
-    with torch.inference_mode():
-        layer = model.get_input_embeddings()
-        rows: Tensor = layer(torch.arange(layer.num_embeddings)).clone()
-        return rows
-
-
-def _candidates(folder: Path) -> list[tuple[Path, str]]:
-    """Return (file, tensor name) for all tensors whose name says that they are an embedding table."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        document = json.loads(index.read_text())
-        files = document.get("weight_map") if isinstance(document, dict) else None
-        if not isinstance(files, dict):
-            raise ConfigError(f"model.id: {folder}/{index.name} cannot be read: it has no weight_map.")
-        found = [(folder / file, name) for name, file in files.items()]
-    else:
-        found = []
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, framework="numpy") as tensors:
-                found += [(file, name) for name in tensors.keys()]  # noqa: SIM118 - not a dict
-    named = [(file, name) for file, name in found if name.endswith(TABLE_NAMES)]
-    return sorted(named, key=lambda pair: len(pair[1]))

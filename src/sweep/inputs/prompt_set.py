@@ -1,4 +1,4 @@
-"""The prompts of a sweep with the model's table and tokenizer: what transforms may ask beyond their rows."""
+"""Encoded prompts of a sweep with the model's table and tokenizer; the corpus that transforms can query."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sweep.checks import did_you_mean
 from sweep.errors import TransformError
 from sweep.inputs.checkpoint import Checkpoint
-from sweep.inputs.embedding import EmbeddingTable
-from sweep.inputs.encoding import EncodedPrompt
+from sweep.inputs.embedding_table import EmbeddingTable
 from sweep.inputs.layout import Layout
-from sweep.transforms._math import principal_components
-from sweep.transforms.span import Span
+from sweep.inputs.span import Span
+from sweep.inputs.tokenization import EncodedPrompt, Tokenize
+from sweep.util.linear_algebra import principal_components
+from sweep.util.validators import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Corpus:
-    """Encoded prompts and their embedding rows, with what is computed of them kept.
+class PromptSet:
+    """Encoded prompts and their embedding rows, with cached statistics. Implements `transforms.context.Corpus`.
+
+    Owned by one thread of each process. A pickled copy computes its statistics again.
 
     Attributes:
         table: the model's embedding table.
-        prompts: the prompts, in order.
-        checkpoint: the model's.
+        prompts: the encoded prompts, in order.
+        checkpoint: the model.
     """
 
     def __init__(self, prompts: Sequence[EncodedPrompt], table: EmbeddingTable, checkpoint: Checkpoint) -> None:
@@ -35,12 +37,16 @@ class Corpus:
         self._means: dict[Span, Tensor] = {}
         self._components: dict[Span, Tensor] = {}
 
-    def __reduce__(self) -> tuple[type[Corpus], tuple[Any, ...]]:
-        """Go to another process without what was computed."""
-        return Corpus, (self.prompts, self.table, self.checkpoint)
+    def __reduce__(self) -> tuple[type[PromptSet], tuple[Any, ...]]:
+        """Pickle without cached statistics."""
+        return PromptSet, (self.prompts, self.table, self.checkpoint)
 
     def layout(self, prompt_id: str) -> Layout:
-        """Return a prompt's tokens and text."""
+        """Return a prompt's tokens and text.
+
+        Raises:
+            TransformError: there is no such prompt.
+        """
         return self._prompt(prompt_id).layout
 
     def values(self, prompt_id: str) -> Mapping[str, str]:
@@ -48,12 +54,16 @@ class Corpus:
         return dict(self._prompt(prompt_id).prompt.values)
 
     def next_id(self, prompt_id: str) -> str:
-        """Return the id of the prompt after this one; of the first after the last."""
+        """Return the id of the next prompt; the first one follows the last."""
         place = self._places[prompt_id]
         return self.prompts[(place + 1) % len(self.prompts)].prompt.id
 
     def numbers(self, span: Span, prompt_id: str) -> list[int]:
-        """Return the numbers of a prompt's rows in a span, ascending."""
+        """Return the indices of a prompt's rows in a span, ascending.
+
+        Raises:
+            TransformError: the span is empty in this prompt.
+        """
         key = (span, prompt_id)
         if key not in self._numbers:
             layout = self.layout(prompt_id)
@@ -61,46 +71,75 @@ class Corpus:
         return self._numbers[key]
 
     def mean(self, span: Span) -> Tensor:
-        """Return the mean of all prompts' rows in a span, [hidden_size]; prompts that have none are left out."""
+        """Return the mean of all prompts' rows in a span: (hidden_size,), float32.
+
+        Prompts without such rows are skipped.
+        """
         if span not in self._means:
             self._means[span] = self._rows(span).mean(0)
         return self._means[span]
 
     def components(self, span: Span) -> Tensor:
-        """Return the principal components of those rows around their mean, [hidden_size, r]: columns, largest first."""
+        """Return the principal components of all prompts' rows in a span around their mean.
+
+        Returns:
+            (hidden_size, r), float32: columns, largest first.
+        """
         if span not in self._components:
             self._components[span] = principal_components(self._rows(span))
         return self._components[span]
 
     def tokenize(self, text: str) -> list[int]:
-        """Return a text's tokens, without template and special tokens."""
-        return list(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Return a text's token ids, without template and special tokens.
+
+        Raises:
+            TransformError: the table has no row for one of the tokens.
+        """
+        return self._with_rows(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def tokenize_prompt(self, prompt_id: str, text: str) -> list[int]:
-        """Return the tokens of a prompt whose rendered text has become `text`."""
-        chat = self._prompt(prompt_id).prompt.messages is not None
-        return list(self.checkpoint.tokenizer(text, add_special_tokens=not chat)["input_ids"])
+        """Return the token ids of a prompt whose rendered text was changed to `text`. See `tokenize` for errors."""
+        encoded = self._prompt(prompt_id)
+        ids, _ = self._tokenize(text, add_special_tokens=encoded.prompt.messages is None, plain=encoded.plain)
+        return self._with_rows(ids)
 
     def special(self, name: str) -> int:
-        """Return the id of the `pad`, `mask`, `unk`, `bos` or `eos` token."""
+        """Return the id of the `pad`, `mask`, `unk`, `bos` or `eos` token.
+
+        Raises:
+            TransformError: the tokenizer has no such token, or the table has no row for it.
+        """
         number = getattr(self.checkpoint.tokenizer, f"{name}_token_id", None)
         if number is None or not 0 <= number < self.table.size:
             raise TransformError(f"the model's tokenizer has no {name} token")
         return int(number)
 
     @cached_property
+    def _tokenize(self) -> Tokenize:
+        return Tokenize(self.checkpoint.tokenizer)
+
+    @cached_property
     def prompt_tokens(self) -> int:
-        """The number of tokens of all prompts."""
+        """Total number of tokens of all prompts."""
         return sum(len(encoded.token_ids) for encoded in self.prompts)
 
     @cached_property
     def longest(self) -> int:
-        """The number of tokens of the longest prompt."""
+        """Number of tokens of the longest prompt."""
         return max(len(encoded.token_ids) for encoded in self.prompts)
 
     @cached_property
     def _places(self) -> dict[str, int]:
         return {encoded.prompt.id: i for i, encoded in enumerate(self.prompts)}
+
+    def _with_rows(self, token_ids: Sequence[int]) -> list[int]:
+        outside = next((token for token in token_ids if not 0 <= token < self.table.size), None)
+        if outside is not None:
+            text = self.checkpoint.tokenizer.convert_ids_to_tokens(outside)
+            raise TransformError(
+                f"the token {outside} ({text!r}) is beyond the model's embedding table of {self.table.size} rows"
+            )
+        return list(token_ids)
 
     def _rows(self, span: Span) -> Tensor:
         ids: list[int] = []

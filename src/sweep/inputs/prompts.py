@@ -1,34 +1,37 @@
-"""Prompts, read from the configuration or a file."""
+"""Prompts, read from the configuration or from a file."""
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import islice
 from typing import Any
 
-import yaml
-
-from sweep.checks import require_choice
-from sweep.config import PromptsConfig
 from sweep.errors import ConfigError
-from sweep.paths import conf_dir
+from sweep.inputs.config import PromptsConfig
+from sweep.inputs.entries import PromptEntry, as_mapping, has_system, read_entry
+from sweep.inputs.entry_keys import check_configured_keys, is_missing
+from sweep.inputs.messages import Message, describe_type
+from sweep.inputs.prompt_files import MAX_PROMPTS, Entries, find_prompt_file
+from sweep.inputs.prompt_summary import PromptSummary, Reading
 
-Message = dict[str, str]
-
-# Of messages: those that chat templates know.  One that they do not know, most of them render without a word.
-ROLES = ("user", "assistant", "system", "developer", "tool", "function", "ipython", "model", "document")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_ALMOST_PLACEHOLDER = re.compile(r"\{\s*([^\W\d]\w*)\s*\}")  # what a person would read as a placeholder
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where `{name}` stands, or what has been filled in for it: characters [start, stop) of a message's text.
+    """Position of a placeholder, or of the value that replaced it: characters [start, stop) of a message's text.
 
     Attributes:
-        message: the message, by number; 0 in plain text.
-        kept: whether it still says `{name}`, for a transform to put rows in its place.
+        name: the placeholder's name.
+        message: index of the message; 0 in plain text.
+        start, stop: the characters.
+        kept: whether the text still contains `{name}`, for a transform to replace.
     """
 
     name: str
@@ -43,12 +46,14 @@ class Prompt:
     """One prompt.
 
     Attributes:
-        id: unique among the prompts of a sweep.
-        text: what is shown of it: the text, or the last message's.
+        id: unique within a sweep.
+        text: the text shown for it: its text, or that of the last message.
         messages: the chat that the template renders; None for plain completion.
-        references: the answers that count as right; none means that rightness is not measured.
-        values: (name, text) of what the prompt brings along for its placeholders.
-        places: the placeholders' places.
+        references: accepted answers; empty if correctness is not measured.
+        values: (name, text) of the prompt's own values for placeholders.
+        places: positions of placeholders.
+        tools: tool definitions for the chat template, as JSON values.
+        reading: how its entry was read; not part of the prompt's identity.
     """
 
     id: str
@@ -57,230 +62,233 @@ class Prompt:
     references: tuple[str, ...] = ()
     values: tuple[tuple[str, str], ...] = ()
     places: tuple[Place, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    reading: Reading = field(default=Reading(), compare=False)
 
 
 def load(config: PromptsConfig) -> list[Prompt]:
-    """Read the prompts that a configuration names.
+    """Read the prompts of a configuration, at most `config.limit`.
 
     Raises:
-        ConfigError: no such file, none of the known formats, a malformed entry (with file and line), a repeated id, or
-            no prompt at all.
+        ConfigError: the file does not exist or has an unknown format, an entry is malformed (with file and line), an id
+            is repeated, no entry has a configured key, or there are no prompts.
     """
-    if config.path is not None:
-        path = _find(config.path)
-        entries = [(f"{config.path}:{place}", entry) for place, entry in _read(path)]
-    else:
-        entries = [(f"prompts.items[{i}]", entry) for i, entry in enumerate(config.items or [])]
-    chosen = entries[: config.limit]
-    prompts = [_prompt(entry, place, i, config) for i, (place, entry) in enumerate(chosen)]
-    if not prompts:
-        raise ConfigError(f"The prompt list is empty: {config.path or 'prompts.items'} holds no prompt.")
+    raw, where = list(_limited(*_entries(config), config)), config.path or "prompts.items"
+    if not raw:
+        raise ConfigError(f"The prompt list is empty: {where} holds no prompt.")
+    check_configured_keys([as_mapping(entry, place, config) for place, entry in raw], config, where)
+    prompts = [_prompt(entry, place, i, config) for i, (place, entry) in enumerate(raw)]
+    _require_filled_everywhere(prompts, [place for place, _ in raw], config)
     places: dict[str, str] = {}
-    for prompt, (place, _) in zip(prompts, chosen, strict=True):
+    for prompt, (place, _) in zip(prompts, raw, strict=True):
         if (first := places.setdefault(prompt.id, place)) != place:
-            raise ConfigError(
-                f"{place}: the id {prompt.id!r} stands for 2 prompts, this one and {first}; ids must differ."
-            )
+            raise ConfigError(f"{place}: the id {prompt.id!r} is already used at {first}. Ids must be unique.")
     return prompts
 
 
-def _find(name: str) -> Path:
-    """Return the file: as it is named from here, or beside the configuration's own prompts."""
-    path = Path(name).expanduser()
-    candidates = [path] if path.is_absolute() else [path, conf_dir() / "prompts" / path]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise ConfigError(f"prompts.path: there is no file {name!r}.")
+def summarise(prompts: Sequence[Prompt], config: PromptsConfig) -> PromptSummary:
+    """Return a summary of a configuration's prompts."""
+    references = sum(bool(prompt.references) for prompt in prompts)
+    tools = sum(bool(prompt.tools) for prompt in prompts)
+    return PromptSummary.of([prompt.reading for prompt in prompts], references, tools, config.path or "")
 
 
-def _read(path: Path) -> list[tuple[str, Any]]:
-    """Return (place within the file, entry) for each entry of a prompts file."""
-    readers = {".jsonl": _read_jsonl, ".yaml": _read_yaml, ".yml": _read_yaml, ".csv": _read_csv, ".txt": _read_text}
-    readers |= {".json": _read_json, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigError(f"prompts.path: {path.name!r} is none of {', '.join(readers)}.")
-    try:
-        return reader(path)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path.name}:{_undecodable_line(path)}: not UTF-8 text ({error.reason}).") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path.name}: cannot be read: it is nested too deeply.") from error
-    except ValueError as error:  # a number of thousands of digits, say
-        raise ConfigError(f"{path.name}: cannot be read: {str(error).splitlines()[0]}.") from error
-    except OSError as error:
-        raise ConfigError(f"prompts.path: {path.name!r} cannot be read: {error.strerror}.") from error
+def _entries(config: PromptsConfig) -> tuple[Entries, str]:
+    """Return an iterator over (place, entry), and the name of its source."""
+    if config.path is None:
+        return ((f"prompts.items[{i}]", entry) for i, entry in enumerate(config.items or [])), "prompts.items"
+    file = find_prompt_file(config.path)
+    return ((f"{config.path}:{place}", entry) for place, entry in file.entries(config)), config.path
 
 
-def _undecodable_line(path: Path) -> int:
-    data = path.read_bytes()
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return data.count(b"\n", 0, error.start) + 1
-    return 1
+def _limited(entries: Entries, where: str, config: PromptsConfig) -> Entries:
+    for number, entry in enumerate(islice(entries, config.limit)):
+        if number == MAX_PROMPTS:
+            raise ConfigError(f"{where}: has more than {MAX_PROMPTS:,} prompts. Set prompts.limit.")
+        yield entry
 
 
-def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
-    entries = []
-    # Not splitlines: a JSON string may hold characters that it takes for the end of a line.
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if line.strip():
-            try:
-                entries.append((str(number), json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"{path.name}:{number}: not JSON: {error.msg} at column {error.colno}.") from error
-    return entries
-
-
-def _read_yaml(path: Path) -> list[tuple[str, Any]]:
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        document = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ConfigError(f"{path.name}:{line}: not YAML: {error.problem}.") from error
-    except yaml.reader.ReaderError as error:  # a character that must not be there
-        line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{path.name}:{line}: not YAML: {str(error).splitlines()[0]}.") from error
-    except ValueError as error:  # a date, say, that there is not
-        raise ConfigError(f"{path.name}: not YAML: {error}.") from error
-    return _listed(document, path)
-
-
-def _read_json(path: Path) -> list[tuple[str, Any]]:
-    try:
-        return _listed(json.loads(path.read_text(encoding="utf-8-sig")), path)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path.name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}.") from error
-
-
-def _listed(document: Any, path: Path) -> list[tuple[str, Any]]:
-    if not isinstance(document, list):
-        raise ConfigError(f"{path.name}:1: must hold a list of prompts, not a {type(document).__name__}.")
-    return [(f"[{i}]", entry) for i, entry in enumerate(document)]
-
-
-def _read_csv(path: Path) -> list[tuple[str, Any]]:
-    entries = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            columns = list(reader.fieldnames or [])
-            if twice := next((name for name in columns if columns.count(name) > 1), None):
-                raise ConfigError(f"{path.name}:1: two columns are called {twice!r}.")
-            for row in reader:
-                if None in row or None in row.values():
-                    width = len(columns)
-                    raise ConfigError(f"{path.name}:{reader.line_num}: has not the {width} fields of the header.")
-                entries.append((str(reader.line_num), {key: value for key, value in row.items() if value}))
-        except csv.Error as error:
-            raise ConfigError(f"{path.name}:{reader.line_num}: not CSV: {error}.") from error
-    return entries
-
-
-def _read_text(path: Path) -> list[tuple[str, Any]]:
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return [(str(number), line) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _read_parquet(path: Path) -> list[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ConfigError(f"{path.name}: not Parquet: {error}.") from error
-    return [(f"[{i}]", {k: v for k, v in row.items() if v is not None}) for i, row in enumerate(rows)]
-
-
-def _prompt(entry: Any, place: str, index: int, config: PromptsConfig) -> Prompt:
-    """Make a prompt of an entry: a text, or a mapping with a text or messages, a reference or several, and an id."""
-    if isinstance(entry, str):
-        entry = {config.prompt_key: entry}
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{place}: a prompt is a text or a mapping, not a {type(entry).__name__}.")
-    text, messages = entry.get(config.prompt_key), entry.get("messages")
-    if messages is not None:
-        messages = _messages(messages, place)
-        text = messages[-1]["content"]
-    if not isinstance(text, str) or not text:
-        raise ConfigError(f"{place}: has neither a text under {config.prompt_key!r} nor messages.")
-    _require_text(entry, place)
-    values = _values(entry.get("values"), place)
-    if messages is None and config.chat:
-        system = [{"role": "system", "content": config.system}] if config.system else []
-        messages = [*system, {"role": "user", "content": text}]
-    filled = [_fill(m["content"], i, values, config) for i, m in enumerate(messages or [{"content": text}])]
+def _prompt(raw: Any, place: str, index: int, config: PromptsConfig) -> Prompt:
+    """Build a prompt from an entry: read its form, complete its chat, fill its placeholders."""
+    entry = read_entry(raw, place, config)
+    _require_encodable(entry, place)
+    values = _values(entry.values, place)
+    messages = _chat(entry, place, config)
+    texts = [message["content"] for message in messages] if messages is not None else [entry.text or ""]
+    if not texts[-1] and (messages is None or messages[-1]["role"] == "user"):
+        raise ConfigError(f"{place}: the prompt's text is empty.")
+    for text in texts if entry.values is not None else ():
+        _require_filled(text, values, config, place)
+    filled = [_fill(text, i, values, config) for i, text in enumerate(texts)]
+    references = _references(entry.reference, place, config)
+    answer = entry.answer["content"] if entry.answer else ""
+    if answer_is_reference := not references and bool(answer.strip()):
+        references = (answer,)
+    reading = Reading(
+        form=entry.form,
+        text=entry.messages is None,
+        system=messages is not None and has_system(messages),
+        answer=entry.answer is not None,
+        answer_is_reference=answer_is_reference,
+        unused=entry.unused,
+    )
     return Prompt(
-        id=_id(entry.get(config.id_key), place, index, config),
+        id=_id(entry.id, place, index, config),
         text=filled[-1][0],
-        messages=tuple(m | {"content": own} for m, (own, _) in zip(messages, filled, strict=True))
-        if messages
-        else None,
-        references=_references(entry.get(config.reference_key), place, config),
+        messages=None
+        if messages is None
+        else tuple(message | {"content": content} for message, (content, _) in zip(messages, filled, strict=True)),
+        references=tuple(_filled_by_name(reference, values) for reference in references),
         values=tuple(values.items()),
-        places=tuple(found for _, places in filled for found in places),
+        places=tuple(placeholder for _, places in filled for placeholder in places),
+        tools=entry.tools,
+        reading=reading,
     )
 
 
-def _require_text(entry: dict[str, Any], place: str) -> None:
+def _chat(entry: PromptEntry, place: str, config: PromptsConfig) -> tuple[Message, ...] | None:
+    """Return an entry's chat with its system message first; None if it is sent as plain text.
+
+    Raises:
+        ConfigError: there are two system messages, or parts that plain text cannot express.
+    """
+    messages = entry.messages
+    if not config.chat:
+        for part, description in ((messages, "messages"), (entry.system, "a system message"), (entry.tools, "tools")):
+            if part:
+                advice = "Remove prompts.chat, or set prompts.prompt_key to a key with a text."
+                if part is entry.system:
+                    advice = "Remove 'system'."
+                raise ConfigError(f"{place}: has {description}, but prompts.chat=false sends plain text. {advice}")
+        return None
+    if messages is None:
+        messages = ({"role": "user", "content": entry.text or ""},)
+    system_texts = {
+        "prompts.system": config.system,
+        "the key 'system'": entry.system,
+        "its messages": "" if has_system(messages) else None,
+    }
+    sources = [name for name, text in system_texts.items() if text is not None]
+    if len(sources) > 1:
+        raise ConfigError(f"{place}: has two system messages, from {sources[0]} and from {sources[1]}. Remove one.")
+    text = config.system if config.system is not None else entry.system
+    return messages if text is None else ({"role": "system", "content": text}, *messages)
+
+
+def _require_encodable(entry: PromptEntry, place: str) -> None:
+    pieces = [entry.text, entry.messages, entry.answer, entry.id, entry.reference, entry.values, entry.system]
     try:
-        json.dumps(entry, ensure_ascii=False, default=str).encode()
+        json.dumps([*pieces, entry.tools], ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise ConfigError(f"{place}: {half!r} is half a character (a lone surrogate), which is no text.") from error
+        raise ConfigError(
+            f"{place}: {half!r} is half a character (a lone surrogate), which is not valid text."
+        ) from error
 
 
 def _id(value: Any, place: str, index: int, config: PromptsConfig) -> str:
     if value is None:
         return f"p{index:04d}"
-    if isinstance(value, list | dict) or not str(value):
-        raise ConfigError(f"{place}: {config.id_key!r} must be a text or a number; got {value!r}.")
-    return str(value)
+    text = _as_text(value)
+    if not text:
+        actual = "an empty string" if text is not None else describe_type(value)
+        raise ConfigError(f"{place}: {config.id_key!r} must be a string or a number; got {actual}.")
+    return text
 
 
-def _fill(text: str, message: int, values: dict[str, str], config: PromptsConfig) -> tuple[str, list[Place]]:
-    """Put values in the place of `{name}`; a name in `prompts.placeholders` stays as it is."""
-    pieces, places, at, length = [], [], 0, 0
-    for match in re.finditer(r"\{(\w+)\}", text):
+def _fill(text: str, message: int, values: Mapping[str, str], config: PromptsConfig) -> tuple[str, list[Place]]:
+    """Replace `{name}` by its value; names in `prompts.placeholders` stay as they are."""
+    pieces, places, position, length = [], [], 0, 0
+    for match in _PLACEHOLDER.finditer(text):
         name = match[1]
         kept = name in config.placeholders
         if not kept and name not in values:
             continue
-        own = match[0] if kept else values[name]
-        length += match.start() - at
-        places.append(Place(name, message, length, length + len(own), kept))
-        pieces += [text[at : match.start()], own]
-        at, length = match.end(), length + len(own)
-    return "".join([*pieces, text[at:]]), places
+        replacement = match[0] if kept else values[name]
+        length += match.start() - position
+        places.append(Place(name, message, length, length + len(replacement), kept))
+        pieces += [text[position : match.start()], replacement]
+        position, length = match.end(), length + len(replacement)
+    return "".join([*pieces, text[position:]]), places
+
+
+def _require_filled(text: str, values: Mapping[str, str], config: PromptsConfig, place: str) -> None:
+    """Reject placeholders without a value, in an entry that has values."""
+    for match in _ALMOST_PLACEHOLDER.finditer(text):
+        name, exact = match[1], match[0] == f"{{{match[1]}}}"
+        if exact and name not in values and name not in config.placeholders:
+            available = ", ".join(values) or "none"
+            raise ConfigError(
+                f"{place}: 'values' has no value for {match[0]} (it has {available}). Add one, or declare "
+                f"prompts.placeholders=[{name}]. A value of {match[0]!r} keeps the text as it is."
+            )
+        if not exact and name in values:
+            raise ConfigError(f"{place}: {match[0]!r} is not a placeholder. Write {{{name}}}, without blanks.")
+
+
+def _require_filled_everywhere(prompts: Sequence[Prompt], where: Sequence[str], config: PromptsConfig) -> None:
+    """Reject placeholders without a value in an entry without values, if another entry has one."""
+    names = {name for prompt in prompts for name, _ in prompt.values} - set(config.placeholders)
+    if not names:
+        return
+    for prompt, place in zip(prompts, where, strict=True):
+        if prompt.values:
+            continue
+        texts = [message["content"] for message in prompt.messages] if prompt.messages is not None else [prompt.text]
+        name = next((match[1] for text in texts for match in _PLACEHOLDER.finditer(text) if match[1] in names), None)
+        if name is not None:
+            raise ConfigError(
+                f"{place}: no value for {{{name}}}, which has one in other entries. Add it to 'values', or "
+                f"declare prompts.placeholders=[{name}]. A value of '{{{name}}}' keeps the text as it is."
+            )
+
+
+def _filled_by_name(text: str, values: Mapping[str, str]) -> str:
+    """Replace names by their values, and keep all other braces, such as those of regular expressions."""
+    return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text) if values else text
 
 
 def _values(values: Any, place: str) -> dict[str, str]:
     if values is None:
         return {}
-    if not isinstance(values, dict) or not all(isinstance(v, str | int | float) for v in values.values()):
-        raise ConfigError(f"{place}: 'values' must be a mapping from placeholders' names to texts.")
-    return {str(name): str(value) for name, value in values.items()}
-
-
-def _messages(messages: Any, place: str) -> list[Message]:
-    chat = isinstance(messages, list) and messages
-    if not chat or not all(
-        isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in messages
-    ):
-        raise ConfigError(f"{place}: messages must be a list of mappings with role and content.")
-    for message in messages:
-        require_choice(f"{place}: messages", str(message["role"]), ROLES, what="role")
-    return [{"role": str(message["role"]), "content": message["content"]} for message in messages]
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{place}: 'values' must be a mapping from placeholder names to texts; got {describe_type(values)}."
+        )
+    texts = {}
+    for name, value in values.items():
+        text = _as_text(value)
+        if text is None and not is_missing(value):
+            raise ConfigError(
+                f"{place}: 'values' has {describe_type(value)} under {name!r}; expected a string or a number."
+            )
+        if text is not None:
+            texts[str(name)] = text
+    return texts
 
 
 def _references(value: Any, place: str, config: PromptsConfig) -> tuple[str, ...]:
     if value is None:
         return ()
-    values = value if isinstance(value, list) else [value]
-    if not all(isinstance(v, str | int | float) and str(v).strip() for v in values):
-        raise ConfigError(f"{place}: {config.reference_key!r} must be a text or a list of texts.")
-    return tuple(str(v) for v in values)
+    references = []
+    for item in value if isinstance(value, list) else [value]:
+        text = _as_text(item)
+        if text is None or not text.strip():
+            actual = "an empty string. Remove it, or write null" if text is not None else describe_type(item)
+            hint = ". Put it in quotes" if isinstance(item, bool) else ""
+            rule = f"must be a string or a list of strings; got {actual}{hint}"
+            raise ConfigError(f"{place}: {config.reference_key!r} {rule}.")
+        references.append(text)
+    return tuple(references)
+
+
+def _as_text(value: Any) -> str | None:
+    """Return a string, or a number in its shortest form (12.0 as 12); None for other types."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return None
+    if not math.isfinite(value):
+        return None
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return str(int(value) if whole else value)

@@ -1,7 +1,7 @@
-"""Spans: which rows of a prompt a transform may touch.
+"""Spans: the rows of a prompt that a transform may change.
 
-A span picks tokens of the prompt as it was before any transform, by the text they stand for.  Rows keep track of the
-tokens they stem from, so that a span means the same after rows were moved, merged or inserted.
+A span selects tokens of the untransformed prompt by the text they stand for. Rows keep track of the tokens they
+originate from, so a span keeps its meaning after rows were moved, merged or inserted.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sweep.checks import require, require_choice
 from sweep.errors import ConfigError, TransformError
 from sweep.inputs.layout import Characters, Layout
+from sweep.util.validators import require, require_choice
 
 PARTS = ("all", "content", "template", "injected")
-Origins = Sequence[tuple[int, ...]]  # for each row, the prompt's tokens that it stems from
+Origins = Sequence[tuple[int, ...]]  # for each row, the indices of the prompt's tokens it originates from
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The rows that fit all that is given.
+    """The rows that match all given selectors.
 
     Attributes:
-        part: `all` rows; `content`, the messages' own texts; `template`, everything else of the prompt: template and
-            special tokens; `injected`, rows that stem from no token.
-        role: contents of messages of this role: `user`, `system`, `assistant`.
-        substring: each occurrence of a text in the contents.
-        regex: each match of a regular expression in the contents.
-        placeholder: each place of `{name}`.
-        positions: numbers among the tokens that fit all of the above; negative ones count from their end.
-        window: [start, stop) among the tokens that fit all of the above; either may be null or negative.
-        exclude: spans whose rows are left out.
+        part: `all` rows; `content`, the messages' own texts; `template`, the rest of the prompt: template and special
+            tokens; `injected`, rows that originate from no token.
+        role: contents of messages with this role: `user`, `system`, `assistant`.
+        substring: every occurrence of a text in the contents.
+        regex: every match of a regular expression in the contents.
+        placeholder: every position of `{name}`.
+        positions: indices among the tokens that match all of the above; negative ones count from the end.
+        window: [start, stop) among the tokens that match all of the above; either may be null or negative.
+        exclude: spans whose rows are excluded.
     """
 
     part: str = "all"
@@ -45,48 +45,54 @@ class Span:
     exclude: tuple[Span, ...] = ()
 
     def rows(self, layout: Layout, origins: Origins | None, count: int) -> list[int]:
-        """Return the numbers of the rows in this span, ascending.
+        """Return the indices of the rows in this span, ascending.
 
         Args:
-            layout: the prompt's.
-            origins: what tokens the rows stem from; None if they are the prompt's own, one for each token.
-            count: the number of rows.
+            layout: the prompt's layout.
+            origins: the tokens that each row originates from; None for the prompt's own rows, one per token.
+            count: number of rows.
 
         Raises:
-            TransformError: no row is in it, a position is outside the prompt, or the texts could not be located.
+            TransformError: the span is empty, a position is outside the prompt, or the texts cannot be located.
         """
-        found = self._find(layout, origins, count)
+        matches = self._find(layout, origins, count)
         for excluded in self.exclude:
-            found -= excluded._find(layout, origins, count)
-        if not found:
-            raise TransformError(f"the span {self} is empty: the prompt has no such rows")
-        return sorted(found)
+            matches -= excluded._find(layout, origins, count)
+        if not matches:
+            raise TransformError(f"the span {self} is empty: the prompt has no matching rows")
+        return sorted(matches)
 
     def _find(self, layout: Layout, origins: Origins | None, count: int) -> set[int]:
         if self.part == "injected":
             return {i for i, tokens in enumerate(origins or ()) if not tokens}
-        if not self._narrows:
+        if not self._has_selectors:
             return set(range(count))
         tokens = set(self.tokens(layout))
         if origins is None:
             return tokens
-        return {i for i, stem in enumerate(origins) if not tokens.isdisjoint(stem)}
+        return {i for i, origin in enumerate(origins) if not tokens.isdisjoint(origin)}
 
     @property
-    def _narrows(self) -> bool:
+    def _has_selectors(self) -> bool:
         return self.part != "all" or any(
             value is not None
             for value in (self.role, self.substring, self.regex, self.placeholder, self.positions, self.window)
         )
 
     def tokens(self, layout: Layout) -> list[int]:
-        """Return the tokens of the prompt in this span, `exclude` left aside."""
+        """Return the indices of the prompt's tokens in this span, ignoring `exclude`.
+
+        Raises:
+            TransformError: a position is outside the prompt, or the texts cannot be located.
+        """
         tokens = self._by_text(layout)
         if self.window is not None:
             tokens = tokens[slice(*self.window)]
         if self.positions is not None:
             if any(not -len(tokens) <= position < len(tokens) for position in self.positions):
-                raise TransformError(f"the span {self} reaches outside the prompt, which has {len(tokens)} such tokens")
+                raise TransformError(
+                    f"the span {self} reaches outside the prompt, which has {len(tokens)} matching tokens"
+                )
             tokens = sorted({tokens[position] for position in self.positions})
         return tokens
 
@@ -96,23 +102,23 @@ class Span:
             ranges = self._contents(layout)
         if self.substring is not None or self.regex is not None:
             pattern = re.compile(self.regex if self.regex is not None else re.escape(self.substring or ""))
-            # In the text by itself, where ^ is its start and nothing of the template can be looked at.
+            # Search each text by itself, so that ^ is its start and lookarounds do not see the template.
             texts = [(a, layout.text[a:b]) for a, b in ranges or ()]
             matches = [(a + m.start(), a + m.end()) for a, text in texts for m in pattern.finditer(text)]
             ranges = [(start, stop) for start, stop in matches if start < stop]
         tokens = range(len(layout.offsets))
-        chosen = set(tokens if ranges is None else layout.overlapping(ranges))
+        selected = set(tokens if ranges is None else layout.overlapping(ranges))
         if self.part == "template":
-            chosen = set(tokens) - chosen
+            selected = set(tokens) - selected
         if self.placeholder is not None:
-            chosen &= set(layout.overlapping(self._places(layout)))
-        return sorted(chosen)
+            selected &= set(layout.overlapping(self._places(layout)))
+        return sorted(selected)
 
     def _contents(self, layout: Layout) -> list[Characters]:
         if layout.contents is None:
             raise TransformError(
-                f"the span {self} cannot be found: the chat template rewrites the messages' texts, or the tokenizer "
-                "says nothing of its tokens' places; use the span all, positions or window"
+                f"the span {self} cannot be located: the chat template rewrites the messages' texts, or the tokenizer "
+                "has no token offsets. Use span=all, positions or window"
             )
         return [(c.start, c.stop) for c in layout.contents if self.role in (None, c.role)]
 
@@ -120,78 +126,89 @@ class Span:
         places = [characters for name, characters in layout.placeholders if name == self.placeholder]
         if not places:
             raise TransformError(
-                f"the prompt has no placeholder {{{self.placeholder}}}; "
-                f"it is declared by prompts.placeholders=[{self.placeholder}] or filled by the prompt's values"
+                f"the prompt has no placeholder {{{self.placeholder}}}. "
+                f"Declare prompts.placeholders=[{self.placeholder}], or give the prompt a value for it"
             )
         return places
 
     def config(self) -> Any:
-        """Return what `parse_span` makes this span of."""
-        said = {name: getattr(self, name) for name in _SAID}
-        given = {key: list(v) if isinstance(v, tuple) else v for key, v in said.items() if v is not None}
+        """Return the configuration from which `parse_span` creates this span."""
+        selectors = {name: getattr(self, name) for name in _SELECTORS}
+        config = {key: list(v) if isinstance(v, tuple) else v for key, v in selectors.items() if v is not None}
         if self.exclude:
-            given["exclude"] = [excluded.config() for excluded in self.exclude]
-        if len(given) > 1 and self.part == "all":
-            del given["part"]
-        return self.part if list(given) == ["part"] else given
+            config["exclude"] = [excluded.config() for excluded in self.exclude]
+        if len(config) > 1 and self.part == "all":
+            del config["part"]
+        return self.part if list(config) == ["part"] else config
 
     def __str__(self) -> str:
         return str(self.config()).replace("'", "")
 
 
-_SAID = tuple(field.name for field in fields(Span) if field.name != "exclude")
+_SELECTORS = tuple(field.name for field in fields(Span) if field.name != "exclude")
 
 
 def parse_span(value: Any, key: str) -> Span:
-    """Make a span of a part's name or a mapping.
+    """Create a span from the name of a part, or from a mapping.
 
-    One that names texts or a role looks in the contents, one with positions or a window alone in the whole prompt.
+    Text selectors and roles apply to the contents; positions or a window alone apply to the whole prompt.
+
+    Args:
+        value: the configured value.
+        key: the configuration key, for errors.
 
     Raises:
-        ConfigError: neither a part nor a mapping of the fields of `Span`, or a field of the wrong kind.
+        ConfigError: neither a part nor a mapping of the fields of `Span`, or a field has the wrong type.
     """
     if isinstance(value, str):
         require_choice(key, value, PARTS, what="part of a prompt")
         return Span(part=value)
     if not isinstance(value, Mapping) or not value:
         raise ConfigError(f"{key} must be one of {', '.join(PARTS)}, or a mapping such as {{substring: blue}}.")
-    given = dict(value)
-    for name in given:
+    options = dict(value)
+    for name in options:
         require_choice(key, name, [field.name for field in fields(Span)], what="field of a span")
     for name in ("role", "substring", "regex", "placeholder"):
-        if name in given:
-            require(bool(given[name]) and isinstance(given[name], str), f"{key}.{name}", "must be a text", given[name])
-    require_choice(f"{key}.part", given.setdefault("part", "all"), PARTS)
-    require("substring" not in given or "regex" not in given, key, "has a substring or a regex, not both", value)
-    alone = given["part"] != "injected" or not set(given) - {"part", "exclude"}
-    require(alone, key, "of injected rows can have an exclude, nothing else", value)
-    text = given["part"] != "template" or not {"role", "substring", "regex"} & set(given)
-    require(text, key, "of the template has no role, substring or regex: those look in the contents", value)
-    if "regex" in given:
+        if name in options:
+            require(
+                bool(options[name]) and isinstance(options[name], str),
+                f"{key}.{name}",
+                "must be a non-empty string",
+                options[name],
+            )
+    require_choice(f"{key}.part", options.setdefault("part", "all"), PARTS)
+    require("substring" not in options or "regex" not in options, key, "takes a substring or a regex, not both", value)
+    valid = options["part"] != "injected" or not set(options) - {"part", "exclude"}
+    require(valid, key, "with part=injected takes no other selector than exclude", value)
+    valid = options["part"] != "template" or not {"role", "substring", "regex"} & set(options)
+    require(valid, key, "with part=template takes no role, substring or regex, which search the contents", value)
+    if "regex" in options:
         try:
-            re.compile(given["regex"])
+            re.compile(options["regex"])
         except re.error as error:
-            raise ConfigError(f"{key}.regex: {given['regex']!r} is no regular expression: {error}.") from error
-    if "positions" in given:
-        given["positions"] = _integers(given["positions"], f"{key}.positions")
-    if "window" in given:
-        window = given["window"]
+            raise ConfigError(
+                f"{key}.regex: {options['regex']!r} is not a valid regular expression: {error}."
+            ) from error
+    if "positions" in options:
+        options["positions"] = _integers(options["positions"], f"{key}.positions")
+    if "window" in options:
+        window = options["window"]
         pair = isinstance(window, Sequence) and len(window) == 2 and all(v is None or _is_int(v) for v in window)
         require(pair, f"{key}.window", "must be [start, stop]", window)
-        given["window"] = (window[0] or None, window[1])
-    if "exclude" in given:
-        excluded = given["exclude"] if isinstance(given["exclude"], list | tuple) else [given["exclude"]]
-        spans = {parse_span(one, f"{key}.exclude") for one in excluded}
-        given["exclude"] = tuple(sorted(spans, key=str))
-    if given["part"] == "content" and {"role", "substring", "regex"} & set(given):
-        given["part"] = "all"  # they look in the contents anyway
-    return Span(**given)
+        options["window"] = (window[0] or None, window[1])
+    if "exclude" in options:
+        excluded = options["exclude"] if isinstance(options["exclude"], list | tuple) else [options["exclude"]]
+        excludes = {parse_span(item, f"{key}.exclude") for item in excluded}
+        options["exclude"] = tuple(sorted(excludes, key=str))
+    if options["part"] == "content" and {"role", "substring", "regex"} & set(options):
+        options["part"] = "all"  # these selectors search the contents anyway
+    return Span(**options)
 
 
 def _integers(value: Any, key: str) -> tuple[int, ...]:
     values = [value] if _is_int(value) else value
-    fits = isinstance(values, list | tuple) and bool(values) and all(_is_int(v) for v in values)
-    require(fits, key, "must be a list of whole numbers", value)
+    valid = isinstance(values, list | tuple) and bool(values) and all(_is_int(v) for v in values)
+    require(valid, key, "must be a list of whole numbers", value)
     return tuple(values)
 
 

@@ -1,206 +1,189 @@
-"""Tensors from outside: read without running anything that a file may hold, and checked before an engine sees them.
-
-A pickle can run any code while it is read, so that objects in it are refused; safetensors hold nothing but numbers.
-"""
+"""External tensors: selected by name, reshaped to rows, and validated before an engine starts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sweep.checks import did_you_mean, require_choice
 from sweep.errors import ConfigError
+from sweep.inputs import peft
+from sweep.inputs.tensor_files import SUFFIXES, open_tensors, require_memory
+from sweep.util.validators import did_you_mean, require_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADAPTER = "adapter_model.safetensors"  # in the folder of a PEFT checkpoint
-SUFFIXES = (".safetensors", ".npy", ".pt", ".pth", ".bin")
+Version = tuple[int, ...]
 
 
-def tensor_file(path: str, what: str) -> Path:
-    """Return the file that a path names: itself, or the tensors of a PEFT checkpoint's folder.
+def tensor_file(path: str, config_key: str) -> Path:
+    """Return the file that a path refers to: itself, or the adapter file in the folder of a PEFT checkpoint.
 
     Args:
         path: relative to the working directory.
-        what: the configuration's key, for errors.
+        config_key: the configuration key, for errors.
 
     Raises:
-        ConfigError: there is none, or its suffix is of no known format.
+        ConfigError: the file does not exist, a folder holds several checkpoints, or the suffix is unknown.
     """
     file = Path(path).expanduser()
     if file.is_dir():
-        file /= ADAPTER
-        if not file.is_file():
-            raise ConfigError(f"{what}: the folder {path!r} holds no {ADAPTER}.")
+        file = peft.adapter_file(file, config_key)
     if not file.is_file():
-        raise ConfigError(f"{what}: there is no file {path!r}.")
-    require_choice(what, file.suffix, SUFFIXES, what=f"format of tensors ({path})")
+        raise ConfigError(f"{config_key}: there is no file {path!r}.")
+    require_choice(config_key, file.suffix, SUFFIXES, what=f"tensor file format ({path})")
     return file
 
 
-def load_tensor(path: str, key: str | None, *, width: int, what: str) -> Tensor:
-    """Return one of a file's tensors as rows, [n, width] in fp32; one of shape [width] counts as one row.
+def load_tensor(path: str, key: str | None, *, width: int, config_key: str, task: int | None = None) -> Tensor:
+    """Return one tensor of a file as rows: (n, width), float32, finite. Read once; must not be changed in place.
 
-    It is read once and must not be changed in place.
+    A tensor of shape (width,) is one row. If there are more than two dimensions, those of length 1 before the last are
+    dropped: (1, n, width) and (n, 1, width) become (n, width).
 
     Args:
-        path: a file, or the folder of a PEFT checkpoint.
-        key: the tensor's name; None if the file holds one tensor only.
-        width: of a row.
-        what: the configuration's key of the path, for errors.
+        path: a file, or the folder of a PEFT checkpoint, whose soft prompt is used.
+        key: the tensor's name, nested names joined by dots; None if the file holds one tensor.
+        width: expected width of a row.
+        config_key: the configuration key of the path, for errors.
+        task: index of the task in a PEFT checkpoint for several tasks; None otherwise.
 
     Raises:
-        ConfigError: no such file or tensor, none of the formats, pickled objects, or a tensor that is not of real
-            numbers, not finite, empty or of another width.
+        ConfigError: the file, tensor or task does not exist; the format is unknown or holds pickled objects; a PEFT
+            adapter is not a soft prompt; or the tensor is not floating-point, not finite, empty or of another width.
     """
-    file = tensor_file(path, what)
-    rows = _load_rows(file, key, what, _version(file))
-    _require_width(rows.shape[1], width, file, what)
+    file = tensor_file(path, config_key)
+    rows = _load_rows(file, key, config_key, task, _version(file))
+    _require_width(rows.shape, width, file, config_key)
     return rows
 
 
-def count_rows(path: str, key: str | None, *, width: int | None, what: str) -> int:
-    """Return how many rows `load_tensor` returns of a file, which is read for that only once; of any width if None.
+def count_rows(path: str, key: str | None, *, width: int | None, config_key: str, task: int | None = None) -> int:
+    """Return the number of rows that `load_tensor` returns for a file. A `width` of None accepts any.
 
     Raises:
-        ConfigError: as of `load_tensor`.
+        ConfigError: see `load_tensor`.
     """
-    file = tensor_file(path, what)
-    count, found = _shape(file, key, what, _version(file))
-    _require_width(found, width, file, what)
-    return count
+    file = tensor_file(path, config_key)
+    shape = _shape(file, key, config_key, task, _version(file))
+    _require_width(shape, width, file, config_key)
+    return shape[0]
 
 
-def load_tensors(path: str, *, what: str) -> Mapping[str, Tensor]:
-    """Return all of a file's tensors in fp32, such as a layer's weights; read once, not to be changed.
+def load_tensors(path: str, *, config_key: str) -> Mapping[str, Tensor]:
+    """Return all tensors of a file in float32, such as a layer's weights. Read once; must not be changed in place.
 
     Raises:
-        ConfigError: as of `load_tensor`, but for the shapes.
+        ConfigError: see `load_tensor`; shapes are not checked.
     """
-    file = tensor_file(path, what)
-    return _load_all(file, what, _version(file))
+    file = tensor_file(path, config_key)
+    return _load_all(file, config_key, _version(file))
 
 
-def _version(file: Path) -> tuple[int, int]:
-    stat = file.stat()
-    return stat.st_mtime_ns, stat.st_size
+def _version(file: Path) -> Version:
+    """Return a value that changes with the file, or with the configuration that describes it."""
+    config = peft.config_of(file)
+    stats = [file.stat(), *([] if config is None else [config.stat()])]
+    return tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_size))
 
 
 @lru_cache(maxsize=64)
-def _load_rows(file: Path, key: str | None, what: str, version: tuple[int, int]) -> Tensor:
-    names, read = _open(file, what)
-    name = _chosen(names, key, file, what)
-    named = f"{file} ({name})" if name else str(file)
-    tensor = _checked(_read(read, name, file, what), named, what)
-    rows = tensor[None] if tensor.ndim == 1 else tensor
-    if rows.ndim != 2:
-        raise ConfigError(f"{what}: {named} has the shape {list(tensor.shape)}, which is not that of rows: [n, width].")
+def _load_rows(file: Path, key: str | None, config_key: str, task: int | None, version: Version) -> Tensor:
+    opened, adapter = open_tensors(file, config_key), peft.read_adapter(file, config_key)
+    peft.require_prompt(adapter, opened.names, key, file, config_key)
+
+    def read(name: str) -> Tensor:
+        return _checked(opened.read(name), f"{file} ({name})" if name else str(file), config_key)
+
+    if peft.is_multitask(opened.names) and key in (None, peft.PROMPT):
+        rows = peft.multitask_prompt(read, task, file, config_key)
+    elif task is not None:
+        raise ConfigError(f"transform.task: {file} does not hold soft prompts of several tasks. Remove task={task}.")
+    else:
+        if adapter is not None:
+            key = peft.PROMPT  # PEFT also saves the embedding table of a resized vocabulary
+        name = _select_name(opened.names, key, file, config_key)
+        rows = _as_rows(read(name), f"{file} ({name})" if name else str(file), config_key)
+    peft.require_rows(adapter, rows, file, config_key)
     return rows
 
 
 @lru_cache(maxsize=65536)
-def _shape(file: Path, key: str | None, what: str, version: tuple[int, int]) -> tuple[int, int]:
-    count, width = _load_rows(file, key, what, version).shape
+def _shape(file: Path, key: str | None, config_key: str, task: int | None, version: Version) -> tuple[int, int]:
+    count, width = _load_rows(file, key, config_key, task, version).shape
     return count, width
 
 
-def _require_width(found: int, width: int | None, file: Path, what: str) -> None:
-    if width is not None and found != width:
-        raise ConfigError(f"{what}: {file} has rows of width {found}; the model's are {width} wide.")
+def _require_width(shape: Sequence[int], width: int | None, file: Path, config_key: str) -> None:
+    if width is not None and shape[1] != width:
+        column = f" It looks like a column: save its transpose, [1, {width}]." if tuple(shape) == (width, 1) else ""
+        raise ConfigError(f"{config_key}: {file} has rows of width {shape[1]}; the model's are {width} wide.{column}")
 
 
 @lru_cache(maxsize=8)
-def _load_all(file: Path, what: str, version: tuple[int, int]) -> Mapping[str, Tensor]:
-    names, read = _open(file, what)
+def _load_all(file: Path, config_key: str, version: Version) -> Mapping[str, Tensor]:
+    opened, adapter = open_tensors(file, config_key), peft.read_adapter(file, config_key)
+    if not opened.names:
+        raise ConfigError(f"{config_key}: {file} holds no tensor.")
+    peft.require_weights(adapter, opened.names, file, config_key)
+    return {name: _checked(opened.read(name), f"{file} ({name})", config_key) for name in opened.names}
+
+
+def _select_name(names: Sequence[str], key: str | None, file: Path, config_key: str) -> str:
+    key_option = config_key.rpartition(".")[0] + ".key"
     if not names:
-        raise ConfigError(f"{what}: {file} holds no tensor.")
-    return {name: _checked(_read(read, name, file, what), f"{file} ({name})", what) for name in names}
-
-
-def _open(file: Path, what: str) -> tuple[Sequence[str], Callable[[str], Any]]:
-    """Return the names of a file's tensors, and what reads one."""
-    try:
-        if file.suffix == ".safetensors":
-            return _open_safetensors(file)
-        return _open_numpy(file) if file.suffix == ".npy" else _open_torch(file)
-    except Exception as error:  # the three libraries raise nearly every type there is for a broken file
-        if "GLOBAL" in str(error) or "allow_pickle" in str(error):
-            raise ConfigError(
-                f"{what}: {file} holds pickled objects, which could run any code: save tensors only, "
-                "best as .safetensors."
-            ) from error
-        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0] or type(error).__name__
-        raise ConfigError(f"{what}: {file} cannot be read as {file.suffix}: {reason[:200]}.") from error
-
-
-def _open_safetensors(file: Path) -> tuple[Sequence[str], Callable[[str], Any]]:
-    from safetensors import safe_open
-
-    opened: Any = safe_open(file, framework="pt")
-    return list(opened.keys()), opened.get_tensor
-
-
-def _open_numpy(file: Path) -> tuple[Sequence[str], Callable[[str], Any]]:
-    import numpy
-    import torch
-
-    with file.open("rb") as stream:
-        array = numpy.lib.format.read_array(stream, allow_pickle=False)  # type: ignore[no-untyped-call]
-
-    def read(name: str) -> Tensor:
-        # PyTorch knows neither long doubles nor another machine's order of bytes.
-        return torch.from_numpy(array.astype(numpy.float64) if array.dtype.kind == "f" else array)
-
-    return [""], read
-
-
-def _open_torch(file: Path) -> tuple[Sequence[str], Callable[[str], Any]]:
-    import torch
-
-    loaded = torch.load(file, map_location="cpu", weights_only=True)
-    if isinstance(loaded, torch.Tensor):
-        return [""], lambda name: loaded
-    if not isinstance(loaded, Mapping):
-        raise TypeError(f"it holds a {type(loaded).__name__}, neither a tensor nor tensors by name")
-    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
-    return list(tensors), tensors.__getitem__
-
-
-def _read(read: Callable[[str], Any], name: str, file: Path, what: str) -> Any:
-    try:
-        return read(name)
-    except Exception as error:  # a type of numbers that PyTorch does not know, or a file that ends early
-        raise ConfigError(f"{what}: {file} ({name}) cannot be read: {str(error)[:200]}.") from error
-
-
-def _chosen(names: Sequence[str], key: str | None, file: Path, what: str) -> str:
-    named = what.rpartition(".")[0] + ".key"
-    if not names:
-        raise ConfigError(f"{what}: {file} holds no tensor.")
+        raise ConfigError(f"{config_key}: {file} holds no tensor.")
     if names == [""]:
         if key is not None:
-            raise ConfigError(f"{named}: {file} holds one tensor without a name; leave out {key!r}.")
+            raise ConfigError(f"{key_option}: {file} holds one tensor without a name. Remove the key {key!r}.")
         return ""
     if key is None and len(names) > 1:
         shown = ", ".join(sorted(names)[:24]) + (" …" if len(names) > 24 else "")
-        raise ConfigError(f"{named}: {file} holds {len(names)} tensors; say which: {shown}.")
+        raise ConfigError(f"{key_option}: {file} holds {len(names)} tensors. Choose one: {shown}.")
     if key is not None and key not in names:
-        raise ConfigError(f"{named}: {file} holds no tensor {key!r}. {did_you_mean(key, sorted(names))}")
+        suffix_matches = [name for name in names if name.endswith(f".{key}")]
+        suggestion = did_you_mean(key, sorted(names))
+        if len(suffix_matches) == 1:
+            suggestion = f"Did you mean {suffix_matches[0]!r}? {suggestion[suggestion.index('Available:') :]}"
+        raise ConfigError(f"{key_option}: {file} holds no tensor {key!r}. {suggestion}")
     return names[0] if key is None else key
 
 
-def _checked(tensor: Any, named: str, what: str) -> Tensor:
+def _as_rows(tensor: Tensor, label: str, config_key: str) -> Tensor:
+    """Return a tensor as rows, (n, width); see `load_tensor`."""
+    rows = tensor[None] if tensor.ndim == 1 else tensor
+    if rows.ndim > 2:
+        kept = [length for length in rows.shape[:-1] if length != 1]
+        rows = rows.reshape(*(kept or [1]), rows.shape[-1])
+    if rows.ndim != 2:
+        raise ConfigError(f"{config_key}: {label} has shape {list(tensor.shape)}; expected rows of shape [n, width].")
+    return rows
+
+
+def _checked(tensor: Tensor, label: str, config_key: str) -> Tensor:
+    """Return a tensor in float32, contiguous; raise unless it holds finite real numbers."""
     import torch
 
-    if tensor.layout != torch.strided or not tensor.is_floating_point():
-        kind = str(tensor.dtype)[6:] if tensor.layout == torch.strided else "a sparse tensor"
-        raise ConfigError(f"{what}: {named} is {kind}; it must be of floating-point numbers.")
+    kind = "" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "a nested tensor" if tensor.is_nested else "a sparse tensor"
+    elif tensor.is_meta:
+        kind = "a tensor without data (on the device meta)"
+    if kind:
+        raise ConfigError(f"{config_key}: {label} is {kind}; it must hold floating-point numbers.")
     if not tensor.numel():
-        raise ConfigError(f"{what}: {named} is empty: its shape is {list(tensor.shape)}.")
-    result: Tensor = tensor.detach().to(torch.float32).contiguous()
-    if wrong := int((~result.isfinite()).sum()):
-        raise ConfigError(f"{what}: {named} has {wrong} entries that are NaN or infinite in float32.")
+        raise ConfigError(f"{config_key}: {label} is empty: its shape is {list(tensor.shape)}.")
+    try:
+        require_memory(tensor.numel(), 4)  # a small file can hold a tensor expanded to any shape
+    except MemoryError as error:
+        raise ConfigError(f"{config_key}: {label} has shape {list(tensor.shape)}: {error}.") from error
+    result = tensor.detach().to(torch.float32).contiguous()
+    invalid = ~result.isfinite()
+    if count := int(invalid.sum()):
+        first = invalid.nonzero()[0].tolist()
+        raise ConfigError(
+            f"{config_key}: {label} has {count} entries that are NaN or infinite in float32, the first at {first}."
+        )
     return result

@@ -1,4 +1,4 @@
-"""Who works shards off: the contract that local processes, Slurm and Ray keep."""
+"""Shard backends: the interface that local processes, Slurm and Ray implement to run shards."""
 
 from __future__ import annotations
 
@@ -7,111 +7,137 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from sweep.plan import EngineGroup, PlannedPoint
-from sweep.shards import manifest as manifests
-from sweep.shards import plans as sweep_plans
-from sweep.shards.manifest import Manifest
-from sweep.shards.state import read_state
+from sweep.launch import partition
+from sweep.launch import plans as sweep_plans
+from sweep.launch.manifest import Manifest
+from sweep.launch.shard_state import read_state
+from sweep.planning.plan import EngineGroup, PlannedPoint
 
-# What is known of an engine before it has been seen: a shard should be worth its start.
+# Assumed speed of an engine that has not run yet. A shard should be worth an engine start.
 START_SECONDS, TOKENS_PER_SECOND = 60.0, 2000.0
-PATIENCE = 5.0  # seconds, in which a process that is to end with the one that planned will have ended
-LEASE_SECONDS = 180.0  # in which what has held a shard on another machine is known as dead, if it is
-ATTEMPTS = 3  # at a shard, whose process may die
-WORTH = 10  # starts that a shard should take, if there is as much to do
+PATIENCE = 5.0  # seconds within which a worker ends after its coordinator
+LOCK_EXPIRY_SECONDS = 180.0  # after which the lock of a dead process on another machine has certainly expired
+ATTEMPTS = 3  # per shard, in case its process dies
+STARTS_PER_SHARD = 10  # how many times an engine's start a shard should take, given enough work
 
 
-class Crew(ABC):
-    """Processes that work shards off.
+class ShardBackend(ABC):
+    """Runs the shards of plans in other processes.
+
+    Owned by the coordinator's main thread. `attach` comes first, then any number of `work`, `close` at the end.
 
     Attributes:
-        waits: whether `work` waits for the end.
-        plans_anyway: whether a plan is wanted even if nothing is left to do, as its reader expects one.
-        patience: seconds to wait, before work begins, for processes of an earlier run that are known to be ending, or
-            that may be dead without anybody on this machine knowing.
+        waits: whether `work` waits until all shards have ended.
+        plans_empty: whether to write a plan even if no point is left, because its reader expects one.
+        patience: seconds to wait before work begins for workers of an earlier run. These may be about to end, or dead
+            on another machine with a lock that has not expired.
     """
 
     waits = True
-    plans_anyway = False
+    plans_empty = False
     patience = PATIENCE
 
     def __init__(self, shards: int | None = None) -> None:
+        """Create the backend.
+
+        Args:
+            shards: number of shards per plan, or None to derive it from the amount of work.
+        """
         self._shards = shards
 
-    def count(self, tokens: int, most: int) -> int:
-        """Return how many shards to cut so many tokens into: what was set, else what follows from an engine's start."""
-        return max(1, min(self._shards or self.suggest(tokens), most))
+    def shard_count(self, tokens: int, most: int) -> int:
+        """Return the number of shards for this many tokens: the configured number or the suggested one.
+
+        Args:
+            tokens: tokens to be generated.
+            most: upper limit.
+        """
+        return max(1, min(self._shards or self.suggest_shards(tokens), most))
 
     def cut(self, groups: Sequence[EngineGroup]) -> list[list[PlannedPoint]]:
-        """Return the points of groups in shards."""
+        """Split the points of groups into shards."""
         points = [planned for group in groups for planned in group.points]
         todo = sum(not planned.done for planned in points)
-        return manifests.cut(points, self.count(sum(map(manifests.work, points)), todo))
+        return partition.split(points, self.shard_count(sum(map(partition.work, points)), todo))
 
-    def suggest(self, tokens: int) -> int:
-        """Return how many shards are worth an engine's start each."""
-        return math.ceil(tokens / (WORTH * START_SECONDS * TOKENS_PER_SECOND))
+    def suggest_shards(self, tokens: int) -> int:
+        """Return how many shards of this many tokens are each worth an engine start."""
+        return math.ceil(tokens / (STARTS_PER_SHARD * START_SECONDS * TOKENS_PER_SECOND))
 
-    def place(self, plans: Path) -> Path:
-        """Return the folder for a new plan; `plans` has those of the sweep."""
+    def plan_folder(self, plans: Path) -> Path:
+        """Return the folder for a new plan.
+
+        Args:
+            plans: folder of the sweep's plans.
+        """
         return sweep_plans.new(plans)
 
-    def attach(self, plans: Path) -> None:  # noqa: B027 - most have nothing that outlives them
-        """Wait for what an earlier process of the sweep has left at work, if this crew can know of it.
+    def attach(self, plans: Path) -> None:  # noqa: B027 - most backends have no processes that outlive them
+        """Wait for workers of an earlier coordinator, if this backend can find them.
 
         Raises:
-            SweepHeld: something is at work, and this crew does not wait.
+            SweepHeld: workers are running, and this backend does not wait.
         """
 
     @abstractmethod
     def work(self, manifest: Manifest, watch: Callable[[], None]) -> Mapping[int, str]:
-        """Have all shards of a plan worked off, and return why some were not.
+        """Run all shards of a plan.
 
         Args:
-            watch: called now and then meanwhile.
+            manifest: the plan.
+            watch: called every few seconds while shards run.
+
+        Returns:
+            The reason for each unfinished shard, by index.
         """
 
-    def close(self) -> None:  # noqa: B027 - as of `attach`
-        """End what was started, if it is to end with this process."""
+    def close(self) -> None:  # noqa: B027 - see `attach`
+        """End the processes that must not outlive this one."""
 
 
-class PlanOnly(Crew):
-    """Nobody: somebody else calls `python -m sweep.shard` for each shard.
+class PlanOnly(ShardBackend):
+    """Only writes the plan. The user or a scheduler runs `python -m sweep.shard` for each shard.
 
     Args:
-        folder: for the plan; None: among the sweep's files.
-        say: is told where the plan is.
+        shards: number of shards, or None to derive it from the amount of work.
+        folder: folder for the plan, or None for one among the sweep's files.
+        say: called with a message that names the plan's path.
     """
 
     waits = False
-    plans_anyway = True
+    plans_empty = True
 
     def __init__(self, shards: int | None, folder: str | None, say: Callable[[str], None]) -> None:
         super().__init__(shards)
         self._folder, self._say = folder, say
 
-    def place(self, plans: Path) -> Path:
-        """Return the folder that was asked for, else a new one."""
+    def plan_folder(self, plans: Path) -> Path:
+        """Return the configured folder, or else a new one."""
         if not self._folder:
-            return super().place(plans)
+            return super().plan_folder(plans)
         return sweep_plans.add(plans, Path(self._folder).expanduser().resolve())
 
     def work(self, manifest: Manifest, watch: Callable[[], None]) -> Mapping[int, str]:
-        """Say where the plan is."""
+        """Print the plan's path."""
         self._say(f"{manifest.shards} shards: {manifest.path}")
         return {}
 
 
-def left_undone(manifest: Manifest, reasons: Mapping[int, str]) -> dict[int, str]:
-    """Return why shards are not done, of those that are not: what they say, else the reason given, else that it ended.
+def unfinished_shards(manifest: Manifest, reasons: Mapping[int, str]) -> dict[int, str]:
+    """Return a reason for each unfinished shard, by index.
 
-    A shard that says that it is done is, whatever became of its process afterwards.
+    The reason in the shard's state file comes first, then the one in `reasons`. A shard whose state is "done" is
+    finished, whatever happened to its process afterwards.
+
+    Args:
+        manifest: the plan.
+        reasons: what the backend knows, by index of the shard.
     """
-    undone = {}
+    unfinished = {}
     for index in range(manifest.shards):
         state = read_state(manifest.state(index))
         if state is None or not state.ended:
-            undone[index] = reasons.get(index, "its process ended without a word")
+            unfinished[index] = reasons.get(index, "its process ended without giving a reason")
         elif state.reason is not None and state.state != "done":
-            undone[index] = state.reason
-    return undone
+            unfinished[index] = state.reason
+    return unfinished

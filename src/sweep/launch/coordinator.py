@@ -1,180 +1,195 @@
-"""The process that planned: it hands shards to a crew, and takes what they have done."""
+"""Coordinator: hands shards to a backend and publishes the points that they finish."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
-from sweep.disk.archive import Archive
-from sweep.generator import Generator
-from sweep.memory import Memory
-from sweep.outcome import Progress
-from sweep.plan import EngineGroup, PlannedPoint
-from sweep.publication.publisher import Publisher
-from sweep.shards import manifest as manifests
-from sweep.shards import plans
-from sweep.shards.crew import Crew
-from sweep.shards.manifest import Manifest
-from sweep.steps import ANSWER, FLOOR
-from sweep.terminal import Advance, Terminal
+from sweep.console.terminal import Advance, Terminal
+from sweep.execution.group_executor import GroupExecutor
+from sweep.execution.prefetch import ANSWER, FLOOR
+from sweep.execution.resume import ResumeIndex
+from sweep.launch import manifest as manifests
+from sweep.launch import plans
+from sweep.launch.backend import ShardBackend
+from sweep.launch.manifest import Manifest
+from sweep.planning.plan import EngineGroup, PlannedPoint
+from sweep.planning.results import Progress
+from sweep.publishing.publisher import Publisher
+from sweep.storage.archive import Archive
 
-log = logging.getLogger(__name__)
-
-PERIOD = 2.0  # seconds between looks at what the shards have done
+PERIOD = 2.0  # seconds between checks of the shards' progress
 
 
-class Head:
-    """One sweep's shards, as its own process sees them."""
+class Coordinator:
+    """Runs a sweep's points in shards. Owned by the main thread of the process that plans.
+
+    Call `attach` before planning and `close` at the end.
+    """
 
     def __init__(
-        self, crew: Crew, folder: Path, sweep_id: str, command: str, archive: Archive, terminal: Terminal
+        self, backend: ShardBackend, folder: Path, sweep_id: str, command: str, archive: Archive, terminal: Terminal
     ) -> None:
-        self._crew, self._folder, self._sweep_id, self._command = crew, folder, sweep_id, command
+        self._backend, self._folder, self._sweep_id, self._command = backend, folder, sweep_id, command
         self._archive, self._terminal = archive, terminal
 
     @property
     def waits(self) -> bool:
-        """Whether what is handed out is waited for."""
-        return self._crew.waits
+        """Whether `hand_out` waits until the shards have ended."""
+        return self._backend.waits
 
     @property
     def patience(self) -> float:
-        """Seconds to wait for what may be left of an earlier run."""
-        return self._crew.patience
+        """Seconds to wait for workers of an earlier run."""
+        return self._backend.patience
 
     def wants(self, groups: Sequence[EngineGroup]) -> bool:
-        """Whether groups are to be handed out."""
-        return bool(groups) or self._crew.plans_anyway
+        """Return whether to call `hand_out` for these groups."""
+        return bool(groups) or self._backend.plans_empty
 
     def attach(self) -> None:
-        """Wait for what an earlier process of this sweep has left at work.
+        """Wait for workers that an earlier coordinator of this sweep has left.
 
         Raises:
-            SweepHeld: something is at work, and this one does not wait.
+            SweepHeld: workers are running, and the backend does not wait.
         """
         if self._folder.is_dir():
-            self._crew.attach(self._folder)
+            self._backend.attach(self._folder)
 
     def hand_out(
-        self, groups: Sequence[EngineGroup], publisher: Publisher, generator: Generator, memory: Memory
+        self,
+        groups: Sequence[EngineGroup],
+        publisher: Publisher,
+        executor: GroupExecutor,
+        resume: ResumeIndex,
+        instant: datetime | None,
     ) -> None:
-        """Have groups of points worked off in shards, and take what becomes of them."""
-        points, shards = [planned for group in groups for planned in group.points], self._crew.cut(groups)
+        """Run groups of points in shards and publish their results.
+
+        Args:
+            groups: the points.
+            publisher: receives the finished points.
+            executor: scores points whose control was finished too late for their shard.
+            resume: finds their answers in the journal.
+            instant: the time that chat templates were given, or None if they read no clock.
+        """
+        points, shards = [planned for group in groups for planned in group.points], self._backend.cut(groups)
         manifest = manifests.write(
-            self._crew.place(self._folder),
+            self._backend.plan_folder(self._folder),
             groups,
             shards,
             sweep_id=self._sweep_id,
             command=self._command,
             parent=publisher.share() if shards else None,
+            instant=instant,
         )
         todo = sum(not planned.done for planned in points)
         self._terminal.say(f"{todo} points in {manifest.shards} shards")
-        takings = _Takings(points, self._archive, publisher)
+        collector = _ResultCollector(points, self._archive, publisher)
         with self._terminal.progress(sum(group.requests for group in groups)) as advance:
-            reasons = self._crew.work(manifest, _Watch(manifest, takings, advance))
+            reasons = self._backend.work(manifest, _ProgressWatch(manifest, collector, advance))
             if not self.waits:
                 return
-            takings.look()
-        given = {id(planned): f"shard {i}: {why}" for i, why in reasons.items() for planned in shards[i]}
-        self._finish(groups, takings, given, publisher, generator, memory)
+            collector.collect()
+        point_reasons = {id(planned): f"shard {i}: {why}" for i, why in reasons.items() for planned in shards[i]}
+        self._finish_remaining(groups, collector, point_reasons, publisher, executor, resume)
 
     def close(self) -> None:
-        """End what was started, if it is to end with this process."""
-        self._crew.close()
+        """End the processes that must not outlive this one."""
+        self._backend.close()
 
-    def _finish(
+    def _finish_remaining(
         self,
         groups: Sequence[EngineGroup],
-        takings: _Takings,
+        collector: _ResultCollector,
         reasons: Mapping[int, str],
         publisher: Publisher,
-        generator: Generator,
-        memory: Memory,
+        executor: GroupExecutor,
+        resume: ResumeIndex,
     ) -> None:
-        """Score what was answered and left for a control that came too late; fail what was not answered."""
+        """Score answered points whose control came too late for their shard, and fail points without answers."""
         for group in groups:
-            left = [planned for planned in group.points if id(planned) in takings.left]
-            controls = {p.point.control_key: p for p in map(self._known, group.points) if p.point.is_control}
-            usable = {key for key, control in controls.items() if control.done or _is_answered(control, memory)}
-            answered = [p for p in left if p.point.control_key in usable and _is_answered(p, memory)]
-            known = {id(planned) for planned in answered}
-            for planned in left:
-                if id(planned) not in known:
-                    reason = reasons.get(id(planned), "its shard ended without it")
+            remaining = [planned for planned in group.points if id(planned) in collector.remaining]
+            controls = {p.point.control_key: p for p in map(self._with_archived, group.points) if p.point.is_control}
+            usable = {key for key, control in controls.items() if control.done or _is_answered(control, resume)}
+            answered = [p for p in remaining if p.point.control_key in usable and _is_answered(p, resume)]
+            answered_ids = {id(planned) for planned in answered}
+            for planned in remaining:
+                if id(planned) not in answered_ids:
+                    reason = reasons.get(id(planned), "its shard ended without finishing it")
                     publisher.scoring.fail(Progress(planned, started=time.time()), reason)
             if answered:
-                own = [controls[key] for key in dict.fromkeys(p.point.control_key for p in answered)]
-                generator.work_off(replace(group, points=[*own, *answered]), publisher.scoring, lambda: None)
+                needed = [controls[key] for key in dict.fromkeys(p.point.control_key for p in answered)]
+                executor.run_group(replace(group, points=[*needed, *answered]), publisher.scoring, lambda: None)
 
-    def _known(self, planned: PlannedPoint) -> PlannedPoint:
-        archived = self._archive.get(planned.identity.result_key)
+    def _with_archived(self, planned: PlannedPoint) -> PlannedPoint:
+        archived = self._archive.get(planned.point_fingerprint.result_key)
         return planned if archived is None else replace(planned, archived=archived)
 
 
-class _Takings:
-    """What shards have archived, on its way to the publisher.
+class _ResultCollector:
+    """Passes points that shards have archived to the publisher.
 
     Attributes:
-        left: the points of which nothing was archived yet, by `id`.
+        remaining: the points that no shard has archived yet, by `id`.
     """
 
     def __init__(self, points: Sequence[PlannedPoint], archive: Archive, publisher: Publisher) -> None:
         self._archive, self._publisher = archive, publisher
-        self.left = {id(planned): planned for planned in points if not planned.done}
-        self._waiting = {planned.identity.result_key: planned for planned in self.left.values()}
+        self.remaining = {id(planned): planned for planned in points if not planned.done}
+        self._waiting = {planned.point_fingerprint.result_key: planned for planned in self.remaining.values()}
         self._seen: dict[str, float] = {}
         self._failed = 0
 
-    def look(self) -> None:
-        """Take what is new in the archive.
+    def collect(self) -> None:
+        """Publish what is new in the archive.
 
         Raises:
-            TooManyFailures: more points failed than the sweep is to bear; each shard counts its own only.
+            TooManyFailures: more points failed than `sweep.max_failures` allows. Each shard counts only its own.
         """
         for key, written in self._archive.written():
             planned = self._waiting.get(key)
             if planned is None or self._seen.get(key) == written:
                 continue
             archived = self._archive.get(key)
-            if archived is None:  # it is being written, or not to be seen from here yet
+            if archived is None:  # still being written, or not yet visible on this machine
                 continue
             self._seen[key] = written
-            if archived.done or archived != planned.archived:  # else it is what an earlier attempt has failed of
-                del self._waiting[key], self.left[id(planned)]
+            if archived.done or archived != planned.archived:  # otherwise it is the failure of an earlier attempt
+                del self._waiting[key], self.remaining[id(planned)]
                 self._publisher.take(planned, archived)
                 if archived.record.error is not None:
                     self._failed += 1
-                    planned.point.config.sweep.bear(self._failed)
+                    planned.point.config.sweep.check_failures(self._failed)
 
 
-class _Watch:
-    """Looks at shards' states and takings now and then, and shows how far they are."""
+class _ProgressWatch:
+    """Callback that updates the progress display and collects results, at most once per `PERIOD`."""
 
-    def __init__(self, manifest: Manifest, takings: _Takings, advance: Advance) -> None:
-        self._manifest, self._takings, self._advance = manifest, takings, advance
-        self._then = 0.0
+    def __init__(self, manifest: Manifest, collector: _ResultCollector, advance: Advance) -> None:
+        self._manifest, self._collector, self._advance = manifest, collector, advance
+        self._checked_at = 0.0
         self._done = self._tokens = 0
 
     def __call__(self) -> None:
-        if time.monotonic() - self._then < PERIOD:
+        if time.monotonic() - self._checked_at < PERIOD:
             return
-        self._then = time.monotonic()
+        self._checked_at = time.monotonic()
         states = plans.states(self._manifest)
         done, tokens = sum(state.done for state in states), sum(state.tokens for state in states)
         for i in range(done - self._done):
             self._advance(tokens - self._tokens if i == 0 else 0)
         self._done, self._tokens = max(done, self._done), max(tokens, self._tokens)
-        self._takings.look()
+        self._collector.collect()
 
 
-def _is_answered(planned: PlannedPoint, memory: Memory) -> bool:
-    """Whether all that is asked for a point is in the journal; teacher forcing asks more once the control is there."""
+def _is_answered(planned: PlannedPoint, resume: ResumeIndex) -> bool:
+    """Return whether the journal has all of a point's answers. Never so with teacher forcing, which needs an engine."""
     if planned.point.config.scoring.teacher_forced:
         return False
-    known = memory.recall(planned)
+    recalled = resume.recall(planned)
     kinds = (ANSWER, FLOOR)[: planned.runs]
-    return all((kind, encoded.prompt.id) in known for kind in kinds for encoded in planned.prompts)
+    return all((kind, encoded.prompt.id) in recalled for kind in kinds for encoded in planned.prompts)

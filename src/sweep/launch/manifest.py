@@ -1,8 +1,8 @@
-"""A plan on disk: written by the process that planned, read by those that work.
+"""Plan files: written by the coordinator, read by the workers.
 
-<folder>/manifest.json         what all shards share
-         shard-00000.json      a shard's points: a table of each section of configurations, and rows of numbers
-         shard-00000.state.json   how far it is, written by whoever works it off
+<folder>/manifest.json            what all shards share
+         shard-00000.json         a shard's points: a table per configuration section, and rows of indices into them
+         shard-00000.state.json   progress of the shard, written by its worker
 """
 
 from __future__ import annotations
@@ -12,28 +12,32 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sweep.config import SweepConfig
-from sweep.disk import atomic
+from sweep.config.loader import Parser
+from sweep.config.schema import SweepConfig
 from sweep.errors import ConfigError
-from sweep.parsing import Parser
-from sweep.plan import EngineGroup, PlannedPoint
-from sweep.point import EngineSpec, Point
+from sweep.planning.plan import EngineGroup, PlannedPoint
+from sweep.points.point import EngineSpec, Point
+from sweep.util import atomic
+from sweep.util.state_files import build, parse
+from sweep.util.state_files import read as read_file
 
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A point of a shard.
+    """A point in a shard's file.
 
     Attributes:
-        index: its place in the sweep.
-        fingerprint: what it was when it was planned.
-        home: the shard that has it done, as points of this one need it, which is a control; None: this one has.
+        point: the point.
+        index: position in the sweep.
+        fingerprint: its fingerprint at planning.
+        home: for a control that this shard only compares with, the shard that generates it. None: this shard does.
     """
 
     point: Point
@@ -42,19 +46,19 @@ class Piece:
     home: int | None
 
     @property
-    def own(self) -> bool:
-        """Whether the shard has it done."""
+    def is_generated_here(self) -> bool:
+        """Whether this shard generates the point."""
         return self.home is None
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What a shard's file says.
+    """The content of a shard's file.
 
     Attributes:
-        pieces: its points, controls first where they are not its own.
-        max_model_len: tokens of prompt and answer that its engine must have room for, as all shards' of its kind, so
-            that an engine can stay open from one to the next.
+        pieces: its points. Controls that other shards generate come first.
+        max_model_len: largest number of tokens in prompt and answer together. Equal for all shards with the same
+            engine, so that a worker keeps its engine from one shard to the next.
     """
 
     pieces: list[Piece]
@@ -63,17 +67,17 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What all shards of a plan share.
+    """The part of a plan that all shards share.
 
     Attributes:
-        folder: where the plan lies.
-        sweep_id: the sweep's.
-        command: what the user typed, without secrets.
-        workdir: the folder that relative paths of configurations start from.
-        parent: the sweep's own run, as which's children points are published by whoever has them done; None: they are
-            published by the process that planned.
-        shards: how many there are.
-        written: when, in seconds since the epoch.
+        folder: the plan's folder.
+        sweep_id: id of the sweep.
+        command: the user's command line, without secrets.
+        workdir: base of the relative paths in configurations.
+        parent: id of the sweep's parent run, under which workers publish points. None: the coordinator publishes them.
+        shards: number of shards.
+        written: time of writing, in seconds since the epoch.
+        clock: the time that chat templates are given, in ISO 8601, or None if they read no clock.
     """
 
     folder: Path
@@ -83,10 +87,23 @@ class Manifest:
     parent: str | None
     shards: int
     written: float
+    clock: str | None = None
+
+    @property
+    def instant(self) -> datetime | None:
+        """`clock` as a datetime.
+
+        Raises:
+            ConfigError: `clock` is not in ISO 8601.
+        """
+        try:
+            return None if self.clock is None else datetime.fromisoformat(self.clock)
+        except ValueError as error:
+            raise _damaged(self.path, error) from error
 
     @property
     def path(self) -> Path:
-        """The manifest's own file."""
+        """The manifest's file."""
         return self.folder / MANIFEST
 
     def shard(self, index: int) -> Path:
@@ -94,41 +111,44 @@ class Manifest:
         return self.folder / f"shard-{index:05d}.json"
 
     def log(self, name: str) -> Path:
-        """Return the file for what a process logs."""
+        """Return the log file of a process."""
         return self.folder / f"{name}.log"
 
-    def enter(self) -> None:
-        """Go to the folder in which the plan was made, as its paths begin there.
+    def enter_workdir(self) -> None:
+        """Change to the folder in which the plan was made, because its paths are relative to it.
 
         Raises:
-            ConfigError: it is not there.
+            ConfigError: the folder does not exist here.
         """
         try:
             os.chdir(self.workdir)
         except OSError as error:
-            raise ConfigError(f"{self.workdir}, where the plan was made, is not here: {error.strerror}.") from error
+            raise ConfigError(
+                f"{self.path}: cannot change to {self.workdir}, where the plan was made: {error.strerror}. "
+                "Shards must run on a machine that has this folder."
+            ) from error
 
     def state(self, index: int) -> Path:
-        """Return the file that says how far a shard is."""
+        """Return a shard's state file."""
         return self.folder / f"shard-{index:05d}.state.json"
 
-    def lease(self, index: int) -> Path:
-        """Return the folder of the lease that whoever works a shard off holds."""
+    def lock(self, index: int) -> Path:
+        """Return the folder of a shard's lock, which its worker holds."""
         return self.folder / f"shard-{index:05d}.lease"
 
     @property
     def replaced(self) -> Path:
-        """The file that is there once a later run of the sweep has taken the plan's place."""
+        """A file that exists once a later run of the sweep has replaced the plan."""
         return self.folder / "replaced"
 
     @property
     def counted(self) -> Path:
-        """The file that is there once the sweep's own run has been told what the plan has cost."""
+        """A file that exists once the plan's costs have been added to the sweep's parent run."""
         return self.folder / "counted"
 
     @property
     def is_replaced(self) -> bool:
-        """Whether a later run of the sweep has taken its place: its shards are not to be begun any more."""
+        """Whether a later run of the sweep has replaced the plan. Its shards must not be started any more."""
         return self.replaced.exists()
 
 
@@ -140,13 +160,20 @@ def write(
     sweep_id: str,
     command: str,
     parent: str | None,
+    instant: datetime | None = None,
 ) -> Manifest:
-    """Write a plan and return what its shards share; the manifest is there once all is.
+    """Write a plan and return its manifest. The manifest is written last, so that it marks a complete plan.
 
-    A shard's points need their controls: those that are in none, or in another shard, come along as not its own.
+    A shard's file also contains the controls of its points that other shards generate.
 
     Args:
-        groups: that the shards were cut of.
+        folder: folder of the plan.
+        groups: the groups that were split into shards.
+        shards: the points of each shard.
+        sweep_id: see `Manifest`.
+        command: see `Manifest`.
+        parent: see `Manifest`.
+        instant: see `Manifest.clock`.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -159,9 +186,10 @@ def write(
         parent=parent,
         shards=len(shards),
         written=time.time(),
+        clock=None if instant is None else instant.isoformat(),
     )
     controls = {p.point.control_key: (p, i) for i, shard in enumerate(shards) for p in shard if p.point.is_control}
-    room: Mapping[EngineSpec, int] = {group.spec: group.max_model_len for group in groups}
+    max_model_lens: Mapping[EngineSpec, int] = {group.spec: group.max_model_len for group in groups}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         manifest.path.unlink(missing_ok=True)
@@ -170,10 +198,10 @@ def write(
         for index, shard in enumerate(shards):
             manifest.state(index).unlink(missing_ok=True)
             needed = dict.fromkeys(p.point.control_key for p in shard)
-            here = {p.point.control_key for p in shard if p.point.is_control}
-            others = [controls[key] for key in needed if key not in here and key in controls]
-            table = _table([*others, *((p, None) for p in shard)])
-            table["max_model_len"] = room[shard[0].point.engine_spec]
+            generated = {p.point.control_key for p in shard if p.point.is_control}
+            other_controls = [controls[key] for key in needed if key not in generated and key in controls]
+            table = _table([*other_controls, *((p, None) for p in shard)])
+            table["max_model_len"] = max_model_lens[shard[0].point.engine_spec]
             _write_private(manifest.shard(index), table)
         plain = {name: value for name, value in asdict(manifest).items() if name != "folder"}
         _write_private(manifest.path, {"version": VERSION, **plain})
@@ -183,28 +211,42 @@ def write(
 
 
 def read(path: Path) -> Manifest:
-    """Return a manifest, of its path or its folder's.
+    """Read a manifest.
+
+    Args:
+        path: the manifest or its folder.
 
     Raises:
-        ConfigError: there is none, or it is of another version.
+        ConfigError: there is no manifest, or it is damaged or of another version.
     """
     path = path / MANIFEST if path.is_dir() else path
     plain = _read(path)
     if plain.pop("version", None) != VERSION:
-        raise ConfigError(f"{path} was written by another version of sweep; plan again.")
-    return Manifest(folder=path.resolve().parent, **plain)
+        raise ConfigError(f"{path} was written by another version of sweep. Make a new plan.")
+    try:
+        return build(Manifest, {**plain, "folder": path.resolve().parent})
+    except TypeError as error:
+        raise _damaged(path, error) from error
 
 
 def read_shard(manifest: Manifest, index: int) -> Shard:
-    """Return a shard.
+    """Read a shard's file.
 
     Raises:
         ConfigError: there is no such shard, or its file cannot be read.
     """
     if not 0 <= index < manifest.shards:
-        raise ConfigError(f"{manifest.path} has the shards 0 to {manifest.shards - 1}, and none of number {index}.")
-    plain, parser = _read(manifest.shard(index)), Parser()
-    sections, pieces = plain["sections"], []
+        raise ConfigError(f"{manifest.path} has no shard {index}. It has the shards 0 to {manifest.shards - 1}.")
+    path = manifest.shard(index)
+    plain = _read(path)
+    try:
+        return _shard(plain)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def _shard(plain: Mapping[str, Any]) -> Shard:
+    sections, pieces, parser = plain["sections"], [], Parser()
     for row in plain["points"]:
         config = parser.parse({key: table[row["config"][i]] for i, (key, table) in enumerate(sections.items())})
         axes = tuple((key, value) for key, value in row["axes"])
@@ -214,25 +256,25 @@ def read_shard(manifest: Manifest, index: int) -> Shard:
 
 
 def _table(points: Sequence[tuple[PlannedPoint, int | None]]) -> dict[str, Any]:
-    """Return points, each with its `Piece.home`, as rows of numbers into tables of sections, which many share."""
+    """Return a shard's JSON: tables of distinct configuration sections, and points with their `Piece.home` as rows."""
     keys = [field.name for field in fields(SweepConfig)]
     tables: dict[str, list[Any]] = {key: [] for key in keys}
-    known: dict[tuple[str, int], int] = {}
+    rows_by_id: dict[tuple[str, int], int] = {}
 
-    def place(key: str, config: SweepConfig) -> int:
+    def section_row(key: str, config: SweepConfig) -> int:
         section = getattr(config, key)
-        if (key, id(section)) not in known:
-            known[key, id(section)] = len(tables[key])
+        if (key, id(section)) not in rows_by_id:
+            rows_by_id[key, id(section)] = len(tables[key])
             tables[key].append(config.plain_section(key))
-        return known[key, id(section)]
+        return rows_by_id[key, id(section)]
 
     rows = [
         {
-            "config": [place(key, planned.point.config) for key in keys],
+            "config": [section_row(key, planned.point.config) for key in keys],
             "axes": planned.point.axes,
             "control": planned.point.is_control,
             "index": planned.index,
-            "fingerprint": planned.identity.fingerprint,
+            "fingerprint": planned.point_fingerprint.fingerprint,
             "home": home,
         }
         for planned, home in points
@@ -240,33 +282,8 @@ def _table(points: Sequence[tuple[PlannedPoint, int | None]]) -> dict[str, Any]:
     return {"sections": tables, "points": rows}
 
 
-def cut(points: Sequence[PlannedPoint], count: int) -> list[list[PlannedPoint]]:
-    """Return points in at most so many shards of about equal work, each of one engine, in their order.
-
-    A control is in the shard of the first of its points.
-    """
-    total = sum(map(work, points)) or 1
-    shards: list[list[PlannedPoint]] = []
-    done = 0
-    for planned in points:
-        wanted = min(count - 1, done * count // total)
-        fits = shards and shards[-1][0].point.engine_spec == planned.point.engine_spec
-        if not fits or (wanted >= len(shards) and not shards[-1][-1].point.is_control):
-            shards.append([])
-        shards[-1].append(planned)
-        done += work(planned)
-    return shards
-
-
-def work(planned: PlannedPoint) -> int:
-    """Return how much is to be generated for a point: the most tokens, its prompts counted for a tenth."""
-    sampling = planned.point.config.sampling
-    prompts = sum(len(encoded.token_ids) for encoded in planned.prompts)
-    return planned.runs * (len(planned.prompts) * sampling.n * sampling.max_tokens + prompts // 10)
-
-
 def _write_private(path: Path, plain: dict[str, Any]) -> None:
-    """Write what only the user may read: addresses may have passwords in them."""
+    """Write a file that only the user can read, because addresses can contain passwords."""
 
     def write(temporary: Path) -> None:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
@@ -277,9 +294,15 @@ def _write_private(path: Path, plain: dict[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        plain: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        plain: dict[str, Any] = parse(read_file(path))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged: {error}; plan again.") from error
+        raise _damaged(path, error) from error
+    if not isinstance(plain, dict):
+        raise _damaged(path, f"expected a JSON object, found {type(plain).__name__}")
     return plain
+
+
+def _damaged(path: Path, reason: object) -> ConfigError:
+    return ConfigError(f"{path} is damaged: {reason}. Make a new plan.")

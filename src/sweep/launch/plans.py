@@ -1,7 +1,7 @@
-"""The plans of one sweep, in one folder: which there are, whether somebody is at work on one, and what it has cost.
+"""Plans of a sweep: lists, retires and closes the plans in one folder.
 
-A later run of the sweep takes the place of the plans before it, but not while somebody works one off: the same answers
-would be generated twice.
+A later run of the sweep retires earlier plans, so that no worker starts their shards any more. While workers run such
+shards, it waits or refuses, because the same answers would be generated twice.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sweep import signals
-from sweep.disk.lease import Lease, unusable
+from sweep.console import signals
 from sweep.errors import ConfigError, SweepHeld
-from sweep.shards.manifest import MANIFEST, Manifest, read
-from sweep.shards.state import State, read_state
+from sweep.launch.manifest import MANIFEST, Manifest, read
+from sweep.launch.shard_state import ShardState, read_state
+from sweep.storage.lock import SweepLock, unusable_folder
 
-CLOSED = "closed"  # no more plans will come
-ELSEWHERE = "elsewhere"  # folders of plans that lie in other places, a line each
+CLOSED = "closed"  # marks that no more plans will come
+ELSEWHERE = "elsewhere"  # list of plan folders in other places, one a line
 POLL_SECONDS = 0.2
-TOLD_SECONDS = 6.0  # after which the user is told what is waited for
+NOTICE_SECONDS = 6.0  # of waiting, before the user is told why
 
 log = logging.getLogger(__name__)
 
 
 def new(plans: Path) -> Path:
-    """Make the folder of a new plan, and return it."""
+    """Create and return the folder of a new plan."""
     plans.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(path.name) for path in plans.iterdir() if path.name.isdecimal()), default=-1)
     while True:
@@ -40,7 +40,7 @@ def new(plans: Path) -> Path:
 
 
 def add(plans: Path, folder: Path) -> Path:
-    """Note down that a plan lies in another place, and return that."""
+    """Register a plan folder in another place, and return it."""
     plans.mkdir(parents=True, exist_ok=True)
     if str(folder) not in _elsewhere(plans):
         with (plans / ELSEWHERE).open("a", encoding="utf-8") as file:
@@ -48,78 +48,79 @@ def add(plans: Path, folder: Path) -> Path:
     return folder
 
 
-def all_of(plans: Path) -> Iterator[Manifest]:
-    """Yield the plans that can be read, the oldest first, those in other places last."""
+def all_plans(plans: Path) -> Iterator[Manifest]:
+    """Yield the readable plans, oldest first, and those in other places last."""
     yield from _readable([*_numbered(plans), *map(Path, _elsewhere(plans))])
 
 
-def later(manifest: Manifest) -> Iterator[Manifest]:
-    """Yield the plans of the same sweep that were made after one."""
+def later_plans(manifest: Manifest) -> Iterator[Manifest]:
+    """Yield the plans of the same sweep that are newer than this one."""
     yield from _readable([f for f in _numbered(manifest.folder.parent) if f.name > manifest.folder.name])
 
 
-def take_place(plans: Path, patience: float) -> None:
-    """Have nobody begin shards of the plans that there are.
+def retire_all(plans: Path, patience: float) -> None:
+    """Mark all plans as replaced, so that no worker starts their shards any more.
 
     Args:
-        patience: seconds to wait for whoever is at work on one.
+        plans: folder of the sweep's plans.
+        patience: seconds to wait for running workers.
 
     Raises:
-        SweepHeld: somebody is.
+        SweepHeld: workers are still running.
     """
-    open_ones = [manifest for manifest in all_of(plans) if not manifest.is_replaced]
-    began, told = time.monotonic(), False
+    active = [manifest for manifest in all_plans(plans) if not manifest.is_replaced]
+    started, notified = time.monotonic(), False
     while True:
         try:
-            _expect_idle(open_ones)
+            _expect_idle(active)
             break
         except SweepHeld as error:
-            waited = time.monotonic() - began
+            waited = time.monotonic() - started
             if waited > patience:
                 raise
-            if waited > TOLD_SECONDS and not told:
+            if waited > NOTICE_SECONDS and not notified:
                 log.warning("%s Waiting for up to %.0f s.", error, patience - waited)
-                told = True
+                notified = True
             signals.check()
             time.sleep(POLL_SECONDS)
     try:
-        for manifest in open_ones:
+        for manifest in active:
             manifest.replaced.touch()
     except OSError as error:
-        raise unusable(manifest.folder, error) from error
+        raise unusable_folder(manifest.folder, error) from error
     try:
-        _expect_idle(open_ones)  # whoever has begun since has not seen it
+        _expect_idle(active)  # a worker may have started before it could see the mark
     except SweepHeld:
-        for manifest in open_ones:
+        for manifest in active:
             manifest.replaced.unlink(missing_ok=True)
         raise
 
 
-def uncounted(plans: Path) -> Iterator[tuple[Manifest, list[State]]]:
-    """Yield the plans of whose costs the sweep's own run has not been told, with the states of their shards."""
-    for manifest in all_of(plans):
+def uncounted(plans: Path) -> Iterator[tuple[Manifest, list[ShardState]]]:
+    """Yield the plans whose costs are not yet part of the parent run, with the states of their shards."""
+    for manifest in all_plans(plans):
         if not manifest.counted.exists():
             yield manifest, states(manifest)
 
 
-def states(manifest: Manifest) -> list[State]:
-    """Return the states of the shards that were begun."""
-    found = (read_state(manifest.state(index)) for index in range(manifest.shards))
-    return [state for state in found if state is not None]
+def states(manifest: Manifest) -> list[ShardState]:
+    """Return the states of the shards that have started."""
+    shard_states = (read_state(manifest.state(index)) for index in range(manifest.shards))
+    return [state for state in shard_states if state is not None]
 
 
 def close(plans: Path) -> None:
-    """Say that no more plans will come."""
+    """Mark that no more plans will come."""
     (plans / CLOSED).touch()
 
 
 def reopen(plans: Path) -> None:
-    """Say that plans may come again."""
+    """Undo `close`."""
     (plans / CLOSED).unlink(missing_ok=True)
 
 
 def is_closed(plans: Path) -> bool:
-    """Whether no more plans will come."""
+    """Return whether no more plans will come."""
     return (plans / CLOSED).exists()
 
 
@@ -129,7 +130,7 @@ def _numbered(plans: Path) -> list[Path]:
 
 def _readable(folders: Sequence[Path]) -> Iterator[Manifest]:
     for folder in folders:
-        with suppress(ConfigError):  # removed by its owner, of another version, or left by a process that died
+        with suppress(ConfigError):  # removed, of another version, or left incomplete by a process that died
             yield read(folder)
 
 
@@ -143,8 +144,8 @@ def _elsewhere(plans: Path) -> list[str]:
 def _expect_idle(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         for index in range(manifest.shards):
-            if (folder := manifest.lease(index)).is_dir():
+            if (folder := manifest.lock(index)).is_dir():
                 try:
-                    Lease(folder).expect_free()
+                    SweepLock(folder).expect_free()
                 except SweepHeld as error:
                     raise SweepHeld(f"Shard {index} of {manifest.folder}: {error}") from error

@@ -1,4 +1,4 @@
-"""How far a shard is, told by whoever works it off to whoever waits for it, by way of a small file."""
+"""Shard state: a small file by which a worker reports the progress of its shard to the coordinator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sweep.disk import atomic
+from sweep.util import atomic, state_files
 
 log = logging.getLogger(__name__)
 
@@ -20,17 +20,19 @@ WORKING, WAITING, DONE, FAILED = "working", "waiting for a control", "done", "fa
 
 
 @dataclass(slots=True)
-class State:
-    """A shard's state.
+class ShardState:
+    """The progress of a shard.
 
     Attributes:
-        state: one of the above.
-        requests: how many there are to be answered, and `done`: have been.
-        tokens: generated.
-        engine_starts: engines started for it, by earlier processes too; none if the process had one open.
-        costs: what it took, as of `SharedCosts.sums`, once it has been left.
-        reason: why it failed.
-        host, pid: of the process.
+        state: `WORKING`, `WAITING`, `DONE` or `FAILED`.
+        requests: number of requests of the shard.
+        done: number of requests that are answered.
+        tokens: number of generated tokens.
+        engine_starts: engine starts for this shard, by all its workers. 0 if the worker already had an open engine.
+        costs: costs of the shard once its worker has left it, see `SharedCosts.sums`.
+        reason: why the shard failed, or None.
+        host: host of the worker.
+        pid: process id of the worker.
     """
 
     state: str = WORKING
@@ -45,44 +47,48 @@ class State:
 
     @property
     def ended(self) -> bool:
-        """Whether the process has left it."""
+        """Whether the shard is done or failed."""
         return self.state in (DONE, FAILED)
 
 
 class StateFile:
-    """A shard's state on its way to disk, at most once in a while."""
+    """Writes a shard's state to disk, at most once per `PERIOD`. Owned by the worker's main thread."""
 
     def __init__(self, path: Path) -> None:
-        before = read_state(path) or State()
-        self.state = State(
-            engine_starts=before.engine_starts, costs=before.costs, host=socket.gethostname(), pid=os.getpid()
+        previous = read_state(path) or ShardState()
+        self.state = ShardState(
+            engine_starts=previous.engine_starts, costs=previous.costs, host=socket.gethostname(), pid=os.getpid()
         )
-        self._path, self._written = path, 0.0
+        self._path, self._written_at = path, 0.0
 
     def advance(self, tokens: int) -> None:
-        """Count an answer."""
+        """Count an answer and its tokens."""
         self.state.done += 1
         self.state.tokens += tokens
         self.write()
 
     def add_costs(self, costs: Mapping[str, float]) -> None:
-        """Add what the process took for the shard."""
+        """Add costs of the shard."""
         self.state.costs = {name: self.state.costs.get(name, 0.0) + value for name, value in costs.items()}
 
     def write(self, *, now: bool = False) -> None:
-        """Write the state, if that was not done just now; `now`: none the less."""
-        if not now and time.monotonic() - self._written < PERIOD:
+        """Write the state unless it was written within the last `PERIOD`.
+
+        Args:
+            now: write in any case.
+        """
+        if not now and time.monotonic() - self._written_at < PERIOD:
             return
-        self._written = time.monotonic()
+        self._written_at = time.monotonic()
         try:
             atomic.replace(self._path, lambda path: path.write_text(json.dumps(asdict(self.state))))
-        except OSError as error:  # what counts is in the journal
-            log.warning("The state of the shard cannot be written: %s.", error.strerror or error)
+        except OSError as error:  # only the display depends on it, results are in the journal
+            log.warning("%s cannot be written: %s. The shard continues.", self._path, error.strerror or error)
 
 
-def read_state(path: Path) -> State | None:
-    """Return a shard's state; None: nobody has begun it."""
+def read_state(path: Path) -> ShardState | None:
+    """Return a shard's state, or None if no worker has started it."""
     try:
-        return State(**json.loads(path.read_text()))
+        return state_files.build(ShardState, state_files.parse(state_files.read(path)))
     except (OSError, ValueError, TypeError):
         return None

@@ -1,66 +1,72 @@
-"""What a sweep is about to do: all inputs read and checked, nothing expensive started."""
+"""Plan: groups points by engine, with all inputs read and checked before an engine starts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
-from sweep import request
-from sweep.config import PromptsConfig, ScoringConfig
-from sweep.disk.archive import Archived
-from sweep.engines.gate import GATE_TOKENS
+from sweep.config.schema import ScoringConfig
+from sweep.engines.identity_check import IDENTITY_CHECK_TOKENS
 from sweep.errors import ConfigError, TransformError
-from sweep.identity import Identity
-from sweep.inputs import checkpoint as checkpoints
-from sweep.inputs import prompts as prompt_files
 from sweep.inputs.checkpoint import Checkpoint
-from sweep.inputs.corpus import Corpus
-from sweep.inputs.embedding import EmbeddingTable, open_table
-from sweep.inputs.encoding import EncodedPrompt, check_lengths, encode
-from sweep.inputs.prompts import Prompt
-from sweep.point import EngineSpec, Point
+from sweep.inputs.config import PromptsConfig
+from sweep.inputs.embedding_table import EmbeddingTable
+from sweep.inputs.input_store import InputStore
+from sweep.inputs.prompt_set import PromptSet
+from sweep.inputs.prompts import Prompt, summarise
+from sweep.inputs.tokenization import EncodedPrompt, check_lengths
+from sweep.planning import request_builder
+from sweep.points.fingerprint import PointFingerprint
+from sweep.points.point import EngineSpec, Point
 from sweep.scoring.scorers import select
 from sweep.scoring.text import check_pattern
+from sweep.storage.archive import Archived
 
-# How many transforms are tried before the engine starts, and for how long; all points have at least one prompt tried.
-# What lies beyond fails its own point when its turn comes.
+# Limits of the trial of transforms before the engine starts. Every point has at least one prompt tried. An error in any
+# later prompt fails its point when the prompt's turn comes.
 TRIED_TRANSFORMS = 4096
 TRIED_SECONDS = 0.3
 
-SHOWN = 50  # points of an engine that a dry run lists
+MAX_LISTED_POINTS = 50  # points per engine that a dry run lists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A point that is to be planned.
+    """A point to be planned.
 
     Attributes:
-        index: its place in the sweep.
-        archived: what an earlier run has left of it.
+        point: the point.
+        point_fingerprint: its fingerprint.
+        index: position in the sweep.
+        archived: result of an earlier run, if there is one.
     """
 
     point: Point
-    identity: Identity
+    point_fingerprint: PointFingerprint
     index: int
     archived: Archived | None = None
 
     @property
     def done(self) -> bool:
-        """Whether it has been finished before; then it is planned only for others to be compared with."""
+        """Whether an earlier run finished the point. It is then planned only as the control of others."""
         return self.archived is not None and self.archived.done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedPoint(Task):
-    """A point with the corpus that its prompts are in."""
+    """A task with its encoded prompts.
 
-    corpus: Corpus
+    Attributes:
+        corpus: the prompts with the model's embedding table.
+    """
+
+    corpus: PromptSet
 
     @property
     def runs(self) -> int:
-        """How often its prompts are answered: a control twice, for the noise floor."""
+        """How often each prompt is answered. A control is answered twice, for the noise floor."""
         if self.done:
             return 0
         return 2 if self.point.is_control and self.point.config.scoring.noise_floor else 1
@@ -76,7 +82,11 @@ class EngineGroup:
     """The points that share an engine.
 
     Attributes:
-        max_model_len: tokens of prompt and answer that the engine must have room for.
+        spec: the model and the engine's configuration.
+        checkpoint: files of the model.
+        table: embedding table of the model.
+        points: the points, each control before its points.
+        max_model_len: largest number of tokens in prompt and answer together.
     """
 
     spec: EngineSpec
@@ -87,92 +97,106 @@ class EngineGroup:
 
     @property
     def max_prompt_len(self) -> int:
-        """The most rows of a prompt that leave room for an answer."""
+        """The most rows of a prompt that leave room for one generated token."""
         return self.max_model_len - 1
 
     @property
     def requests(self) -> int:
-        """The number of requests, the controls' second runs among them, and not those of teacher forcing."""
+        """Number of requests, including the controls' second runs and excluding teacher forcing."""
         return sum(len(planned.prompts) * planned.runs for planned in self.points)
 
     @property
     def prompt_tokens(self) -> int:
-        """The number of prompt tokens over all requests."""
+        """Number of prompt tokens over all requests."""
         return sum(planned.corpus.prompt_tokens * planned.runs for planned in self.points)
 
     @property
     def max_output_tokens(self) -> int:
-        """The most tokens that can be generated."""
+        """Largest number of tokens that can be generated."""
         samplings = ((len(planned.prompts) * planned.runs, planned.point.config.sampling) for planned in self.points)
         return sum(count * sampling.n * sampling.max_tokens for count, sampling in samplings)
 
 
-def make_plan(tasks: Sequence[Task], *, on_paper: bool = False) -> list[EngineGroup]:
-    """Read models' files, prompts and embedding tables, and check that every point can be run.
+def make_plan(tasks: Sequence[Task], inputs: InputStore, *, dry_run: bool = False) -> list[EngineGroup]:
+    """Read checkpoints, prompts and embedding tables, and check that every point can run.
 
     Args:
-        on_paper: do without what needs embeddings: tables are found and not read, transforms checked and not tried.
+        tasks: the points.
+        inputs: the store from which the tasks' fingerprints were made.
+        dry_run: do not read the embedding tables, and check transforms without trying them.
 
     Raises:
-        ConfigError: what is wrong, with the key, file or point that it is about.
+        ConfigError: an input is wrong. The message names the key, file or point.
     """
     for scoring in _scorings(tasks):
         select(scoring.quality)
     groups: dict[EngineSpec, list[Task]] = {}
     for task in tasks:
         groups.setdefault(task.point.engine_spec, []).append(task)
-    planned = [_plan_group(spec, members) for spec, members in groups.items()]
-    for group in planned if not on_paper else ():
+    planned = [_plan_group(spec, members, inputs) for spec, members in groups.items()]
+    for group in planned if not dry_run else ():
         _try_transforms(group)
+    for group in planned:
+        group.checkpoint.expect_unchanged()
     return planned
 
 
-def _plan_group(spec: EngineSpec, tasks: Sequence[Task]) -> EngineGroup:
-    checkpoint = checkpoints.find(spec.model)
+def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> EngineGroup:
+    checkpoint = inputs.checkpoint(spec.model)
     checkpoint.check_supported()
+    spec.engine.check_model(checkpoint.files, tasks[0].point.config.sweep.root / ".cache")
     limit = spec.engine.max_model_len or checkpoint.context
     if limit > checkpoint.context:
-        raise ConfigError(f"engine.max_model_len: {limit} is more than the model's context of {checkpoint.context}.")
-    table = open_table(checkpoint)
-    read: list[tuple[PromptsConfig, Corpus]] = []
-    patterns = any("regex_match" in name for scoring in _scorings(tasks) for name in scoring.quality)
+        raise ConfigError(
+            f"engine.max_model_len: {limit} is more than the model's context of {checkpoint.context}. "
+            "Set a smaller value or null."
+        )
+    uses_patterns = any("regex_match" in name for scoring in _scorings(tasks) for name in scoring.quality)
+    checked: set[int] = set()
 
-    def corpus_of(config: PromptsConfig) -> Corpus:
-        for known, corpus in read:
-            if known == config:
-                return corpus
-        prompts = prompt_files.load(config)
-        if patterns:
-            check_patterns(prompts)
-        encoded = encode(prompts, checkpoint)
-        check_lengths(encoded, limit)
-        read.append((config, Corpus(encoded, table, checkpoint)))
-        return read[-1][1]
+    def corpus_of(config: PromptsConfig) -> PromptSet:
+        corpus = inputs.corpus(spec.model, config)
+        if id(corpus) not in checked:
+            checked.add(id(corpus))
+            if uses_patterns:
+                check_patterns([encoded.prompt for encoded in corpus.prompts])
+            check_lengths(corpus.prompts, limit)
+        return corpus
 
     planned = []
     for task in tasks:
-        corpus = corpus_of(task.point.config.prompts)
-        task.point.config.transform.check(corpus)
-        spec.engine.check(request.sampling_of(task.point.config, ""))
+        point, corpus = task.point, corpus_of(task.point.config.prompts)
+        transform = point.config.transform.pinned(inputs.digest)
+        if transform is not point.config.transform:
+            point = replace(point, config=replace(point.config, transform=transform))
+        try:
+            transform.check(corpus)
+        except TransformError as error:
+            raise ConfigError(f"Point {point.name}: {error}.") from error
+        spec.engine.check(request_builder.sampling_of(point.config, ""))
         planned.append(
             PlannedPoint(
-                point=task.point, identity=task.identity, index=task.index, archived=task.archived, corpus=corpus
+                point=point,
+                point_fingerprint=task.point_fingerprint,
+                index=task.index,
+                archived=task.archived,
+                corpus=corpus,
             )
         )
-    max_model_len = spec.engine.max_model_len or min(limit, max(_needed(p) for p in planned))
-    return EngineGroup(spec, checkpoint, table, planned, max_model_len)
+    max_model_len = spec.engine.max_model_len or min(limit, max(_max_tokens(p) for p in planned))
+    return EngineGroup(spec, checkpoint, planned[0].corpus.table, planned, max_model_len)
 
 
 def _scorings(tasks: Sequence[Task]) -> list[ScoringConfig]:
-    """Return how points are scored, which mostly is one object that all of them share."""
+    """Return the distinct scoring sections by identity. Points usually share one object."""
     return list({id(task.point.config.scoring): task.point.config.scoring for task in tasks}.values())
 
 
 def check_patterns(prompts: Sequence[Prompt]) -> None:
-    """Refuse references that are no regular expressions; for sweeps that take them for such.
+    """Check that all references are regular expressions.
 
     Raises:
-        ConfigError: with the prompt and the pattern.
+        ConfigError: names the prompt and the invalid pattern.
     """
     for prompt in prompts:
         for reference in prompt.references:
@@ -182,53 +206,64 @@ def check_patterns(prompts: Sequence[Prompt]) -> None:
                 raise ConfigError(f"Prompt {prompt.id!r}: {error}") from error
 
 
-def _needed(planned: PlannedPoint) -> int:
-    """Return the most tokens of prompt and answer that a point can have."""
+def _max_tokens(planned: PlannedPoint) -> int:
+    """Return the largest number of tokens that a point's prompt and answer can have together."""
     config = planned.point.config
-    # A forced answer stands in the prompt, and one more token is generated after it.
-    answer = max(config.sampling.max_tokens, GATE_TOKENS) + config.scoring.teacher_forced
+    # A forced answer is part of the prompt, and one more token is generated after it.
+    answer = max(config.sampling.max_tokens, IDENTITY_CHECK_TOKENS) + config.scoring.teacher_forced
     return config.transform.max_rows(planned.corpus.longest) + answer
 
 
 def _try_transforms(group: EngineGroup) -> None:
-    """Apply each point's transforms to its first prompts, all points' first prompts first."""
-    began = time.monotonic()
-    for number, (planned, encoded) in enumerate(islice(_prompts_first(group.points), TRIED_TRANSFORMS)):
-        if number >= len(group.points) and time.monotonic() - began > TRIED_SECONDS:
+    """Apply transforms to prompts on trial: all points' first prompts, then the second ones, and so on."""
+    started = time.monotonic()
+    for number, (planned, encoded) in enumerate(islice(_round_robin(group.points), TRIED_TRANSFORMS)):
+        if number >= len(group.points) and time.monotonic() - started > TRIED_SECONDS:
             break
         try:
-            request.build(None, planned.point.config, encoded, planned.corpus, group.max_prompt_len)
+            request_builder.build(None, planned.point.config, encoded, planned.corpus, group.max_prompt_len)
         except TransformError as error:
             raise ConfigError(f"Point {planned.point.name}, prompt {encoded.prompt.id!r}: {error}.") from error
 
 
-def _prompts_first(points: Sequence[PlannedPoint]) -> Iterator[tuple[PlannedPoint, EncodedPrompt]]:
+def _round_robin(points: Sequence[PlannedPoint]) -> Iterator[tuple[PlannedPoint, EncodedPrompt]]:
     for i in range(max(len(planned.prompts) for planned in points)):
         for planned in points:
             if i < len(planned.prompts):
                 yield planned, planned.prompts[i]
 
 
-def describe(groups: Sequence[EngineGroup], asked: int, shards: int | None = None) -> Iterator[str]:
-    """Yield the lines of a dry run of so many points, controls among them; of each engine's points the first ones.
+def describe_prompts(groups: Sequence[EngineGroup]) -> list[str]:
+    """Return one line per prompts configuration that summarises what was read. Equal lines appear once."""
+    lines = dict[str, None]()
+    for corpus, config in {id(p.corpus): (p.corpus, p.point.config.prompts) for g in groups for p in g.points}.values():
+        prompts = [encoded.prompt for encoded in corpus.prompts]
+        lines[str(summarise(prompts, config))] = None
+    return list(lines)
+
+
+def describe(groups: Sequence[EngineGroup], count: int, shards: int | None = None) -> Iterator[str]:
+    """Yield the lines of a dry run: engines, their first `MAX_LISTED_POINTS` points, and totals.
 
     Args:
-        shards: how many the points would be cut into; None: they would not.
+        groups: the plan.
+        count: number of points of the sweep, controls and finished points included.
+        shards: number of shards that the points would be split into, or None for a run in one process.
     """
     for number, group in enumerate(groups, 1):
         engine, model = group.spec.engine.name, group.spec.model
         yield (
-            f"engine {number}: {engine}, {model.id} ({group.checkpoint.files.dtype}), {len(group.points)} points, "
+            f"engine {number}: {engine}, {model.id} ({group.checkpoint.resolved_dtype}), {len(group.points)} points, "
             f"{group.requests} requests, {group.prompt_tokens} prompt tokens, "
             f"up to {group.max_output_tokens} output tokens"
         )
-        for planned in group.points[:SHOWN]:
-            name, print_ = planned.point.name, planned.identity.fingerprint[:12]
+        for planned in group.points[:MAX_LISTED_POINTS]:
+            name, fingerprint = planned.point.name, planned.point_fingerprint.fingerprint[:12]
             tokens = planned.corpus.prompt_tokens
-            yield f"  {name}: {len(planned.prompts)} requests, {tokens} prompt tokens, fingerprint {print_}"
-        if len(group.points) > SHOWN:
-            yield f"  … and {len(group.points) - SHOWN} more"
+            yield f"  {name}: {len(planned.prompts)} requests, {tokens} prompt tokens, fingerprint {fingerprint}"
+        if len(group.points) > MAX_LISTED_POINTS:
+            yield f"  … and {len(group.points) - MAX_LISTED_POINTS} more"
     todo = [planned for group in groups for planned in group.points if not planned.done]
-    done = f" ({asked - len(todo)} of them done before)" if len(todo) < asked else ""
+    done = f" ({count - len(todo)} of them already done)" if len(todo) < count else ""
     requests = sum(group.requests for group in groups)
-    yield f"{asked} points{done}, {shards or len(groups)} engine starts, {requests} requests"
+    yield f"{count} points{done}, {shards or len(groups)} engine starts, {requests} requests"

@@ -1,4 +1,4 @@
-"""From a point and a prompt to what the engine is sent: rows in fp32, the transforms, one cast."""
+"""Request builder: embeds a prompt in float32, applies the point's transforms and casts to the engine's dtype."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sweep.config import SweepConfig
+from sweep.config.schema import SweepConfig
+from sweep.core.seeds import derive_seed
+from sweep.core.values import Scores
 from sweep.engines.base import Request, Sampling
 from sweep.errors import TransformError
-from sweep.inputs.corpus import Corpus
-from sweep.inputs.encoding import EncodedPrompt
+from sweep.inputs.prompt_set import PromptSet
+from sweep.inputs.tokenization import EncodedPrompt
 from sweep.scoring.perturbation import Comparison, Neighbours, perturbation
-from sweep.scoring.values import Scores
-from sweep.seeds import derive_seed
 from sweep.transforms.pipeline import Dose
 from sweep.transforms.rows import Rows
+from sweep.util.compact import compact
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The perturbation that a request's embeddings carry.
+    """The perturbation of a request's embeddings.
 
     Attributes:
-        perturbation: what can be measured at once.
-        neighbours: rows whose nearest tokens are looked up when the point is scored, all prompts' in one go.
+        perturbation: the measures that need no lookup.
+        neighbours: rows whose nearest tokens are looked up when the point is scored, for all prompts together.
     """
 
     perturbation: Scores
@@ -38,14 +40,16 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class BuiltRequest:
-    """A request, and what its perturbation is measured of, for which the engine need not wait.
+    """A request, and the inputs for measuring its perturbation. The engine need not wait for the measurement.
 
     Attributes:
-        transform_seconds: how long the transforms took.
-        rows: the untransformed rows, [n, hidden_size] in fp32.
-        token_ids: theirs.
-        origins: of the request's rows; as of `Rows.origins`.
-        most: how many of its rows have their nearest tokens looked up.
+        request: the request, with embeddings: (tokens, hidden) in the engine's dtype.
+        transform_seconds: time spent in the transforms.
+        rows: the untransformed rows: (tokens, hidden), float32.
+        token_ids: token ids of `rows`.
+        origins: origins of the request's rows, see `Rows.origins`.
+        doses: requested and achieved dose of each transform, None where it has none.
+        max_neighbours: how many rows have their nearest tokens looked up.
     """
 
     request: Request
@@ -54,86 +58,90 @@ class BuiltRequest:
     token_ids: tuple[int, ...]
     origins: Sequence[tuple[int, ...]] | None
     doses: list[Dose | None]
-    most: int
+    max_neighbours: int
 
     def measure(self) -> Measured:
         """Measure the perturbation."""
         assert self.request.embeds is not None
-        compared = Comparison.of(self.request.embeds, self.rows, self.origins)
-        neighbours = Neighbours.sample(compared, self.token_ids, self.most)
-        return Measured(perturbation(compared) | _doses(self.doses), neighbours)
+        comparison = Comparison.of(self.request.embeds, self.rows, self.origins)
+        neighbours = Neighbours.sample(comparison, self.token_ids, self.max_neighbours)
+        return Measured(perturbation(comparison) | _dose_scores(self.doses), neighbours)
 
 
 def build(
-    key: Hashable, config: SweepConfig, encoded: EncodedPrompt, corpus: Corpus, max_length: int | None = None
+    key: Hashable, config: SweepConfig, encoded: EncodedPrompt, corpus: PromptSet, max_length: int | None = None
 ) -> BuiltRequest:
-    """Make the request of one prompt of one point.
+    """Build the request for one prompt of one point.
 
     Args:
-        max_length: the most rows that leave room for an answer.
+        key: identifies the request in its answer.
+        config: configuration of the point.
+        encoded: the prompt.
+        corpus: the point's prompts and embedding table.
+        max_length: the most rows that leave room for an answer. None: not checked.
 
     Raises:
-        TransformError: a transform failed or broke its contract, or what it made is too long, or is not finite in the
+        TransformError: a transform failed or broke its contract, or its result is too long, or not finite in the
             engine's dtype.
     """
     table, prompt_id = corpus.table, encoded.prompt.id
     rows = table.rows(encoded.token_ids)
-    began = time.perf_counter()
+    started = time.perf_counter()
     transformed, doses = config.transform.apply(rows, prompt_id, corpus, config.seed, table.dtype)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     length = len(transformed.tensor)
     if max_length is not None and length > max_length:
-        raise TransformError(f"made {length} rows of {len(rows)}; engine.max_model_len has room for {max_length}")
-    sent = transformed.tensor.to(table.dtype)
-    # A finite sum has no NaN or infinity in it; one that is not may be but large.
-    if not math.isfinite(sent.sum(dtype=rows.dtype)) and not sent.isfinite().all():
+        raise TransformError(f"made {length} rows of {len(rows)}, but engine.max_model_len has room for {max_length}")
+    embeds = transformed.tensor.to(table.dtype)
+    # A finite sum proves that all entries are finite. An infinite sum may also be an overflow.
+    if not math.isfinite(embeds.sum(dtype=rows.dtype)) and not embeds.isfinite().all():
         raise TransformError(f"{config.transform.name} made NaN or infinity (in {str(table.dtype)[6:]})")
-    token_ids = _spoken(transformed, encoded.token_ids)
-    request = Request(key, token_ids, sent.contiguous(), sampling_of(config, prompt_id))
-    most = -(-config.scoring.nearest_rows // len(corpus.prompts))
-    return BuiltRequest(request, seconds, rows, encoded.token_ids, transformed.origins, doses, most)
+    token_ids = _row_tokens(transformed, encoded.token_ids)
+    request = Request(key, token_ids, embeds.contiguous(), sampling_of(config, prompt_id), finite=True)
+    max_neighbours = -(-config.scoring.nearest_rows // len(corpus.prompts))
+    return BuiltRequest(request, seconds, rows, encoded.token_ids, transformed.origins, doses, max_neighbours)
 
 
-def _spoken(rows: Rows, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a token for each row, which repetition penalties read.
+def _row_tokens(rows: Rows, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a token id per row, for repetition penalties.
 
-    A row from outside is given its neighbour's, so that no token counts as seen that the prompt has not.
+    A row without a token gets its neighbour's, so that repetition penalties apply to the prompt's tokens only.
     """
     if rows.token_ids is None:
         return token_ids
     last = next((token for token in rows.token_ids if token is not None), token_ids[0])
-    spoken = []
+    row_tokens = []
     for token in rows.token_ids:
         last = last if token is None else token
-        spoken.append(last)
-    return tuple(spoken)
+        row_tokens.append(last)
+    return tuple(row_tokens)
 
 
-def _doses(doses: list[Dose | None]) -> Scores:
+def _dose_scores(doses: list[Dose | None]) -> Scores:
     scores: Scores = {}
-    for place, dose in enumerate(doses):
+    for stage, dose in enumerate(doses):
         if dose is not None:
-            prefix = "perturbation/" if len(doses) == 1 else f"perturbation/{place}/"
+            prefix = "perturbation/" if len(doses) == 1 else f"perturbation/{stage}/"
             scores |= {f"{prefix}dose_requested": dose.requested, f"{prefix}dose_achieved": dose.achieved}
     return {name: score for name, score in scores.items() if math.isfinite(score)}
 
 
 def sampling_of(config: SweepConfig, prompt_id: str) -> Sampling:
-    """Return how a prompt's answers are drawn.
+    """Return the sampling parameters for a prompt.
 
-    The seed depends on the sampling seed and the prompt, not on the point, so that points are compared under the same
-    random numbers; engines count it up by one for each further sample.
+    The seed depends on the sampling seed and the prompt, but not on the point, so that points are compared under the
+    same random numbers. Engines increment it by one for each further sample.
     """
-    own = config.sampling
+    sampling = config.sampling
     return Sampling(
-        max_tokens=own.max_tokens,
-        temperature=own.temperature,
-        top_p=own.top_p,
-        top_k=own.top_k,
-        repetition_penalty=own.repetition_penalty,
-        seed=derive_seed(own.seed, prompt_id) if own.temperature > 0 else None,
-        n=own.n,
-        stop=tuple(own.stop),
-        ignore_eos=own.ignore_eos,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        repetition_penalty=sampling.repetition_penalty,
+        seed=derive_seed(sampling.seed, prompt_id) if sampling.temperature > 0 else None,
+        n=sampling.n,
+        stop=tuple(sampling.stop),
+        ignore_eos=sampling.ignore_eos,
         logprobs=config.scoring.logprobs,
     )

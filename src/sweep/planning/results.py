@@ -1,4 +1,4 @@
-"""What becomes of a point: its answers as they come back, and what the user is shown of it."""
+"""Results: a point's answers while they arrive, the input for its scoring, and the result shown to the user."""
 
 from __future__ import annotations
 
@@ -9,31 +9,35 @@ from typing import Any
 
 import yaml
 
-from sweep.costs import Costs
-from sweep.engines.base import Completion
-from sweep.identity import Identity
-from sweep.plan import PlannedPoint
-from sweep.point import Point
-from sweep.redaction import redact
-from sweep.request import Measured
-from sweep.scoring.values import Floats, Summary
+from sweep.core import provenance
+from sweep.core.timing import Costs
+from sweep.core.values import Floats, Summary
+from sweep.engines.base import Completion, Origin
+from sweep.planning.plan import PlannedPoint
+from sweep.planning.request_builder import Measured
+from sweep.points.fingerprint import PointFingerprint
+from sweep.points.point import Point
+from sweep.util.redaction import redact
 
-# In C where it was built with LibYAML: a point's configuration is written for each point.
+# Written for each point, so use LibYAML's fast dumper where PyYAML has it.
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-OWN, CONTROL = "own answer", "control's answer"  # whose answer is forced
+OWN, CONTROL = "own answer", "control's answer"  # source of a forced answer, and its kind in the journal
 
-Forced = dict[tuple[int, str, int], float]  # mean log-probability per token, by prompt, whose answer and which sample
-Answers = list[tuple[Completion, ...]]  # one entry for each prompt, one completion for each sample
+Forced = dict[tuple[int, str, int], float]  # mean log-probability per token, by prompt, source and sample
+Answers = list[tuple[Completion, ...]]  # one entry per prompt, one completion per sample
 
 
 @dataclass(frozen=True, slots=True)
 class PointResult:
-    """A finished point, as the user is shown it.
+    """The result of a finished point, as shown to the user.
 
     Attributes:
-        index: its place in the sweep.
-        values: each measure's value per prompt, [prompts], NaN where it does not apply.
+        index: position in the sweep.
+        point: the point.
+        summaries: summary of each measure.
+        values: values of each measure: (prompts,), NaN where the measure does not apply.
+        error: reason of the failure, or None.
     """
 
     index: int
@@ -44,12 +48,12 @@ class PointResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Against:
-    """What a point is compared with.
+class ControlAnswers:
+    """The answers that a point is compared with.
 
     Attributes:
-        answers: its control's; a control's are compared with those of its second run.  None: there are none.
-        forced: the log-probabilities of the control's answers under the control's prompts.
+        answers: the control's answers, or for a control those of its second run. None: there are none.
+        forced: log-probabilities of the control's answers under the control's own prompts.
     """
 
     answers: Answers | None = None
@@ -58,19 +62,29 @@ class Against:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A point that has come to its end, well or not: all that it takes to score it, but for its corpus.
+    """A finished or failed point: all the input for scoring it, except its prompts.
 
     Attributes:
-        index: its place in the sweep.
-        answers, measured: to and of each prompt; none of a point that has failed.
-        forced, shared: as of `Progress`.
-        tags: what is to be known of it besides, such as versions.
+        index: position in the sweep.
+        point: the point.
+        point_fingerprint: its fingerprint.
+        control: the answers that it is compared with.
+        answers: one entry per prompt, empty for a failed point.
+        measured: the perturbation of each prompt, empty for a failed point.
+        forced: see `Progress`.
+        costs: tokens, requests and time of this point.
+        shared: see `Progress`.
+        tags: further tags, such as versions.
+        started: seconds since the epoch.
+        ended: seconds since the epoch.
+        error: reason of the failure, or None.
+        traceback: traceback of the failure, if there is one.
     """
 
     index: int
     point: Point
-    identity: Identity
-    against: Against
+    point_fingerprint: PointFingerprint
+    control: ControlAnswers
     answers: Answers
     measured: list[Measured]
     forced: Forced
@@ -83,20 +97,26 @@ class Finished:
     traceback: str | None = None
 
     def failed(self, reason: str, trace: str | None = None) -> Finished:
-        """Return it as one that has failed."""
+        """Return a copy that has failed for this reason."""
         return replace(self, answers=[], measured=[], error=reason, traceback=trace)
 
 
 @dataclass(slots=True)
 class Progress:
-    """A point in the making: what has come back so far.
+    """A begun point: the answers received so far. Owned by the main thread.
 
     Attributes:
-        measured: each prompt's perturbation.
-        shared: what the batch cost that the point shared.
-        is_floor: whether it is a control's second run, whose answers are only compared with the first's.
-        forced: the mean log-probability per token of an answer, by prompt, whose answer it is and which sample.
-        awaited: how many of those have been asked for and not come back.
+        planned: the point.
+        started: seconds since the epoch.
+        answers: completions by index of the prompt.
+        measured: perturbation by index of the prompt.
+        is_floor: whether this is a control's second run, which only measures the noise floor.
+        forced: mean log-probability per token of forced answers, by prompt, source and sample.
+        awaited: number of forced answers that were requested and have not arrived.
+        costs: tokens, requests and time of this point.
+        shared: costs of the batch, which its points share.
+        origins: engines that generated the answers, in order of arrival.
+        began: `started` by the monotonic clock, so that setting the system clock cannot make durations negative.
     """
 
     planned: PlannedPoint
@@ -108,24 +128,34 @@ class Progress:
     awaited: int = 0
     costs: Costs = field(default_factory=Costs)
     shared: Mapping[str, float] = field(default_factory=dict)
+    origins: dict[Origin, None] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def origin_tags(self) -> dict[str, str]:
+        """The origins of the answers as tags. There are several after a resume with `sweep.resume=force`."""
+        engines = dict.fromkeys(origin.engine for origin in self.origins)
+        served = dict.fromkeys(origin.served for origin in self.origins if origin.served)
+        tags = {provenance.ENGINE: " and ".join(engines), provenance.SERVED: " and ".join(served)}
+        return {key: text for key, text in tags.items() if text}
 
     @property
     def answered(self) -> bool:
-        """Whether all prompts have been answered."""
+        """Whether all prompts are answered."""
         return len(self.answers) == len(self.planned.prompts)
 
     def in_order(self) -> Answers:
         """Return the answers in the order of the prompts."""
         return [self.answers[i] for i in range(len(self.planned.prompts))]
 
-    def end(self, against: Against, tags: Mapping[str, str], error: str | None, trace: str | None) -> Finished:
-        """Return it as it has come to its end: finished, or failed with an error."""
+    def end(self, control: ControlAnswers, tags: Mapping[str, str], error: str | None, trace: str | None) -> Finished:
+        """Return the point as finished, or as failed if there is an error."""
         planned = self.planned
         return Finished(
             index=planned.index,
             point=planned.point,
-            identity=planned.identity,
-            against=against,
+            point_fingerprint=planned.point_fingerprint,
+            control=control,
             answers=[] if error is not None else self.in_order(),
             measured=[] if error is not None else [self.measured[i] for i in range(len(planned.prompts))],
             forced=self.forced,
@@ -133,12 +163,12 @@ class Progress:
             shared=self.shared,
             tags=tags,
             started=self.started,
-            ended=time.time(),
+            ended=self.started + time.monotonic() - self.began,
             error=error,
             traceback=trace,
         )
 
 
 def as_yaml(point: Point) -> str:
-    """Return the point's resolved configuration, without secrets."""
+    """Return the point's resolved configuration as YAML, without secrets."""
     return redact(str(yaml.dump(point.config.plain(), Dumper=DUMPER, sort_keys=False, allow_unicode=True)))

@@ -1,8 +1,8 @@
-"""What a point's generations depend on, and nothing else: its content, from which its fingerprint is made.
+"""Fingerprint: content hash of everything that a point's generations depend on.
 
-Equal fingerprints need not be generated twice, wherever the files lie, whoever runs them and however fast.  What is
-listed here is an allow-list: paths, workers, memory and tracking do not count.  `tests/test_identity.py` holds the form
-still; a change of it needs a new `VERSION`, and everything is generated anew.
+Points with equal fingerprints are generated once. Only what is listed here counts: paths, number of workers, memory
+and tracking do not. `tests/points/test_fingerprint.py` pins the format. Changing the format requires a new `VERSION`,
+and all points are then generated again.
 """
 
 from __future__ import annotations
@@ -13,171 +13,230 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
-from sweep.checks import require
-from sweep.config import ModelConfig, PromptsConfig
-from sweep.disk.digests import folder_digest
+from sweep.engines import EngineConfig
 from sweep.errors import ConfigError
-from sweep.inputs import checkpoint as checkpoints
-from sweep.inputs import prompts as prompt_files
-from sweep.point import Point
+from sweep.inputs.config import ModelConfig, PromptsConfig
+from sweep.inputs.input_store import InputStore, ValueCache
+from sweep.inputs.tokenization import EncodedPrompt
+from sweep.points.point import Point
 from sweep.scoring.scorers import select
+from sweep.util.digests import folder_digest
+from sweep.util.validators import require
 
 T = TypeVar("T")
 
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
-VERSION = 4
-SCORING_VERSION = 2  # to be raised when a measure changes, so that points are scored again
+VERSION = 5
+SCORING_VERSION = 2  # raise it when a measure changes, so that points are scored again
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """What a point is.
+class PointFingerprint:
+    """The content hashes of a point.
 
     Attributes:
-        pieces: of `canonical`; most points of a sweep share the longest ones.
-        fingerprint: the SHA-256 of `canonical`.
-        result_key: equal for points whose generations and scores are the same.
+        pieces: parts of `canonical`. Most points of a sweep share the longest ones.
+        fingerprint: SHA-256 of `canonical`.
+        result_key: hash of fingerprint and scoring. Equal for points with equal generations and scores.
+        scorers: canonical JSON of the digests of user-defined scorers, or None if they are not compared.
     """
 
     pieces: tuple[str, ...]
     fingerprint: str
     result_key: str
+    scorers: str | None = None
 
     @property
     def canonical(self) -> str:
-        """The JSON text of what determines the point's generations."""
+        """JSON of everything that determines the point's generations."""
         return "".join(self.pieces)
 
 
-class Contents:
-    """What points are, from the contents of their models', prompts', transforms' and scorers' files, each read once."""
+class Fingerprints:
+    """Computes the fingerprints of points from the inputs that an `InputStore` reads.
 
-    def __init__(self) -> None:
-        self._model_of = _once(lambda point: _model(point.config.model, point.config.sweep.root))
-        self._model_name = _once(lambda point: canonical(self._model_of(point, point.config.model)))
-        self._prompts_of = _once(lambda point: _prompts(point.config.prompts))
-        self._scorers_of = _once(lambda point: _text(_scorers(point.config.scoring.quality)))
-        self._sampling_text = _by_object(lambda point: _text(asdict(point.config.sampling), "sampling"))
-        self._scoring_text = _by_object(lambda point: _text(asdict(point.config.scoring), ""))
+    Owned by the main thread.
+    """
+
+    def __init__(self, inputs: InputStore | None = None) -> None:
+        """Create the fingerprints of a sweep.
+
+        Args:
+            inputs: the sweep's inputs, or None for a new store.
+        """
+        self.inputs = inputs or InputStore()
+        self._model_of = _cached_by_value(self._model)
+        self._prompts_of = ValueCache[tuple[ModelConfig, PromptsConfig], tuple[str, str]]()
+        self._scorers_of = _cached_by_value(lambda point: scorers_text(point.config.scoring.quality))
+        self._sampling_text = _cached_by_id(lambda point: _text(asdict(point.config.sampling), "sampling"))
+        self._scoring_text = _cached_by_id(lambda point: _text(point.config.scoring.score_settings(), ""))
+        self._engine_text = _cached_by_id(lambda point: _text(engine_settings(point.config.engine), "engine"))
         self._first: dict[str, Point] = {}
         self._models: dict[str, ModelConfig] = {}
-        self._prompts: dict[object, PromptsConfig] = {}
+        self._prompts: dict[tuple[str, ...], PromptsConfig] = {}
 
     def distinct(self, points: Sequence[Point]) -> list[tuple[Point, Point]]:
-        """Return each point with the first one ever that is the same in all that is generated and scored.
+        """Pair each point with the first point so far that has equal generations and scores.
 
-        Models and prompts that are equal in content are one configuration in the latter, so that their points share a
+        In the second points, models and prompts with equal content share one configuration, so that the points share a
         control.
 
         Raises:
-            ConfigError: as of `identify`.
+            ConfigError: see `identify`.
         """
         unified = self._unify(points)
-        keys = [identity.result_key for identity in self.identify(unified)]
+        keys = [point_fingerprint.result_key for point_fingerprint in self.identify(unified)]
         return [
-            (asked, self._first.setdefault(key, own)) for asked, own, key in zip(points, unified, keys, strict=True)
+            (point, self._first.setdefault(key, same)) for point, same, key in zip(points, unified, keys, strict=True)
         ]
 
-    def identify(self, points: Sequence[Point]) -> list[Identity]:
-        """Return what each point is.
+    def identify(self, points: Sequence[Point]) -> list[PointFingerprint]:
+        """Return the fingerprint of each point.
 
         Raises:
-            ConfigError: a model, prompts or a scorer that cannot be found or read; a value that is not a number.
+            ConfigError: a model, prompts or a scorer cannot be found or read, or a value is not a finite number, or a
+                file has changed since it was first read.
         """
-        for point in points:  # a mistake in prompts need not wait for the weights to be read
-            self._prompts_of(point, point.config.prompts)
+        self._read_prompts(points)
         return [self._identity(point) for point in points]
 
-    def _identity(self, point: Point) -> Identity:
+    def _read_prompts(self, points: Sequence[Point]) -> None:
+        """Read and render prompts first, so that their errors appear before the weights are read."""
+        distinct = {(id(point.config.model), id(point.config.prompts)): point for point in points}.values()
+        for point in distinct:
+            self.inputs.prompts(point.config.prompts)
+        for point in distinct:
+            self._prompt_digests(point)
+
+    def _identity(self, point: Point) -> PointFingerprint:
         config = point.config
-        asked, references = self._prompts_of(point, config.prompts)
-        model, transform = self._model_name(point, config.model), _text(config.transform.identity(), "transform")
-        # What is compared is part of what is compared: engines' settings count where they are swept.
+        requests, references = self._prompt_digests(point)
+        transform = _text(config.transform.identity(self.inputs.digest), "transform")
+        # A swept engine setting counts even if it changes no generation, because its values are compared.
         swept = {key: value for key, value in point.axes if key.startswith("engine.")}
-        # The canonical JSON of all of it, put together of texts that many points have in common; keys ascend.
+        # Canonical JSON with ascending keys, assembled from parts that many points share.
         sampling, scoring = self._sampling_text(point, config.sampling), self._scoring_text(point, config.scoring)
-        shared = _shared(config.engine.name, config.scoring.logprobs, model, asked, sampling)
-        own = _members(seed=_text(config.seed), swept=_text(swept, "swept"), transform=transform, version=str(VERSION))
-        pieces = ("{", shared, ",", own, "}")
+        engine = self._engine_text(point, config.engine)
+        shared = _shared_members(
+            engine, config.scoring.logprobs, self._model_of(point, config.model), requests, sampling
+        )
+        varied = _members(
+            seed=_text(config.seed), swept=_text(swept, "swept"), transform=transform, version=str(VERSION)
+        )
+        pieces = ("{", shared, ",", varied, "}")
         fingerprint = _sha256("".join(pieces))
-        judged = _judged(point.role, references, self._scorers_of(point, config.scoring.quality), scoring)
-        return Identity(pieces, fingerprint, _sha256(f'[{SCORING_VERSION},"{fingerprint}",{judged}]')[:40])
+        scorers = self._scorers_of(point, config.scoring.quality)
+        scored_by = _scoring_members(point.role, references, scorers, scoring)
+        return PointFingerprint(
+            pieces, fingerprint, _sha256(f'[{SCORING_VERSION},"{fingerprint}",{scored_by}]')[:40], scorers
+        )
+
+    def _prompt_digests(self, point: Point) -> tuple[str, str]:
+        """Return a digest of the prompts as sent to the model, and one of their texts and references for scoring."""
+        model, prompts = point.config.model, point.config.prompts
+        digests = self._prompts_of.get((model, prompts))
+        if digests is None:
+            encoded = self.inputs.encoded(model, prompts)
+            digests = self._prompts_of.add((model, prompts), (_requests_digest(encoded), _references_digest(encoded)))
+        return digests
+
+    def _model(self, point: Point) -> str:
+        """Return the canonical JSON of a model. Its files count, its name does not."""
+        model = point.config.model
+        checkpoint = self.inputs.checkpoint(model)
+        cache = point.config.sweep.root / ".cache" / "digests.json"
+        content = {
+            "files": folder_digest(checkpoint.folder, checkpoint.patterns, cache),
+            "dtype": checkpoint.engine_dtype,
+            "embedder": model.embedder,
+            "trust_remote_code": model.trust_remote_code,
+        }
+        return _text(content)
 
     def _unify(self, points: Sequence[Point]) -> list[Point]:
+        """Replace models and prompts of equal content by the first such configuration."""
+        self._read_prompts(points)
         unified = []
         for point in points:
             config = point.config
-            own = self._prompts.setdefault(self._prompts_of(point, config.prompts), config.prompts)
-            model = self._models.setdefault(self._model_name(point, config.model), config.model)
-            same = model is config.model and own is config.prompts
-            unified.append(point if same else replace(point, config=replace(config, model=model, prompts=own)))
+            model_text = self._model_of(point, config.model)
+            model = self._models.setdefault(model_text, config.model)
+            prompts = self._prompts.setdefault((model_text, *self._prompt_digests(point)), config.prompts)
+            unchanged = model is config.model and prompts is config.prompts
+            unified.append(point if unchanged else replace(point, config=replace(config, model=model, prompts=prompts)))
         return unified
 
 
 def canonical(value: Any) -> str:
-    """Return a value as JSON that is the same for equal values: `1`, `1.0` and `1e0` agree, `-0.0` is `0`.
+    """Return a value as canonical JSON: `1`, `1.0` and `1e0` give the same text, and `-0.0` gives `0`.
 
     Raises:
-        ConfigError: a number that is NaN or infinite.
+        ConfigError: a number is NaN or infinite.
     """
     return _text(value)
 
 
 @lru_cache(1024)
-def _shared(engine: str, logprobs: int, model: str, prompts: str, sampling: str) -> str:
-    """Return those members of the canonical JSON that points have in common; model and sampling are JSON already."""
-    return _members(
-        engine=_text(engine), logprobs=_text(logprobs), model=model, prompts=_text(prompts), sampling=sampling
-    )
+def _shared_members(engine: str, logprobs: int, model: str, prompts: str, sampling: str) -> str:
+    """Return the JSON members that points usually share. Engine, model and sampling are JSON already."""
+    return _members(engine=engine, logprobs=_text(logprobs), model=model, prompts=_text(prompts), sampling=sampling)
 
 
 @lru_cache(1024)
-def _judged(role: str, references: str, scorers: str, scoring: str) -> str:
-    """Return what decides a point's scores beside its generations; scorers and scoring are JSON already."""
+def _scoring_members(role: str, references: str, scorers: str, scoring: str) -> str:
+    """Return the inputs of scoring other than generations. Scorers and scoring are JSON already."""
     return f"{_text(role)},[{_text(references)},{scorers}],{scoring}"
 
 
 def _members(**texts: str) -> str:
-    """Return the inside of a JSON object of its members' texts."""
+    """Return the members of a JSON object without its braces."""
     return ",".join(f'"{key}":{text}' for key, text in texts.items())
 
 
 def _text(value: Any, key: str = "") -> str:
-    """Return `canonical(value)` of what stands under a key, which errors are to name."""
+    """Return the canonical JSON of a value. Errors name the configuration key."""
     return _JSON.encode(_plain(value, key))
 
 
-def _model(model: ModelConfig, root: Path) -> dict[str, Any]:
-    found = checkpoints.find(model)
-    # A folder of the user's is known by what is in it, not by where it lies.
-    named = model.id if not Path(model.id).expanduser().is_dir() else None
-    return {
-        "id": named,
-        "revision": model.revision,
-        "files": folder_digest(found.folder, checkpoints.PATTERNS, root / ".cache" / "digests.json"),
-        "dtype": model.dtype,
-        "embedder": model.embedder,
-        "trust_remote_code": model.trust_remote_code,
-    }
+def _requests_digest(encoded: Sequence[EncodedPrompt]) -> str:
+    """Return a digest of what determines requests: tokens, layout for spans, values, and the ids, which seed."""
+    hashed = hashlib.sha256()
+    for prompt in encoded:
+        layout = prompt.layout
+        contents = layout.contents and [(content.role, content.start, content.stop) for content in layout.contents]
+        hashed.update(
+            _JSON.encode(
+                [
+                    prompt.prompt.id,
+                    prompt.prompt.messages is not None,
+                    prompt.prompt.values,
+                    layout.text,
+                    layout.token_ids,
+                    layout.offsets,
+                    contents,
+                    layout.placeholders,
+                ]
+            ).encode()
+        )
+    return hashed.hexdigest()
 
 
-def _prompts(config: PromptsConfig) -> tuple[str, str]:
-    """Return digests of what prompts ask, and of what counts as right."""
-    prompts = prompt_files.load(config)
-    asked = [asdict(prompt) for prompt in prompts]
-    for own in asked:
-        own.pop("references")
-    kept = sorted(config.placeholders)
-    return _digest([asked, kept, config.chat, config.system]), _digest([prompt.references for prompt in prompts])
+def _references_digest(encoded: Sequence[EncodedPrompt]) -> str:
+    """Return a digest of the prompts' texts and references, which are recorded and scored with the answers."""
+    return _digest([[prompt.prompt.text, prompt.prompt.references] for prompt in encoded])
 
 
-def _scorers(names: Sequence[str]) -> dict[str, str]:
-    """Return the digests of users' own scorers, by name."""
-    return {name: scorer.code for name, scorer in select(names).items() if scorer.code is not None}
+def engine_settings(engine: EngineConfig) -> dict[str, Any]:
+    """Return an engine's name and the settings that change generations."""
+    return {"name": engine.name, **engine.generation_settings()}
+
+
+def scorers_text(names: Sequence[str]) -> str:
+    """Return the canonical JSON of the digests of user-defined scorers, by name, as imported by this process."""
+    return _text({name: scorer.code for name, scorer in select(names).items() if scorer.code is not None})
 
 
 def _digest(value: Any) -> str:
@@ -190,7 +249,7 @@ def _sha256(text: str) -> str:
 
 def _plain(value: Any, key: str) -> Any:
     if isinstance(value, float):
-        require(math.isfinite(value), key or "a value", "must be a finite number to be part of a point", value)
+        require(math.isfinite(value), key or "a value", "must be a finite number to be part of a fingerprint", value)
         return int(value) if value.is_integer() else value
     if isinstance(value, dict):
         return {str(name): _plain(inner, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
@@ -198,30 +257,30 @@ def _plain(value: Any, key: str) -> Any:
         return [_plain(inner, key) for inner in value]
     if value is None or isinstance(value, (str, bool, int)):
         return value
-    raise ConfigError(f"{key}: {type(value).__name__} cannot be part of a point.")
+    raise ConfigError(f"{key}: a value of type {type(value).__name__} cannot be part of a fingerprint.")
 
 
-def _once(make: Callable[[Point], T]) -> Callable[[Point, Any], T]:
-    """Return `make`, called once for each value of its second argument, which need not be hashable."""
-    known: list[tuple[Any, T]] = []
+def _cached_by_value(function: Callable[[Point], T]) -> Callable[[Point, Any], T]:
+    """Cache a function of a point by the value of a second argument, which may be unhashable."""
+    cache: list[tuple[Any, T]] = []
 
-    def get(point: Point, wanted: Any) -> T:
-        for other, made in known:
-            if other is wanted or other == wanted:
-                return made
-        known.append((wanted, make(point)))
-        return known[-1][1]
+    def get(point: Point, key: Any) -> T:
+        for other, result in cache:
+            if other is key or other == key:
+                return result
+        cache.append((key, function(point)))
+        return cache[-1][1]
 
     return get
 
 
-def _by_object(make: Callable[[Point], T]) -> Callable[[Point, Any], T]:
-    """Return `make`, called once for each object that its second argument is; for what points share."""
-    known: dict[int, tuple[Any, T]] = {}  # the objects too, lest another one get their id
+def _cached_by_id(function: Callable[[Point], T]) -> Callable[[Point, Any], T]:
+    """Cache a function of a point by the identity of a second argument that points share."""
+    cache: dict[int, tuple[Any, T]] = {}  # keeps the objects, so that their ids are not reused
 
-    def get(point: Point, wanted: Any) -> T:
-        if id(wanted) not in known:
-            known[id(wanted)] = wanted, make(point)
-        return known[id(wanted)][1]
+    def get(point: Point, key: Any) -> T:
+        if id(key) not in cache:
+            cache[id(key)] = key, function(point)
+        return cache[id(key)][1]
 
     return get

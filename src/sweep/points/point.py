@@ -1,35 +1,42 @@
-"""Points: what one resolved configuration asks for, which of them share an engine, and what they are compared with."""
+"""Points: resolved configurations with their names, their swept values and their controls."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from sweep.config import ModelConfig, SweepConfig
+from sweep.config.schema import SweepConfig
 from sweep.engines import EngineConfig
 from sweep.errors import ConfigError
+from sweep.inputs.config import ModelConfig
 from sweep.transforms import Identity, Pipeline, Span, Stage
 
-# Overrides of these say where or how a sweep runs, not what is compared in it.
+# Overrides in these sections decide where or how a sweep runs, not what it compares.
 NOT_AXES = ("sweep", "tracking", "scoring", "verbose", "hydra", "plugins")
 
-# Of a number in a name: the sums of a range are 1.1300000000000001 and the like.
+# Significant digits of a number in a name. The sums of a range are values such as 1.1300000000000001.
 DIGITS = 12
 
 UNTRANSFORMED = Pipeline((Stage(Identity(), Span()),))
 
 Value = str | float
 
+# How Hydra 1.3 writes a string: with backslashes before the characters of its grammar, or in quotes.
+_ESCAPED, _QUOTED = re.compile(r"\\([\\()\[\]{}:=, \t])"), re.compile(r"(['\"])(.*)\1", re.DOTALL)
+_WORD = re.compile(r"\s*|null|true|false", re.IGNORECASE)  # not strings unless quoted
+_STEP = re.compile(r"transform\.\d+\.name")
+
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What decides which engine is needed.  Points with equal specs share one."""
+    """A model and an engine configuration. Points with equal specs share an engine."""
 
     model: ModelConfig
     engine: EngineConfig
@@ -41,7 +48,7 @@ class Point:
 
     Attributes:
         config: the configuration.
-        axes: the keys that were swept, with this point's value of each.
+        axes: the swept keys with this point's values.
         is_control: whether other points are compared with this one.
     """
 
@@ -51,19 +58,19 @@ class Point:
 
     @property
     def name(self) -> str:
-        """The swept values only, each under the last part of its key: `factor=1.2`."""
+        """The swept values under the last part of their keys, as in `factor=1.2`."""
         keys = [key for key, _ in self.axes]
         leaves = [key.rsplit(".", 1)[-1] for key in keys]
         short = [leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(keys, leaves, strict=True)]
-        swept = ", ".join(f"{key}={_show(value, DIGITS)}" for key, (_, value) in zip(short, self.axes, strict=True))
+        swept = ", ".join(f"{key}={as_text(value, DIGITS)}" for key, (_, value) in zip(short, self.axes, strict=True))
         if self.is_control:
             return f"control ({swept})" if swept else "control"
         return swept or self.config.transform.name
 
     @property
     def overrides(self) -> str:
-        """The swept values as they are typed: `transform.factor=1.2`."""
-        return " ".join(f"{key}={_show(value)}" for key, value in self.axes) or "no overrides"
+        """The swept values as overrides, as in `transform.factor=1.2`."""
+        return " ".join(f"{key}={as_text(value)}" for key, value in self.axes) or "no overrides"
 
     @property
     def role(self) -> str:
@@ -72,22 +79,25 @@ class Point:
 
     @property
     def engine_spec(self) -> EngineSpec:
-        """What decides which engine this point needs."""
+        """The engine that this point needs."""
         return EngineSpec(self.config.model, self.config.engine)
 
     @cached_property
     def control_key(self) -> str:
-        """Equal for the points that are compared with the same control: all but the transform and its seed."""
+        """Hash of the configuration without transform and seed. Equal for points that share a control."""
         config = self.config
         return _hash_of(config.model, config.prompts, config.sampling, config.engine)
 
     @cached_property
     def key(self) -> str:
-        """Equal for points whose generations are the same."""
+        """Hash of the configuration that decides generations. Equal for equal configurations.
+
+        Points with equal file contents under different paths have different keys. See `Fingerprints.distinct`.
+        """
         return _hash([self.control_key, self.config.transform.config(), self.config.seed])
 
     def parameters(self) -> dict[str, Any]:
-        """Return what determines the point's generations, each under its override name."""
+        """Return the parameters that determine the point's generations, by override key."""
         config = self.config
         flat: dict[str, Any] = {"transform": config.transform.name, "engine": config.engine.name, "seed": config.seed}
         for group in ("model", "prompts", "sampling", "engine"):
@@ -97,79 +107,101 @@ class Point:
 
 
 def make_points(jobs: Sequence[tuple[Sequence[str], SweepConfig]], varied: Sequence[str] = ()) -> list[Point]:
-    """Return the points of some jobs, each given by its task overrides and its configuration.
+    """Return one point per job.
 
     Args:
-        jobs: the jobs.
-        varied: the keys that are varied, if jobs that are not among these differ in them; else those in which these
-            differ, or all if none do.
+        jobs: the task overrides and the configuration of each job.
+        varied: the swept keys, where the jobs are only one batch of a sweep. If empty, the swept keys are those in
+            which the jobs differ, or all overridden keys if they do not differ.
 
     Raises:
-        ConfigError: a configuration is wrong.
+        ConfigError: jobs differ in a section that belongs to the whole sweep.
     """
     configs = [config for _, config in jobs]
-    shared = [(c.sweep, c.tracking, c.scoring) for c in configs]
-    if any(own != shared[0] for own in shared):
-        raise ConfigError("sweep.*, tracking.* and scoring.* belong to the whole sweep; they cannot be swept.")
+    common = [(c.sweep, c.tracking, c.scoring) for c in configs]
+    if any(sections != common[0] for sections in common):
+        raise ConfigError("sweep.*, tracking.* and scoring.* belong to the whole sweep. They cannot be swept.")
     values = [_axis_values(overrides) for overrides, _ in jobs]
-    given_keys = [key.lstrip("+").replace("/", ".") for key in varied]
-    swept = given_keys or ([key for key in values[0] if len({job.get(key) for job in values}) > 1] if values else [])
-    keys = swept or [key for job in values for key in job]
-    # Values of one key are all numbers or all texts, `null` among numbers being the latter.
+    varied_keys = [_axis_key(key) for key in varied]
+    swept = varied_keys or ([key for key in values[0] if len({job.get(key) for job in values}) > 1] if values else [])
+    # Points that do not differ are named by the transform's parameters, not by every override. The names of unswept
+    # steps of a composition add nothing: their parameters have keys of their own.
+    keys = swept or [key for job in values for key in job if key.startswith("transform.") and not _STEP.fullmatch(key)]
+    # The values of a key are either all numbers or all strings. A `null` among numbers makes them strings.
     numeric = {key for key in keys if all(isinstance(_number(job[key]), float) for job in values if key in job)}
     points = []
     for config, job in zip(configs, values, strict=True):
-        given = [(key, job[key]) for key in dict.fromkeys(keys) if key in job]
-        axes = tuple((key, _number(value) if key in numeric else value) for key, value in given)
+        pairs = [(key, job[key]) for key in dict.fromkeys(keys) if key in job]
+        axes = tuple((key, _number(value) if key in numeric else value) for key, value in pairs)
         points.append(Point(config, axes))
     return points
 
 
-def with_controls(points: Iterable[Point], known: Collection[str] = ()) -> list[Point]:
-    """Return the points in the order of their swept values, with a control before those that are compared with it.
+def with_controls(points: Iterable[Point], done_controls: Collection[str] = ()) -> list[Point]:
+    """Return the points in the order of their swept values, with each control before its points.
 
-    An untransformed point that was asked for is the control itself.  Controls whose `control_key` is `known` have been
-    generated already.
+    An untransformed point of the sweep serves as the control itself.
+
+    Args:
+        points: the points of the sweep.
+        done_controls: `control_key` of the controls that were already generated and are left out.
     """
     groups: dict[str, list[Point]] = {}
     for point in points:
         groups.setdefault(point.control_key, []).append(point)
     ordered = []
     for key, members in groups.items():
-        group = _by_strength(members)
-        if key in known:
+        group = _sorted_by_axes(members)
+        if key in done_controls:
             ordered += group
             continue
-        given = next((point for point in group if point.config.transform.is_identity), None)
-        axes = _common_axes(group) if len(groups) > 1 else ()
-        control = given or Point(replace(group[0].config, transform=UNTRANSFORMED, seed=0), axes)
-        ordered += [replace(control, is_control=True), *(point for point in group if point is not given)]
+        untransformed = next((point for point in group if point.config.transform.is_identity), None)
+        axes = common_axes(group) if len(groups) > 1 else ()
+        control = untransformed or Point(replace(group[0].config, transform=UNTRANSFORMED, seed=0), axes)
+        ordered += [replace(control, is_control=True), *(point for point in group if point is not untransformed)]
     return ordered
 
 
-def _by_strength(points: Sequence[Point]) -> list[Point]:
-    """Return points along their axes, numbers ascending, texts in the order of the command line."""
-    given = dict.fromkeys(value for point in points for _, value in point.axes if isinstance(value, str))
-    ranks = {text: rank for rank, text in enumerate(given)}
+def _sorted_by_axes(points: Sequence[Point]) -> list[Point]:
+    """Return points sorted by their axes: numbers ascending, then strings in the order of the command line."""
+    texts = dict.fromkeys(value for point in points for _, value in point.axes if isinstance(value, str))
+    ranks = {text: rank for rank, text in enumerate(texts)}
 
-    def place(point: Point) -> list[tuple[bool, float]]:
+    def sort_key(point: Point) -> list[tuple[bool, float]]:
         return [(True, ranks[v]) if isinstance(v, str) else (False, v) for _, v in point.axes]
 
-    return sorted(points, key=place)
+    return sorted(points, key=sort_key)
 
 
-def _common_axes(points: Sequence[Point]) -> tuple[tuple[str, Value], ...]:
-    """Return the swept values that a control shares with all its points; they tell several controls apart."""
+def common_axes(points: Sequence[Point]) -> tuple[tuple[str, Value], ...]:
+    """Return the swept values that a control shares with all its points. They distinguish several controls."""
     shared = set(points[0].axes).intersection(*(point.axes for point in points))
     return tuple(axis for axis in points[0].axes if axis in shared and not axis[0].startswith("transform"))
 
 
 def _axis_values(overrides: Sequence[str]) -> dict[str, str]:
-    """Return the overrides that say what is compared, by key."""
+    """Return the overrides that can be axes, by key."""
     pairs = (override.partition("=") for override in overrides)
-    # A group that goes to another package is a step of a composition, which the steps' own keys tell apart.
-    values = {key.lstrip("+~").replace("/", "."): value for key, _, value in pairs if "@" not in key}
+    values = {_axis_key(key): _unescaped(value) for key, _, value in pairs}
     return {key: value for key, value in values.items() if key.split(".")[0] not in NOT_AXES}
+
+
+def _axis_key(key: str) -> str:
+    """Return the name of an override's key as an axis: `transform@transform.0` becomes `transform.0.name`."""
+    group, at, package = key.lstrip("+~").replace("/", ".").partition("@")
+    return f"{package}.name" if at else group
+
+
+def _unescaped(value: str) -> str:
+    r"""Undo Hydra's escapes and quotes in a plain value: `Be\ brief.` becomes `Be brief.`.
+
+    Lists and mappings are unchanged. So are quoted numbers and words such as `'null'`, which must stay strings.
+    """
+    if quoted := _QUOTED.fullmatch(value):
+        quote, text = quoted.groups()
+        plain = text.replace(f"\\{quote}", quote)
+        return value if _WORD.fullmatch(plain) or not isinstance(_number(plain), str) else plain
+    return value if value.startswith(("[", "{")) else _ESCAPED.sub(r"\1", value)
 
 
 def _number(text: str) -> Value:
@@ -179,27 +211,33 @@ def _number(text: str) -> Value:
         return text
 
 
-def _show(value: Value, digits: int | None = None) -> str:
+def as_text(value: Any, digits: int | None = None) -> str:
+    """Return a swept value as it is typed on the command line, such as `1.2` or `100`.
+
+    Args:
+        value: the value.
+        digits: number of significant digits, or None for all.
+    """
     if not isinstance(value, float):
-        return value
+        return str(value)
     if value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return repr(value) if digits is None else repr(float(f"{value:.{digits}g}"))
 
 
-# Sections of configurations are shared by all points that agree in them; kept, lest their ids be used again.
+# Points share the configuration sections in which they agree. Keeping the objects prevents reuse of their ids.
 _hashed: dict[int, tuple[Any, str]] = {}
 _combined: dict[tuple[int, ...], str] = {}
 
 
 def _hash_of(*sections: Any) -> str:
-    """Return a hash of sections, the same object for the same ones."""
+    """Return a hash of configuration sections, cached by their ids."""
     key = tuple(map(id, sections))
     if key not in _combined:
         for section in sections:
             if id(section) not in _hashed:
                 _hashed[id(section)] = section, _hash(asdict(section))
-        _combined[key] = _hash([_hashed[part][1] for part in key])
+        _combined[key] = _hash([_hashed[section_id][1] for section_id in key])
     return _combined[key]
 
 

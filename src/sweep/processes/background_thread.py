@@ -1,4 +1,4 @@
-"""A thread that does one thing after the other, so that whoever hands them over need not wait."""
+"""Background thread that processes queued items in order."""
 
 from __future__ import annotations
 
@@ -11,74 +11,77 @@ T = TypeVar("T")
 
 
 class _End:
-    """The last item."""
+    """Marker that ends the thread."""
 
 
-class Worker(Generic[T]):
-    """Does `do(item)` for each item put, in order, on a thread of its own that does not outlive the process.
+class BackgroundThread(Generic[T]):
+    """Calls `process(item)` for each queued item, in order, on a daemon thread.
 
-    What `do` raises ends the worker, and is raised at the next call of a method.
+    Owned by the thread that creates it. Other threads may call `put`. An exception of `process` stops processing; the
+    next method call raises it.
     """
 
-    def __init__(self, name: str, do: Callable[[T], None], limit: int = 0) -> None:
-        """Start; at most `limit` items wait, then `put` does; 0: any number."""
-        self._do = do
+    def __init__(self, name: str, process: Callable[[T], None], limit: int = 0) -> None:
+        """Start the thread.
+
+        Args:
+            name: name of the thread.
+            process: called with each item.
+            limit: number of items that can wait before `put` blocks; 0: unlimited.
+        """
+        self._process = process
         self._items: queue.Queue[T | _End] = queue.Queue(limit)
         self._error: BaseException | None = None
         self._abandoned, self._idle = threading.Event(), threading.Event()
         self._idle.set()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def put(self, item: T) -> None:
-        """Hand an item over."""
+        """Queue an item; block while the queue is full."""
         while True:
-            self._raise()
+            self._raise_error()
             try:
                 return self._items.put(item, timeout=0.5)
             except queue.Full:
                 continue
 
     def drain(self) -> None:
-        """Wait until all items are done."""
+        """Wait until all items are processed."""
         with self._items.all_tasks_done:
             while self._items.unfinished_tasks and self._error is None and not self._abandoned.is_set():
                 self._items.all_tasks_done.wait(0.5)
-        self._raise()
+        self._raise_error()
 
     def close(self) -> None:
-        """Wait until all items are done, and end the thread; it takes no more.  Closing twice is allowed."""
+        """Wait until all items are processed, then end the thread. Closing twice is allowed."""
         self.drain()
         if self._thread.is_alive():
             self._items.put(_End())
             self._thread.join()
 
     def abandon(self, seconds: float) -> None:
-        """Leave what waits undone, and wait so long for what is being done."""
+        """Discard waiting items, and wait up to `seconds` for the current one."""
         self._abandoned.set()
         self._idle.wait(seconds)
 
-    @property
-    def waiting(self) -> int:
-        """How many items wait."""
-        return self._items.qsize()
-
-    def _work(self) -> None:
+    def _run(self) -> None:
         while True:
             item = self._items.get()
             if isinstance(item, _End):
                 self._items.task_done()
                 return
+            # Before the check of `_abandoned`; otherwise `abandon` could return while an item is about to start.
+            self._idle.clear()
             try:
                 if self._error is None and not self._abandoned.is_set():
-                    self._idle.clear()
-                    self._do(item)
+                    self._process(item)
             except BaseException as error:
                 self._error = error
             finally:
                 self._idle.set()
                 self._items.task_done()
 
-    def _raise(self) -> None:
+    def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error

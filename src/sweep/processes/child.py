@@ -1,7 +1,7 @@
-"""An object in a process of its own, whose methods are called from this one.
+"""Child process: one object in a separate process, whose methods are called from this process.
 
-Python's own executors would do, but for two things: their processes import the caller's main module anew, and they
-outlive a caller that is killed.
+Python's executors are not used for two reasons: their processes import the caller's main module again, and they outlive
+a caller that is killed.
 """
 
 from __future__ import annotations
@@ -23,48 +23,48 @@ from enum import Enum
 from itertools import count
 from typing import Any, Protocol
 
-from sweep import frames
-from sweep.frames import Frame
-from sweep.redaction import Redact
+from sweep.processes import framing
+from sweep.processes.framing import Frame
+from sweep.util.redaction import Redact
 
 log = logging.getLogger(__name__)
 
-READY = 0  # the number of what a process says when it has made its object; those of calls are larger
-END_SECONDS = 5.0  # in which a process that nobody needs any more may finish what it is in the middle of
-ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # which groups of processes are sent
+READY = 0  # message id of the child's ready signal; call ids start at 1
+END_SECONDS = 5.0  # for a child process to finish its current call before it ends
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # sent to whole process groups
 
 
-class Loss(Enum):
-    """What becomes of a call to which there will be no answer."""
+class CallLoss(Enum):
+    """State of a call when it was lost, that is, when it can no longer be answered."""
 
-    UNSENT = "it could not be sent"
-    STILLBORN = "the process died before it had its object"
-    WAITING = "the process died while it was at work on another one"
-    AT_WORK = "the process died while it was at work on it"
+    NOT_SENT = "it could not be sent"
+    START_FAILED = "the process died before it had created its object"
+    QUEUED = "the process died while it executed another call"
+    RUNNING = "the process died while it executed this call"
 
 
 class Served(Protocol):
-    """What may live in a process of its own."""
+    """Interface of an object that lives in a child process."""
 
-    def left_alone(self) -> float:
-        """Take note, on another thread, that nobody calls any more; return the seconds that the current call may have.
+    def on_caller_gone(self) -> float:
+        """Return the seconds that remain for calls received so far, after the caller closed the connection or died.
 
-        What was called before is called still, in that time.  An object that is still being made is not told.
+        Called on another thread than the other methods, and only if the object has been created.
         """
 
 
-class Remote:
-    """One object in one process.  A process that dies fails the calls that it was given; the next call starts another.
+class ChildProcess:
+    """One object in one child process. If the process dies, its calls fail and the next call starts another process.
 
-    Calls are numbered and answers are read on a thread of their own, so that an interrupt in the middle of a call
-    leaves the others as they are.
+    Methods may be called from any thread. Calls are numbered and a daemon thread reads the answers, so an interrupt
+    during one call does not affect the others. The child process ends when this process ends.
     """
 
     def __init__(
         self,
-        make: Callable[..., Served],
-        given: Callable[[], tuple[Any, ...]],
-        lost: Callable[[str, Loss], Exception],
+        factory: Callable[..., Served],
+        factory_arguments: Callable[[], tuple[Any, ...]],
+        call_lost: Callable[[str, CallLoss], Exception],
         *,
         nice: int = 0,
         variables: Mapping[str, str] | None = None,
@@ -72,18 +72,18 @@ class Remote:
         """Start the process.
 
         Args:
-            make: makes the object there; a class or function that can be imported.
-            given: returns what it is made of, whenever a process is started.
-            lost: makes the error of a call to which there will be no answer, from why and what became of it.
-            nice: how much less urgent it is than this process, as of nice(1).
-            variables: of the environment, beside this process's own.
+            factory: class or function that creates the object in the child; it must be importable.
+            factory_arguments: returns the arguments for the factory; called each time a process is started.
+            call_lost: returns the exception for a lost call, given the reason and the state of the call.
+            nice: increment of the process's niceness, see nice(1).
+            variables: additional environment variables.
         """
-        self._make, self._given, self._lost = make, given, lost
+        self._factory, self._factory_arguments, self._call_lost = factory, factory_arguments, call_lost
         self._nice = nice
         self._environment = os.environ | dict(variables or {})
-        self._lock = threading.Lock()  # of what follows
+        self._lock = threading.Lock()  # guards the attributes below
         self._numbers = count(READY + 1)
-        self._used = self._ended = False
+        self._used = self._closed = False
         self._start()
 
     @property
@@ -93,159 +93,171 @@ class Remote:
 
     @property
     def pending(self) -> int:
-        """How many calls have no answer yet."""
-        return len(self._asked)
+        """Number of calls without an answer."""
+        return len(self._pending)
 
-    def ask(self, method: str, *arguments: Any) -> Future[Any]:
-        """Call a method; to another process if the one before is gone.
+    def call(self, method: str, *arguments: Any) -> Future[Any]:
+        """Call a method of the object; start another process if the last one has ended.
 
         Raises:
-            Exception: as `lost` makes it; the call cannot be sent.
+            Exception: the call cannot be sent; created by `call_lost`.
         """
         try:
-            call = frames.pack((method, arguments))
+            message = framing.pack((method, arguments))
             with self._lock:
-                if self._ended:
+                if self._closed:
                     raise RuntimeError("the sweep has ended")
-                if not self._gone:
-                    with suppress(OSError):  # it has just died, and has not heard all of it
-                        return self._send(call)
+                if not self._disconnected:
+                    with suppress(OSError):  # the process died and did not receive the whole message
+                        return self._send(message)
                 self._start()
-                return self._send(call)
-        except Exception as error:  # what cannot be pickled, no memory for a process
-            raise self._lost(f"cannot be reached: {error}", Loss.UNSENT) from error
+                return self._send(message)
+        except Exception as error:  # arguments that cannot be pickled, or no memory for a process
+            raise self._call_lost(f"cannot be reached: {error}", CallLoss.NOT_SENT) from error
 
-    def end(self, seconds: float = END_SECONDS) -> None:
-        """End the process, which may have so long for what it is in the middle of; it takes no more."""
+    def close(self, seconds: float = END_SECONDS) -> None:
+        """End the process; wait up to `seconds` for it. Later calls fail."""
         with self._lock:
-            self._ended = True
-            self._hang_up()
+            self._closed = True
+            self._disconnect()
         if not self._used:
             self._process.kill()
         try:
             self._process.wait(seconds)
-        except subprocess.TimeoutExpired:  # it ends by itself, soon
-            log.info("The process of a %s is still at it.", self._make.__name__)
+        except subprocess.TimeoutExpired:  # it will end by itself
+            log.info("The process of a %s is still running.", self._factory.__name__)
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            code = f"import sys; sys.path[:] = {sys.path!r}; from sweep.remote import serve; "
-            code += f"serve({theirs.fileno()}, {self._nice})"
-            name = f"{self._make.__module__}.{self._make.__qualname__}"  # for those who list processes
+        connection, child_connection = socket.socketpair()
+        with child_connection:
+            code = f"import sys; sys.path[:] = {sys.path!r}; from sweep.processes.child import serve; "
+            code += f"serve({child_connection.fileno()}, {self._nice})"
+            name = f"{self._factory.__module__}.{self._factory.__qualname__}"  # shown in process lists
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code, name],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[child_connection.fileno()],
                 env=self._environment,
             )
-        self._socket = ours
-        frames.send(ours, 0, frames.pack((self._make, self._given())))
-        self._gone, self._asked = False, dict[int, Future[Any]]()
-        arguments = ours, self._asked, self._process
-        threading.Thread(target=self._read, args=arguments, name="remote answers", daemon=True).start()
+        self._connection = connection
+        framing.send(connection, 0, framing.pack((self._factory, self._factory_arguments())))
+        self._disconnected, self._pending = False, dict[int, Future[Any]]()
+        arguments = connection, self._pending, self._process
+        threading.Thread(target=self._read_answers, args=arguments, name="remote answers", daemon=True).start()
 
-    def _send(self, call: Frame) -> Future[Any]:
+    def _send(self, message: Frame) -> Future[Any]:
         self._used = True
-        number, asked = next(self._numbers), Future[Any]()
-        self._asked[number] = asked
+        number, future = next(self._numbers), Future[Any]()
+        self._pending[number] = future
         try:
-            frames.send(self._socket, number, call)
-        except BaseException:  # also an interrupt, which may have come in the middle of it
-            self._asked.pop(number, None)
-            self._hang_up()
+            framing.send(self._connection, number, message)
+        except BaseException:  # also an interrupt, after which the message may be incomplete
+            self._pending.pop(number, None)
+            self._disconnect()
             raise
-        return asked
+        return future
 
-    def _read(self, ours: socket.socket, waiting: dict[int, Future[Any]], process: subprocess.Popen[bytes]) -> None:
-        """Give answers to those who wait for them, as long as there are any."""
+    def _read_answers(
+        self, connection: socket.socket, pending: dict[int, Future[Any]], process: subprocess.Popen[bytes]
+    ) -> None:
+        """Set the results of pending calls until the connection ends, then fail the remaining calls."""
         ready = False
         try:
             while True:
-                number, answer = frames.receive(ours)
+                number, answer = framing.receive(connection)
                 if number == READY:
                     ready = True
                     continue
-                error, value = frames.unpack(answer)
-                asked = waiting.pop(number)
+                error, value = framing.unpack(answer)
+                future = pending.pop(number)
                 if error is not None:
-                    asked.set_exception(error)
+                    future.set_exception(error)
                 else:
-                    asked.set_result(value)
-                del answer, value, asked  # which may be large, and the next one may be long in coming
+                    future.set_result(value)
+                del answer, value, future  # they may be large, and the next answer may take long
         except Exception as error:
-            log.info("The process of a %s says no more.", self._make.__name__, exc_info=not isinstance(error, EOFError))
+            log.info(
+                "The process of a %s has closed the connection.",
+                self._factory.__name__,
+                exc_info=not isinstance(error, EOFError),
+            )
         with self._lock:
-            if ours is self._socket:
-                self._hang_up()
-        ours.close()
+            if connection is self._connection:
+                self._disconnect()
+        connection.close()
         with suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS)
         reason = f"has ended (exit code {process.returncode})"
-        for place, asked in enumerate(waiting.values()):
-            loss = Loss.STILLBORN if not ready else Loss.AT_WORK if place == 0 else Loss.WAITING
-            asked.set_exception(self._lost(reason, loss))
+        for position, future in enumerate(pending.values()):
+            loss = CallLoss.START_FAILED if not ready else CallLoss.RUNNING if position == 0 else CallLoss.QUEUED
+            future.set_exception(self._call_lost(reason, loss))
 
-    def _hang_up(self) -> None:
-        """Have both sides notice that nothing more is said here."""
-        self._gone = True
+    def _disconnect(self) -> None:
+        self._disconnected = True
         with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._connection.shutdown(socket.SHUT_RDWR)
 
 
-def serve(number: int, nice: int) -> None:
-    """Be the process: answer calls until whoever makes them has closed the socket of that number, or is gone."""
-    for asked in ASKED_TO_END:  # the sweep's own process is too, and wants its run ended
-        signal.signal(asked, signal.SIG_IGN)
+def serve(descriptor: int, nice: int) -> None:
+    """Run the child process: execute calls until the caller closes the connection or dies.
+
+    Args:
+        descriptor: file descriptor of the socket to the caller.
+        nice: see `ChildProcess`.
+    """
+    for number in IGNORED_SIGNALS:  # the caller receives them too, and still needs this process to finish the sweep
+        signal.signal(number, signal.SIG_IGN)
     os.nice(nice)
     handler = logging.StreamHandler()
     handler.addFilter(Redact())
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler]
     )
-    caller = socket.socket(fileno=number)
+    connection = socket.socket(fileno=descriptor)
     calls: queue.SimpleQueue[tuple[int, Frame] | None] = queue.SimpleQueue()
-    made: list[Served] = []
-    _, first = frames.receive(caller)
-    threading.Thread(target=_take, args=(caller, calls, made), daemon=True).start()
-    make, given = frames.unpack(first)
-    made.append(make(*given))
+    created: list[Served] = []
+    _, first = framing.receive(connection)
+    threading.Thread(target=_receive_calls, args=(connection, calls, created), daemon=True).start()
+    factory, arguments = framing.unpack(first)
+    created.append(factory(*arguments))
     with suppress(OSError):
-        frames.send(caller, READY, [])
+        framing.send(connection, READY, [])
     while (call := calls.get()) is not None:
-        answer = _answer(made[0], call[1])
-        with suppress(OSError):  # nobody waits for it
-            frames.send(caller, call[0], answer)
+        answer = _execute(created[0], call[1])
+        with suppress(OSError):  # the caller is gone
+            framing.send(connection, call[0], answer)
         del call, answer
-    os._exit(0)  # taking libraries to pieces takes a second, for which the sweep would wait
+    os._exit(0)  # a normal exit unloads libraries for a second, and the sweep would wait for it
 
 
-def _take(caller: socket.socket, calls: queue.SimpleQueue[tuple[int, Frame] | None], made: list[Served]) -> None:
-    """Hand calls on; once there will be none any more, end the process whatever it is in the middle of."""
+def _receive_calls(
+    connection: socket.socket, calls: queue.SimpleQueue[tuple[int, Frame] | None], created: list[Served]
+) -> None:
+    """Queue received calls. After the connection ends, end the process even if a call is still running."""
     with suppress(Exception):
         while True:
-            calls.put(frames.receive(caller))
-    seconds = made[0].left_alone() if made else END_SECONDS
+            calls.put(framing.receive(connection))
+    seconds = created[0].on_caller_gone() if created else END_SECONDS
     calls.put(None)
     time.sleep(seconds)
     os._exit(1)
 
 
-def _answer(served: Served, call: Frame) -> Frame:
-    """Return what a call comes to: an error or a value."""
+def _execute(served: Served, call: Frame) -> Frame:
+    """Return the error and the value of a call; one of them is None."""
     try:
-        method, arguments = frames.unpack(call)
-        return frames.pack((None, getattr(served, method)(*arguments)))
+        method, arguments = framing.unpack(call)
+        return framing.pack((None, getattr(served, method)(*arguments)))
     except Exception as error:
-        return frames.pack((_sent(error), None))
+        return framing.pack((_portable(error), None))
 
 
-def _sent(error: Exception) -> Exception:
-    """Return an error as it gets through the socket: with its traceback in a note."""
+def _portable(error: Exception) -> Exception:
+    """Return an exception that can be pickled, with the traceback as a note."""
     trace = "".join(traceback.format_exception(error))
     try:
-        told = frames.unpack(frames.pack(error))
+        copy = framing.unpack(framing.pack(error))
     except Exception:
-        told = RuntimeError(f"{type(error).__name__}: {error}")
-    told.add_note(trace)
-    return told  # type: ignore[no-any-return]
+        copy = RuntimeError(f"{type(error).__name__}: {error}")
+    copy.add_note(trace)
+    return copy  # type: ignore[no-any-return]

@@ -1,17 +1,17 @@
-"""How many cores there are, and for how many things."""
+"""Number of usable CPU cores, and number of workers for them."""
 
 from __future__ import annotations
 
 import os
 
-EACH, MOST = 4, 4
+CORES_PER_WORKER, MAX_WORKERS = 4, 4
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
 
 
-def helping_hands() -> int:
-    """Return how many things may go on beside an engine: one for every four cores, one at least and four at most."""
-    return min(max(usable_cores() // EACH, 1), MOST)
+def default_worker_count() -> int:
+    """Return the number of workers next to an engine: one per four cores, from one to four."""
+    return min(max(usable_cores() // CORES_PER_WORKER, 1), MAX_WORKERS)

@@ -1,7 +1,7 @@
-"""Objects through a socket, with their arrays beside the pickle: those are copied by the kernel, and by nobody else.
+"""Message framing: send pickled objects through a socket, with arrays outside the pickle to avoid copies.
 
-`multiprocessing.Connection` reads 200 KiB at a time, and wants Python's interpreter after each: where another thread is
-busy in that, a megabyte took 25 ms.
+`multiprocessing.Connection` reads 200 KiB at a time and needs the GIL after each read. With another thread busy in
+Python, a megabyte took 25 ms.
 """
 
 from __future__ import annotations
@@ -12,53 +12,57 @@ import socket
 import struct
 from typing import Any
 
-Frame = list[memoryview]  # a pickle, and what it refers to
+Frame = list[memoryview]  # a pickle, followed by the buffers of its arrays
 
-HEAD = struct.Struct("!QQ")  # a frame's number, and how many parts it has, whose lengths follow
-MAPPED = 2**20  # bytes from which on a part has pages of its own, which nobody has to fill with zeros first
+HEAD = struct.Struct("!QQ")  # message id and number of parts; the lengths of the parts follow
+MAPPED = 2**20  # bytes from which a part is received into mapped pages, which need not be filled with zeros first
 
 
 def pack(value: Any) -> Frame:
-    """Return an object as a frame.  Raises what pickling it raises."""
+    """Return an object as a frame.
+
+    Raises:
+        Exception: the object cannot be pickled.
+    """
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(value, 5, buffer_callback=buffers.append)
     return [memoryview(pickled), *(buffer.raw() for buffer in buffers)]
 
 
 def unpack(frame: Frame) -> Any:
-    """Return the object, whose arrays are the frame's own memory."""
+    """Return the object of a frame; its arrays use the memory of the frame."""
     return pickle.loads(frame[0], buffers=frame[1:])
 
 
-def send(to: socket.socket, number: int, frame: Frame) -> None:
-    """Send a frame with a number.
+def send(connection: socket.socket, number: int, frame: Frame) -> None:
+    """Send a frame with its message id.
 
     Raises:
-        OSError: the other side is gone.
+        OSError: the connection is broken.
     """
-    to.sendall(HEAD.pack(number, len(frame)) + struct.pack(f"!{len(frame)}Q", *(part.nbytes for part in frame)))
+    connection.sendall(HEAD.pack(number, len(frame)) + struct.pack(f"!{len(frame)}Q", *(part.nbytes for part in frame)))
     for part in frame:
-        to.sendall(part)
+        connection.sendall(part)
 
 
-def receive(of: socket.socket) -> tuple[int, Frame]:
-    """Wait for a frame and its number.
+def receive(connection: socket.socket) -> tuple[int, Frame]:
+    """Wait for a frame; return its message id and the frame.
 
     Raises:
-        EOFError: the other side has closed the socket.
-        OSError: it is gone otherwise.
+        EOFError: the other side has closed the connection.
+        OSError: the connection is broken.
     """
-    number, parts = HEAD.unpack(_read(of, HEAD.size))
+    number, parts = HEAD.unpack(_read(connection, HEAD.size))
     lengths = struct.Struct(f"!{parts}Q")
-    return number, [_read(of, length) for length in lengths.unpack(_read(of, lengths.size))]
+    return number, [_read(connection, length) for length in lengths.unpack(_read(connection, lengths.size))]
 
 
-def _read(of: socket.socket, length: int) -> memoryview:
-    whole = memoryview(mmap.mmap(-1, length) if length >= MAPPED else bytearray(length))
-    done = 0
-    while done < length:
-        read = of.recv_into(whole[done:], length - done, socket.MSG_WAITALL)
-        if not read:
-            raise EOFError("the other side has closed the socket")
-        done += read
-    return whole
+def _read(connection: socket.socket, length: int) -> memoryview:
+    buffer = memoryview(mmap.mmap(-1, length) if length >= MAPPED else bytearray(length))
+    received = 0
+    while received < length:
+        count = connection.recv_into(buffer[received:], length - received, socket.MSG_WAITALL)
+        if not count:
+            raise EOFError("the other side has closed the connection")
+        received += count
+    return buffer

@@ -1,7 +1,7 @@
-"""What a process that an engine starts does first: it ties its life to its parent's and promises last words.
+"""Parent death: processes that end when their parent ends, and that write their fatal exception to a file.
 
-It runs before the process imports anything else, which takes an engine's library ten seconds in which the parent may be
-killed.  Hence nothing but the standard library here.
+The code runs before a child process imports anything else. Importing an engine's library takes ten seconds, in which
+the parent may be killed. So this module uses only the standard library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ROOT = Path(__file__).resolve().parents[2]
 
-# Where vLLM logs the exception that ends a process, of which the parent is told no more than that it happened.
+# Messages with which vLLM logs the exception that ends a process. Its parent learns only that the process ended.
 FATAL = {
     "vllm.v1.engine.core": ("EngineCore encountered a fatal error", "EngineCore failed to start"),
     "vllm.v1.executor.multiproc_executor": ("WorkerProc failed to start",),
@@ -28,62 +28,69 @@ FATAL = {
 
 
 @contextmanager
-def tied(last_words: Path) -> Iterator[None]:
-    """Processes spawned by `multiprocessing` meanwhile, and all that they spawn, end when their parent does.
+def tied_children(error_file: Path) -> Iterator[None]:
+    """Tie processes that `multiprocessing` spawns in this context, and all their descendants, to their parent.
 
-    On Linux the kernel kills them, whatever happened to the parent; elsewhere nothing is done.  To the kernel the
-    parent is the thread that spawned them, so that is to be one that lives as long as they are needed.
+    On Linux the kernel kills a tied process when its parent ends for any reason. On other systems, nothing is done.
+    For the kernel, the parent is the thread that spawned the process. That thread has to live as long as the process
+    is needed.
 
     Args:
-        last_words: a file that does not exist yet; the first of them that dies of an exception writes it there.
+        error_file: path that does not exist yet. The first tied process that fails writes its exception there.
     """
     original = multiprocessing.spawn.get_command_line
-    _tie_children(original, last_words)
+    _tie_children(original, error_file)
     try:
         yield
     finally:
         multiprocessing.spawn.get_command_line = original
 
 
-def command(code: str, last_words: Path) -> list[str]:
-    """Return the command that runs Python code in a process that ends when this one does."""
-    return [sys.executable, "-c", _preamble(last_words) + code]
+def tied_command(code: str, error_file: Path) -> list[str]:
+    """Return the command line that runs Python code in a process tied to this one."""
+    return [sys.executable, "-c", _preamble(error_file) + code]
 
 
-def tie(parent: int, last_words: str) -> None:
-    """Have the kernel kill this process when its parent, the process of that id, ends; what it spawns is tied to it."""
+def tie_to_parent(parent: int, error_file: str) -> None:
+    """Tie this process and its children to its parent. Called first in a child process.
+
+    Args:
+        parent: process id of the parent.
+        error_file: see `tied_children`.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before it could have been noticed
+        if os.getppid() != parent:  # the parent ended before the call of prctl
             os._exit(1)
     for logger, messages in FATAL.items():
         # Not a handler, which vLLM would remove when it sets up its logging.
-        logging.getLogger(logger).addFilter(partial(_note, Path(last_words), messages))
-    _tie_children(multiprocessing.spawn.get_command_line, Path(last_words))
+        logging.getLogger(logger).addFilter(partial(_write_fatal_error, Path(error_file), messages))
+    _tie_children(multiprocessing.spawn.get_command_line, Path(error_file))
 
 
-def _tie_children(get_command_line: Callable[..., list[str]], last_words: Path) -> None:
+def _tie_children(get_command_line: Callable[..., list[str]], error_file: Path) -> None:
     def tied_command_line(**arguments: object) -> list[str]:
         line = get_command_line(**arguments)
         if "-c" in line:
             code = line.index("-c") + 1
-            line[code] = _preamble(last_words) + line[code]
+            line[code] = _preamble(error_file) + line[code]
         return line
 
     multiprocessing.spawn.get_command_line = tied_command_line
 
 
-def _preamble(last_words: Path) -> str:
-    # The parent's own sys.path reaches a child only later.
+def _preamble(error_file: Path) -> str:
+    # A child gets the parent's sys.path only after this code has run.
     return (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from sweep.engines.lifeline import tie; del sys.path[0]; "
-        f"tie({os.getpid()}, {str(last_words)!r}); "
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from sweep.processes.parent_death import tie_to_parent; "
+        f"del sys.path[0]; tie_to_parent({os.getpid()}, {str(error_file)!r}); "
     )
 
 
-def _note(last_words: Path, messages: tuple[str, ...], record: logging.LogRecord) -> bool:
+def _write_fatal_error(error_file: Path, messages: tuple[str, ...], record: logging.LogRecord) -> bool:
+    """Logging filter that passes every record and writes the first fatal exception to a file."""
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and record.getMessage().startswith(messages):
-        with suppress(OSError), last_words.open("x", encoding="utf-8") as file:
+        with suppress(OSError), error_file.open("x", encoding="utf-8") as file:
             file.write(f"{type(error).__name__}: {error}")
     return True

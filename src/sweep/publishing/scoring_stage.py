@@ -1,4 +1,4 @@
-"""Points that are finished, on their way to being scored and archived: each once what it is compared with is there."""
+"""Scoring stage: scores and archives finished points, each as soon as its control's answers are complete."""
 
 from __future__ import annotations
 
@@ -6,62 +6,65 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from sweep import versions
-from sweep.costs import Costs, SharedCosts
-from sweep.disk.archive import Archive, Archived
-from sweep.helpers import jobs
-from sweep.helpers.base import HelperLost, Helpers, Scored
-from sweep.inputs.corpus import Corpus
-from sweep.outcome import Against, Answers, Finished, Forced, PointResult, Progress
-from sweep.publication.worker import Worker
+from sweep.core import provenance
+from sweep.core.timing import Costs, SharedCosts
+from sweep.inputs.prompt_set import PromptSet
+from sweep.planning.results import Answers, ControlAnswers, Finished, Forced, PointResult, Progress
+from sweep.processes.background_thread import BackgroundThread
+from sweep.storage.archive import Archive, Archived
+from sweep.workers import tasks
+from sweep.workers.base import Scored, WorkerLost, WorkerPool
 
 log = logging.getLogger(__name__)
 
-_Work = tuple[Finished, Corpus, Future[Scored] | None]
+_Work = tuple[Finished, PromptSet, Future[Scored] | None]
 
-UNSCORED = 64  # finished points that may wait to be scored before the engine waits for them
+UNSCORED = 64  # maximum number of finished points that wait for scoring before the engine waits
 
 
-class Scoring:
-    """Takes points as they finish; those that finish before their control and its second run wait for both.
+class ScoringStage:
+    """Scores points as they finish; points wait for their control and its second run.
 
-    Helpers score them; a thread takes what they come to, so that the engine waits neither for that nor for MLflow.
+    Methods are called by the thread that drives the engine. The worker pool scores, and the background thread "scoring"
+    collects the results, so the engine waits neither for scoring nor for MLflow.
 
     Attributes:
         controls: the controls' answers, by `Point.control_key`.
-        failed: how many points failed.
+        failed: number of failed points; written by the background thread.
     """
 
     def __init__(
         self,
-        helpers: Helpers,
+        helpers: WorkerPool,
         archive: Archive,
-        tell: Callable[[PointResult, Archived], None],
+        on_result: Callable[[PointResult, Archived], None],
         costs: SharedCosts,
     ) -> None:
-        """Start.
+        """Start the background thread.
 
         Args:
-            helpers: score.
-            archive: where scored points are kept.
-            tell: takes what became of a point, when it is archived.
-            costs: told what scoring takes, and telling points what the batch took that they shared.
+            helpers: worker pool that scores points.
+            archive: where scored points are stored.
+            on_result: called on the background thread with each point's result, once it is archived.
+            costs: timing shared by all points: collects scoring times, and gives each point the batch's shared times.
         """
         self.controls: dict[str, Answers] = {}
         self.failed = 0
-        self._helpers, self._archive, self._tell, self._costs = helpers, archive, tell, costs
+        self._pool, self._archive, self._on_result, self._costs = helpers, archive, on_result, costs
         self._forced: dict[str, Forced] = {}
         self._floors: dict[str, Answers | None] = {}
         self._held: dict[str, list[Progress]] = {}
-        self._left: dict[str, Costs] = {}  # by `Identity.result_key`
-        self._worker: Worker[_Work] = Worker("scoring", self._take, UNSCORED)
+        self._deferred: dict[str, Costs] = {}  # by `PointFingerprint.result_key`
+        self._worker: BackgroundThread[_Work] = BackgroundThread("scoring", self._collect, UNSCORED)
 
     def complete(self, progress: Progress) -> None:
-        """Take a point whose prompts have all been answered."""
+        """Add a point with answers to all prompts."""
         point = progress.planned.point
         self._costs.points.add(progress.costs)
-        if not progress.is_floor and (before := self._left.pop(progress.planned.identity.result_key, None)):
-            progress.costs.add(before)
+        if not progress.is_floor and (
+            deferred := self._deferred.pop(progress.planned.point_fingerprint.result_key, None)
+        ):
+            progress.costs.add(deferred)
         progress.shared = self._costs.now()
         if progress.is_floor:
             self._floors[point.control_key] = progress.in_order()
@@ -75,21 +78,21 @@ class Scoring:
         if point.control_key in self.controls and point.control_key in self._floors:
             self._release(point.control_key)
 
-    def leave(self, progress: Progress) -> None:
-        """Take a point that is to be scored by another process or later, from the journal: only what it has cost."""
+    def defer(self, progress: Progress) -> None:
+        """Record only the costs of a point that another process, or a later run, scores from the journal."""
         self._costs.points.add(progress.costs)
-        self._left[progress.planned.identity.result_key] = progress.costs
+        self._deferred[progress.planned.point_fingerprint.result_key] = progress.costs
 
     def fail(self, progress: Progress, reason: str, trace: str | None = None) -> None:
-        """Take a point that could not be finished."""
+        """Add a point that could not be finished."""
         self._costs.points.add(progress.costs)
         self._fail(progress, reason, trace)
 
     def _fail(self, progress: Progress, reason: str, trace: str | None = None) -> None:
         point = progress.planned.point
-        if progress.planned.done:  # it was finished before, and is here for others
+        if progress.planned.done:  # finished before; repeated only because other points need its answers
             return
-        if progress.is_floor:  # then there is no noise floor, and nothing is lost but that
+        if progress.is_floor:  # only the noise floor is lost
             self._floors.setdefault(point.control_key, None)
             if point.control_key in self.controls:
                 self._release(point.control_key)
@@ -97,15 +100,15 @@ class Scoring:
         self._submit(progress, reason, trace)
 
     def end_waiting(self, reason: str, *, for_floors: bool = True) -> None:
-        """Fail what waits for a control that will never come.
+        """Fail the points whose control will never be finished.
 
         Args:
-            reason: why.
-            for_floors: whether noise floors will not come either, so that what waits for one is scored without.
+            reason: the points' error message.
+            for_floors: whether noise floors will not come either; points that wait for one are then scored without.
         """
         for control_key in list(self._held):
             if control_key in self.controls:
-                if not for_floors:  # the next run finds the answers in the journal, and asks for the floor
+                if not for_floors:  # the next run finds the answers in the journal, and generates the floor
                     continue
                 self._floors.setdefault(control_key, None)
                 self._release(control_key)
@@ -113,15 +116,15 @@ class Scoring:
                 self._fail(progress, reason)
 
     def drain(self) -> None:
-        """Wait until all that was taken is scored and archived."""
+        """Wait until all points added so far are scored and archived."""
         self._worker.drain()
 
     def close(self) -> None:
-        """Wait as `drain` does, and take no more."""
+        """Wait like `drain`, and end the thread."""
         self._worker.close()
 
     def abandon(self, seconds: float) -> None:
-        """Leave what waits for the next run, which finds its answers in the journal."""
+        """Leave waiting points to the next run, which finds their answers in the journal."""
         self._worker.abandon(seconds)
 
     def _release(self, control_key: str) -> None:
@@ -131,23 +134,24 @@ class Scoring:
 
     def _submit(self, progress: Progress, error: str | None = None, trace: str | None = None) -> None:
         point, corpus = progress.planned.point, progress.planned.corpus
-        compared = self._floors if point.is_control else self.controls
-        against = Against(compared.get(point.control_key), self._forced.get(point.control_key, {}))
+        references = self._floors if point.is_control else self.controls
+        control = ControlAnswers(references.get(point.control_key), self._forced.get(point.control_key, {}))
         engine = point.config.engine
-        finished = progress.end(against, {**versions.tags(engine.name), **engine.tags()}, error, trace)
-        asked = None if error is not None else self._helpers.score(corpus, finished, self._archive)
-        self._worker.put((finished, corpus, asked))
+        tags = {**provenance.tags(engine.installed()), **engine.tags(), **progress.origin_tags}
+        finished = progress.end(control, tags, error, trace)
+        future = None if error is not None else self._pool.score(corpus, finished, self._archive)
+        self._worker.put((finished, corpus, future))
 
-    def _take(self, work: _Work) -> None:
-        finished, corpus, asked = work
+    def _collect(self, work: _Work) -> None:
+        finished, corpus, future = work
         try:
-            scored = asked.result() if asked is not None else jobs.score(corpus, finished, self._archive)
-        except HelperLost as lost:
-            scored = jobs.score(corpus, finished.failed(str(lost)), self._archive)
+            scored = future.result() if future is not None else tasks.score(corpus, finished, self._archive)
+        except WorkerLost as lost:
+            scored = tasks.score(corpus, finished.failed(str(lost)), self._archive)
         self._costs.score_seconds += scored.seconds
         record = scored.archived.record
         result = PointResult(finished.index, finished.point, record.summaries, scored.values, record.error)
         if result.error is not None:
             self.failed += 1
             log.warning("%s failed (%s): %s", result.point.name, result.point.overrides, result.error)
-        self._tell(result, scored.archived)
+        self._on_result(result, scored.archived)

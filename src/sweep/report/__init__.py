@@ -1,6 +1,7 @@
-"""What a sweep's user gets to see: the table in the terminal, the report, plots for papers, tables for notebooks.
+"""Presentation of results: terminal table, HTML report, plots, and tables for notebooks.
 
-Nothing is imported here, so that each of them costs only what it needs itself.
+This package imports nothing, so that each of them loads only the libraries that it needs.
 """
 
 FOLDER, REPORT = "report", "report.html"
+GENERATIONS, POINTS = "generations.parquet", "points.csv"

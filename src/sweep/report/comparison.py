@@ -1,187 +1,206 @@
-"""Points against their controls and along their axes: from what was measured to what may be said of it."""
+"""Comparison of a sweep's points with their controls and along their axes."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sweep.outcome import PointResult
+from sweep.planning.results import PointResult
+from sweep.points.point import as_text, common_axes
+from sweep.report.neutral import neutral_dose
+from sweep.report.paired_differences import (
+    Difference,
+    DifferenceTest,
+    SignificanceLimit,
+    adjust_for_multiplicity,
+    compared_measures,
+    difference_tests,
+    significance_limits,
+    value_table,
+)
+from sweep.report.series import Series, TreatedPoint, find_series
 from sweep.scoring.measures import YES_OR_NO
-from sweep.scoring.response import Response, Side, dose_response
-from sweep.scoring.significance import benjamini_hochberg, p_values
-from sweep.scoring.statistics import Intervals, paired_difference
-from sweep.scoring.values import Floats
-from sweep.transforms import Identity, Pipeline
+from sweep.scoring.response import Response, Side, dose_response, pool
+from sweep.scoring.statistics import intervals
+from sweep.storage.archive import encodable
 
-COMPARED = ("quality/", "divergence/", "health/")
-LEVEL = 0.05  # of the false discovery rate, below which a difference is called significant
-
-
-Responses = Mapping[tuple[str, str, Side], Response]
+Responses = Mapping[tuple[str, Side], Response]
+Mean = tuple[float, float, float, float]  # dose, mean, and the interval's lower and upper bound
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """A point's mean difference to its control in one measure.
+class SeriesResponse:
+    """A series with its dose–response results.
 
     Attributes:
-        mean, ci_low, ci_high: of the differences, prompt by prompt.
-        p: of no difference, two-sided.
-        q: the same after Benjamini and Hochberg, over all points and all measures of one group.
+        series: the points of the series.
+        responses: by measure and side of the neutral dose. Empty if the series has no common control, or only one dose.
+        means: by measure, each dose's mean over prompts and seeds. Only for a series that pools seeds.
     """
 
-    mean: float
-    ci_low: float
-    ci_high: float
-    p: float
-    q: float
-
-    @property
-    def significant(self) -> bool:
-        """Whether it is taken for more than chance."""
-        return self.q < LEVEL
+    series: Series
+    responses: Responses = field(default_factory=dict)
+    means: Mapping[str, Sequence[Mean]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a sweep's points say beside each other.
+    """All statistics over a sweep's points.
 
     Attributes:
         results: in the order of the sweep.
-        controls: the index of each point's control, by index.
-        differences: by index and measure.
-        responses_of: of the points of each control, by its index: by axis, measure, and side of the neutral dose.
+        controls: index of the control, by the index of the point.
+        differences: differences to the control, by point index and measure.
+        series: series along each numeric axis.
+        neutral: doses that change nothing, which is where the control stands; by the control's index and the axis.
+        confidence: level of the intervals.
+        first: measures to show before others.
+        limits: what the significance tests can show at most, by group of measures.
     """
 
     results: Sequence[PointResult]
     controls: Mapping[int, int] = field(default_factory=dict)
     differences: Mapping[int, Mapping[str, Difference]] = field(default_factory=dict)
-    responses_of: Mapping[int, Responses] = field(default_factory=dict)
+    series: Sequence[SeriesResponse] = ()
+    neutral: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    confidence: float = 0.95
+    first: Sequence[str] = ()
+    limits: Mapping[str, SignificanceLimit] = field(default_factory=dict)
 
-    @property
-    def responses(self) -> Responses:
-        """The responses, if there is one control; along the axes of several there is no one curve."""
-        return next(iter(self.responses_of.values())) if len(self.responses_of) == 1 else {}
 
+def compare(results: Iterable[PointResult], confidence: float, first: Sequence[str] = ()) -> Comparison:
+    """Compare all points with their controls, and analyse the responses to each swept number.
 
-def compare(results: Iterable[PointResult], confidence: float) -> Comparison:
-    """Compare all points with their controls, and describe the responses to each swept number."""
-    ordered = sorted(results, key=lambda result: result.index)
+    Args:
+        results: all points of the sweep, in any order.
+        confidence: level of the intervals.
+        first: measures to show before others.
+    """
+    ordered = _with_uniform_axes(sorted(results, key=lambda result: result.index))
     groups: dict[str, list[PointResult]] = {}
     for result in ordered:
-        if result.values:
-            groups.setdefault(result.point.control_key, []).append(result)
+        groups.setdefault(result.point.control_key, []).append(result)
+    ordered = _with_named_controls(ordered, list(groups.values()))
+    by_index = {result.index: result for result in ordered}
     controls: dict[int, int] = {}
-    found: dict[tuple[int, str], tuple[Intervals, int, float]] = {}
-    responses: dict[int, Responses] = {}
+    tests: dict[tuple[int, str], DifferenceTest] = {}
+    neutral: dict[int, dict[str, float]] = {}
     for group in groups.values():
         control = next((result for result in group if result.point.is_control), None)
         if control is None:
             continue
-        others = [result for result in group if result is not control]
+        neutral[control.index] = dict(_neutral_doses(group))
+        others = [result for result in group if result.values and result is not control] if control.values else []
         controls |= {result.index: control.index for result in others}
-        for measure in _measures(others):
-            found |= _differences(measure, others, control, confidence)
-        responses[control.index] = dict(_responses(others, control, confidence))
-    return Comparison(ordered, controls, _adjusted(found), responses)
+        for measure in compared_measures(others):
+            tests |= difference_tests(measure, others, control, confidence)
+    entries = [
+        TreatedPoint(result.index, dict(result.point.axes), controls.get(result.index))
+        for result in ordered
+        if not result.point.is_control and result.error is None
+    ]
+    series = [_series_response(series, by_index, confidence) for series in find_series(entries)]
+    differences = adjust_for_multiplicity(tests)
+    return Comparison(ordered, controls, differences, series, neutral, confidence, first, significance_limits(tests))
 
 
-def _measures(points: Sequence[PointResult]) -> list[str]:
-    names = dict.fromkeys(name for result in points for name in result.values)
-    return [name for name in names if name.startswith(COMPARED)]
+def _with_uniform_axes(results: Sequence[PointResult]) -> list[PointResult]:
+    """Make the values of each swept key all numbers or, if any is a text, all texts."""
+    # Batches are read separately: `prompts.limit=null` and `prompts.limit=100` may come in different ones.
+    texts = {key for result in results for key, value in result.point.axes if isinstance(value, str)}
+    uniform = []
+    for result in results:
+        # Users may type bytes that are not UTF-8, which tables cannot store.
+        axes = tuple((key, encodable(as_text(value)) if key in texts else value) for key, value in result.point.axes)
+        same = axes == result.point.axes
+        uniform.append(result if same else replace(result, point=replace(result.point, axes=axes)))
+    return uniform
 
 
-def _table(measure: str, points: Sequence[PointResult], prompts: int) -> Floats:
-    empty = np.full(prompts, math.nan)
-    return np.stack([result.values.get(measure, empty) for result in points])
+def _with_named_controls(results: Sequence[PointResult], groups: Sequence[Sequence[PointResult]]) -> list[PointResult]:
+    """Give controls with equal names distinct names: a batch does not know the controls of other batches."""
+    controls = [result for result in results if result.point.is_control]
+    names = [result.point.name for result in controls]
+    shared = {
+        group[0].point.control_key: common_axes([r.point for r in group if not r.point.is_control])
+        for group in groups
+        if any(not result.point.is_control for result in group)
+    }
+    values: dict[str, set[object]] = {}
+    for result in controls:
+        for key, value in shared.get(result.point.control_key, ()):
+            values.setdefault(key, set()).add(value)
+    named = []
+    for result in results:
+        point = result.point
+        if point.is_control and not point.axes and names.count(point.name) > 1:
+            axes = tuple(axis for axis in shared.get(point.control_key, ()) if len(values[axis[0]]) > 1)
+            result = replace(result, point=replace(point, axes=axes))
+        named.append(result)
+    return named
 
 
-def _differences(
-    measure: str, points: Sequence[PointResult], control: PointResult, confidence: float
-) -> Iterator[tuple[tuple[int, str], tuple[Intervals, int, float]]]:
-    prompts = len(next(iter(control.values.values())))
-    # What a control has of a divergence is its second run's.
-    table, own = _table(measure, points, prompts), _table(measure, [control], prompts)[0]
-    yes_or_no = measure in YES_OR_NO
-    difference = paired_difference(table, own, confidence, yes_or_no=yes_or_no)
-    p = p_values(table, own, yes_or_no=yes_or_no, permutations=1999)
-    for row, result in enumerate(points):
-        if difference.n[row]:
-            yield (result.index, measure), (difference, row, float(p[row]))
+def _neutral_doses(group: Sequence[PointResult]) -> Iterator[tuple[str, float]]:
+    points = [result.point for result in group if not result.point.is_control]
+    for axis in dict.fromkeys(key for point in points for key, value in point.axes if isinstance(value, float)):
+        dose, _ = neutral_dose(axis, [point.config.transform for point in points])
+        if dose is not None:
+            yield axis, dose
 
 
-def _adjusted(
-    found: Mapping[tuple[int, str], tuple[Intervals, int, float]],
-) -> dict[int, dict[str, Difference]]:
-    differences: dict[int, dict[str, Difference]] = {}
-    for group in COMPARED:
-        keys = [key for key in found if key[1].startswith(group)]
-        adjusted = benjamini_hochberg([found[key][2] for key in keys])
-        for (index, measure), q in zip(keys, adjusted, strict=True):
-            of, row, p = found[index, measure]
-            bounds = float(of.mean[row]), float(of.ci_low[row]), float(of.ci_high[row])
-            differences.setdefault(index, {})[measure] = Difference(*bounds, p, float(q))
-    return differences
+def _series_response(series: Series, results: Mapping[int, PointResult], confidence: float) -> SeriesResponse:
+    """Return a series with its responses and, if it pools seeds, the pooled means."""
+    pairs = [(d, results[i]) for d, i in zip(series.doses, series.points, strict=True) if results[i].values]
+    doses, points = [dose for dose, _ in pairs], [result for _, result in pairs]
+    control = None if series.control is None else results[series.control]
+    responses: dict[tuple[str, Side], Response] = {}
+    if control is not None and len(set(doses)) > 1:
+        responses = dict(_responses(series.axis, doses, points, control, confidence))
+    means = {}
+    if series.pooled and len({len(next(iter(result.values.values()))) for result in points}) == 1:
+        means = {name: _pooled_means(name, doses, points, confidence) for name in _all_measures(points)}
+    return SeriesResponse(series, responses, means)
+
+
+def _all_measures(points: Sequence[PointResult]) -> list[str]:
+    return list(dict.fromkeys(name for result in points for name in result.values))
+
+
+def _pooled_means(measure: str, doses: Sequence[float], points: Sequence[PointResult], confidence: float) -> list[Mean]:
+    prompts = len(next(iter(points[0].values.values())))
+    unique, table = pool(np.array(doses), value_table(measure, points, prompts))
+    table[np.isinf(table)] = math.nan
+    pooled = intervals(table, confidence, yes_or_no=measure in YES_OR_NO)
+    rows = zip(unique, pooled.mean, pooled.ci_low, pooled.ci_high, strict=True)
+    return [tuple(map(float, row)) for row in rows]  # type: ignore[misc]
 
 
 def _responses(
-    points: Sequence[PointResult], control: PointResult, confidence: float
-) -> Iterator[tuple[tuple[str, str, Side], Response]]:
-    """Yield the responses along each axis on which numbers were swept and nothing else with them."""
-    axes = dict.fromkeys(key for result in points for key, value in result.point.axes if isinstance(value, float))
+    axis: str, doses: Sequence[float], points: Sequence[PointResult], control: PointResult, confidence: float
+) -> Iterator[tuple[tuple[str, Side], Response]]:
+    """Yield a series' responses by measure and side."""
     prompts = len(next(iter(control.values.values())))
-    for axis in axes:
-        if axis.endswith("seed"):  # a name, not a dose
+    neutral, control_is_neutral = neutral_dose(axis, [result.point.config.transform for result in points])
+    for measure in compared_measures(points):
+        control_values = value_table(measure, [control], prompts)[0]
+        if np.isnan(control_values).all():
             continue
-        values = [(dict(result.point.axes).get(axis), result) for result in points]
-        # An infinite dose has no place on an axis; it is the neutral one wherever transforms know one.
-        doses = [(value, result) for value, result in values if isinstance(value, float) and math.isfinite(value)]
-        if len({dose for dose, _ in doses}) < 2:
-            continue
-        swept = [result for _, result in doses]
-        neutral, control_is_neutral = _neutral(axis, [result.point.config.transform for result in swept])
-        for measure in _measures(points):
-            own = _table(measure, [control], prompts)[0]
-            if np.isnan(own).all():
-                continue
-            # The control's own divergence is its second run's: what is compared with it is clear of the floor.
-            found = dose_response(
-                [dose for dose, _ in doses],
-                _table(measure, swept, prompts),
-                own,
-                neutral=neutral,
-                control_is_neutral=control_is_neutral,
-                yes_or_no=measure in YES_OR_NO,
-                confidence=confidence,
-                resamples=1000,
-            )
-            floor = float(np.nanmean(own)) if measure.startswith("divergence/") else math.nan
-            for side, response in found.items():
-                # Only of quality it is known that less is worse.
-                own_breaking = response if measure.startswith("quality/") else response.without_breaking_point()
-                yield (axis, measure, side), replace(own_breaking, floor=floor)
-
-
-def _neutral(axis: str, pipelines: Iterable[Pipeline]) -> tuple[float | None, bool]:
-    """Return the dose of an axis at which its transform changes nothing, and whether the others change nothing either.
-
-    There is none unless the axis is the dose of a transform, `transform.<dose>`, or of a step of a composition,
-    `transform.<i>.<dose>`, with one neutral value for all points.
-    """
-    found = [_neutral_in(axis, pipeline) for pipeline in pipelines]
-    doses = {dose for dose, _ in found}
-    return doses.pop() if len(doses) == 1 else None, all(alone for _, alone in found)
-
-
-def _neutral_in(axis: str, pipeline: Pipeline) -> tuple[float | None, bool]:
-    name = re.fullmatch(r"transform\.(?:(\d+)\.)?(\w+)", axis)
-    place = int(name[1] or 0) if name else 0
-    transforms = [stage.transform for stage in pipeline.stages]
-    if name is None or place >= len(transforms) or transforms[place].dose != name[2]:
-        return None, False
-    others = transforms[:place] + transforms[place + 1 :]
-    return transforms[place].neutral, all(other.is_neutral or isinstance(other, Identity) for other in others)
+        # The control's divergences come from its second run, so a difference from them is a difference from the floor.
+        sides = dose_response(
+            doses,
+            value_table(measure, points, prompts),
+            control_values,
+            neutral=neutral,
+            control_is_neutral=control_is_neutral,
+            yes_or_no=measure in YES_OR_NO,
+            confidence=confidence,
+            resamples=1000,
+        )
+        floor = float(np.nanmean(control_values)) if measure.startswith("divergence/") else math.nan
+        for side, response in sides.items():
+            # For quality alone, lower is known to be worse.
+            limited = response if measure.startswith("quality/") else response.without_breaking_point()
+            yield (measure, side), replace(limited, floor=floor)

@@ -1,35 +1,36 @@
-"""What stays of a sweep on disk: the report, its plots, and tables for notebooks."""
+"""Report files on disk: the report, its plots, and tables for notebooks."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sweep.disk.atomic import replace
-from sweep.loading import GENERATIONS, POINTS
-from sweep.report import html, plots
+from sweep.console.streams import visible
+from sweep.report import GENERATIONS, POINTS, html, plots
 from sweep.report.results import SweepResults
+from sweep.util.atomic import replace
 
 RESPONSES, REPORT, PLOTS = "responses.csv", "report.html", "plots"
 
 
 def write(results: SweepResults, folder: Path) -> list[Path]:
-    """Write `points.csv`, `responses.csv`, `generations.parquet`, `report.html`, `plots/` into a folder, which is made.
+    """Write `points.csv`, `responses.csv`, `generations.parquet`, `report.html` and `plots/` into a folder.
 
-    Each file is replaced as a whole, so that a reader, or a run that dies here, never leaves half of one.
+    The folder is created. Each file is replaced atomically, so readers and crashes never see half of one.
 
     Returns:
-        The files.
+        Paths of the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = generations_table(results)
     report = html.render(results)
     return [
-        replace(folder / POINTS, lambda path: results.points.to_csv(path, index=False)),
-        replace(folder / RESPONSES, lambda path: results.responses.to_csv(path, index=False)),
+        replace(folder / POINTS, lambda path: _printable(results.points).to_csv(path, index=False)),
+        replace(folder / RESPONSES, lambda path: _printable(results.responses).to_csv(path, index=False)),
         replace(folder / GENERATIONS, lambda path: pq.write_table(table, path, compression="zstd")),
         replace(folder / REPORT, lambda path: path.write_text(report, "utf-8")),
         *plots.write(results, folder / PLOTS),
@@ -37,12 +38,12 @@ def write(results: SweepResults, folder: Path) -> list[Path]:
 
 
 def generations_table(results: SweepResults) -> pa.Table:
-    """Return a sweep's generations for Parquet: `token_ids` is a column of lists, `attrs` say what sweep it was."""
+    """Return a sweep's generations for Parquet. `token_ids` is a column of lists; `attrs` identify the sweep."""
     frame = results.generations.copy()
     if "token_ids" not in frame:  # nothing was generated
         frame["token_ids"] = pd.Series(dtype=object)
     for column in frame.columns:
-        # A swept key may have numbers at some points and texts at others, which Parquet cannot hold in one column.
+        # A swept key can have numbers at some points and texts at others. A Parquet column has one type.
         if column.startswith("axis/") and frame[column].dtype == object:
             frame[column] = _uniform(frame[column])
     frame.attrs = {
@@ -52,9 +53,20 @@ def generations_table(results: SweepResults) -> pa.Table:
         "confidence": results.confidence,
     }
     schema = pa.Schema.from_pandas(frame.drop(columns="token_ids"), preserve_index=False)
-    place = frame.columns.get_loc("token_ids")
-    schema = schema.insert(place, pa.field("token_ids", pa.list_(pa.int64())))
+    position = frame.columns.get_loc("token_ids")
+    schema = schema.insert(position, pa.field("token_ids", pa.list_(pa.int64())))
     return pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+
+
+def _printable(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose texts are safe to print in a terminal."""
+    # Formulas of spreadsheets are not escaped: values such as `-1` or `@x` must stay unchanged.
+    texts = {c: table[c].map(_visible) for c in table.columns if not pd.api.types.is_numeric_dtype(table[c])}
+    return table.assign(**texts)
+
+
+def _visible(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) else value
 
 
 def _uniform(values: pd.Series) -> pd.Series:

@@ -1,7 +1,7 @@
-"""The report: one file that needs nothing else, not even a network.
+"""HTML report: one self-contained file that works without a network.
 
-Python works out everything that is shown, and the browser only shows it.  Texts of prompts and models reach the page
-in two ways, both of which keep them texts: through Jinja's escaping, and as JSON that the script puts into text nodes.
+Python computes everything that is shown; the browser only displays it. Texts of prompts and models reach the page in
+two ways, which both keep them texts: escaped by Jinja, and as JSON that the script puts into text nodes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sweep.report.doses import responses
+from sweep.console.streams import visible
+from sweep.report.dose_response import responses
 from sweep.report.figures import figure
 from sweep.report.matrix import Matrix, by_strength
-from sweep.report.measures import main, short
+from sweep.report.measures import main_measures, short_key
 from sweep.report.overview import Table, findings, points_table
 from sweep.report.results import SweepResults
 
@@ -31,19 +32,19 @@ FOLDER = Path(__file__).parent
 def render(results: SweepResults) -> str:
     """Return the report as HTML.
 
-    Of sweeps with more than `matrix.LARGEST` generations it shows the first prompts, and says so.
+    For sweeps with more than `matrix.LARGEST` generations it contains only the first prompts, and says so.
 
     Args:
-        results: at least one point; generations may be missing for points that failed.
+        results: at least one point; points that failed may have no generations.
     """
     doses = responses(results)
     order = by_strength(results.points)
     matrix = Matrix.of(results, order)
-    axes = [Axis(key, short(key), findings(doses, key)) for key in dict.fromkeys(dose.axis for dose in doses)]
+    axes = [Axis(key, short_key(key), findings(doses, key)) for key in dict.fromkeys(dose.axis for dose in doses)]
     points = points_table(results, order)
     data = matrix.payload() | {
         "figures": [figure(dose) for dose in doses],
-        "main": main((dose.measure for dose in doses), ("quality", "divergence")),
+        "main": main_measures((dose.measure for dose in doses), ("quality", "divergence"), results.first),
     }
     scripts = {"plotly": _plotly(), "program": (FOLDER / "report.js").read_text("utf-8")}
     template = _environment().get_template("report.html.jinja")
@@ -62,7 +63,7 @@ def render(results: SweepResults) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A numeric axis: its key, its short name, what was found along it."""
+    """A numeric axis: its key, its short name, and the table of its results."""
 
     key: str
     name: str
@@ -70,14 +71,14 @@ class Axis:
 
 
 def as_script(value: Any) -> Markup:
-    """Return JSON that cannot end the script element that it stands in, whatever texts it holds."""
+    """Return JSON that cannot close the script element that contains it, whatever texts it has."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+    text = text.encode("utf-8", "replace").decode()  # lone surrogates cannot be encoded
     return Markup(text.replace("<", "\\u003c"))
 
 
 def _policy(scripts: list[str]) -> str:
-    # The browser refuses every request and every script but ours, even if an escape were forgotten somewhere.
+    # Second line of defence: the browser refuses all requests and all other scripts, even if an escape is missing.
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
@@ -85,7 +86,7 @@ def _policy(scripts: list[str]) -> str:
 
 @cache
 def _plotly() -> str:
-    from plotly.offline import get_plotlyjs  # here, since notebooks that only load results need not have it
+    from plotly.offline import get_plotlyjs  # imported here: notebooks that only load results do not need it
 
     return str(get_plotlyjs())
 
@@ -95,6 +96,7 @@ def _environment() -> Environment:
     return Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,19 +1,17 @@
-"""One line for each point as it finishes."""
+"""Progress lines: one line for each point as it finishes."""
 
 from __future__ import annotations
 
-from sweep.outcome import PointResult
+from sweep.planning.results import PointResult
+from sweep.report.measures import title
 
-SHOWN = {
-    "quality/exact_match": "exact match",
-    "divergence/token_agreement": "token agreement",
-    "perturbation/relative_l2": "relative L2",
-}
+MEASURES = ("divergence/token_agreement", "perturbation/relative_l2")  # after the measures of `scoring.first`
 
 
 def summary_line(result: PointResult) -> str:
-    """Return a point's name and its first measures, or why it failed."""
+    """Return a point's name and its first measures, or that it failed."""
     if result.error is not None:
         return f"{result.point.name}: failed"
-    told = [f"{title} {result.summaries[name].mean:.3g}" for name, title in SHOWN.items() if name in result.summaries]
-    return f"{result.point.name}: {', '.join(told)}"
+    names = dict.fromkeys([*result.point.config.scoring.first, *MEASURES])
+    values = [f"{title(name)} {result.summaries[name].mean:.3g}" for name in names if name in result.summaries]
+    return f"{result.point.name}: {', '.join(values)}"

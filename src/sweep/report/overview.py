@@ -1,4 +1,4 @@
-"""What the report says in numbers: a table of the points, and what was found along each axis."""
+"""Tables of the report: the points, and the dose–response results along each axis."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 import pandas as pd
 
-from sweep.report.doses import Found, Response, Value, is_true
-from sweep.report.measures import main, measures, title
+from sweep.report.dose_response import DoseResponse, SideFindings, Value, is_true
+from sweep.report.measures import main_measures, measures, title
 from sweep.report.results import SweepResults
 
 NONE = "–"
-NOTHING = Found("", *[(math.nan, math.nan, math.nan)] * 3)
-SAMPLED = ("quality/", "divergence/", "health/")  # of the others an interval says little
+NOT_ANALYSED = SideFindings("", *[(math.nan, math.nan, math.nan)] * 3)
+SAMPLED = ("quality/", "divergence/", "health/")  # groups whose intervals are shown
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A measure; `main` ones are shown at once, the others when asked for."""
+    """A measure. `main` columns are visible initially, the others on request."""
 
     measure: str
     title: str
@@ -28,7 +28,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A mean, its interval, "▲" or "▼" if it differs significantly from the control's, and what lies behind."""
+    """A mean, its interval, "▲" or "▼" if it differs significantly from the control's, and a tooltip."""
 
     mean: str
     interval: str = ""
@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A point, or a measure along an axis on one side of the neutral dose."""
+    """A point, or one side of a measure's response along an axis."""
 
     name: str
     role: str
@@ -48,37 +48,42 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows with a cell for each column."""
+    """Rows with one cell per column."""
 
     columns: list[Column]
     rows: list[Row]
 
 
 def points_table(results: SweepResults, order: list[int]) -> Table:
-    """Return the means of all points, in the order that is given (positions in `results.points`)."""
+    """Return the means of all points; `order` has positions in `results.points`."""
     names = measures(results.points.columns)
-    chosen = main(names)
+    chosen = main_measures(names, first=results.first)
     columns = [Column(name, title(name), name in chosen) for name in sorted(names, key=_first(chosen))]
     records = results.points.to_dict("records")
     rows = []
-    for record in (records[place] for place in order):
+    for record in (records[position] for position in order):
         error = "" if pd.isna(record.get("error")) else str(record["error"])
         cells = [_cell(record, column.measure) for column in columns]
         rows.append(Row(str(record["name"]), str(record["role"]), error, cells))
     return Table(columns, rows)
 
 
-def findings(doses: list[Response], axis: str) -> Table:
-    """Return what was found of each measure along an axis, a row for each side of the neutral dose."""
+def findings(doses: list[DoseResponse], axis: str) -> Table:
+    """Return the dose–response results along an axis, one row per measure, series and side of the neutral dose."""
+    lines = [(dose.measure, line) for dose in doses if dose.axis == axis for line in dose.lines]
+    several = any(line.label for _, line in lines)
     titles = ("doses", "Spearman’s ρ", "first effective", "breaking point", "noise floor")
     rows = []
-    for dose in (dose for dose in doses if dose.axis == axis):
-        for found in dose.found or [NOTHING]:
-            cells = [_value(v) for v in (found.rho, found.first_effective, found.breaking_point)]
-            cells.append(Cell(_number(dose.floor)))
-            if any(cell != Cell(NONE) for cell in cells):
-                rows.append(Row(title(dose.measure), dose.measure, "", [Cell(_side(found.side, dose.neutral)), *cells]))
-    return Table([Column(name, name, True) for name in titles], rows)
+    for measure, line in lines:
+        for side in line.sides or [NOT_ANALYSED]:
+            cells = [_value(v) for v in (side.rho, side.first_effective, side.breaking_point)]
+            cells.append(Cell(_number(line.floor)))
+            # An analysed series without an effect keeps its row: that is a result too.
+            if any(cell != Cell(NONE) for cell in cells) or (several and line.sides):
+                before = [Cell(line.label)] if several else []
+                doses_cell = Cell(_side(side.side, line.neutral))
+                rows.append(Row(title(measure), measure, "", [*before, doses_cell, *cells]))
+    return Table([Column(name, name, True) for name in (("series",) if several else ()) + titles], rows)
 
 
 def _side(side: str, neutral: float) -> str:
@@ -98,7 +103,7 @@ def _cell(record: dict[Any, Any], name: str) -> Cell:
     hints = [f"n = {number('/n'):.0f}"] if number("/n") == number("/n") else []
     if not math.isnan(difference):
         low, high = number("/difference/ci_low"), number("/difference/ci_high")
-        hints.append(f"difference to the control {difference:+.3g}" + _interval(low, high))
+        hints.append(f"difference from the control {difference:+.3g}" + _interval(low, high))
         hints += [f"{letter} = {number(f'/{letter}'):.2g}" for letter in "pq" if number(f"/{letter}") >= 0]
     mark = ("▼" if difference < 0 else "▲") if is_true(record.get(f"{name}/significant", False)) else ""
     interval = _interval(number("/ci_low"), number("/ci_high")) if name.startswith(SAMPLED) else ""

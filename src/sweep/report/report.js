@@ -1,16 +1,16 @@
 "use strict";
-// Texts are put into the page as text nodes only, never as HTML.
+// Texts enter the page as text nodes only, never as HTML.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const element = (tag, name, ...children) => {
-    const made = document.createElement(tag);
-    if (name) made.className = name;
-    made.append(...children);
-    return made;
+    const created = document.createElement(tag);
+    if (name) created.className = name;
+    created.append(...children);
+    return created;
   };
 
-  // ---- dose and response -------------------------------------------------------------------------------------------
+  // ---- dose–response -----------------------------------------------------------------------------------------------
 
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -29,11 +29,19 @@
       plot_bgcolor: paper,
       hoverlabel: { bgcolor: paper, bordercolor: soft, font: { color: ink } },
       legend: { orientation: "h", yref: "container", y: 0.01, yanchor: "bottom", x: 0, font: { size: 11 } },
-      margin: { l: 50, r: 20, t: 62, b: layout.showlegend ? 76 : 52 },
+      margin: { l: 50, r: 20, t: 62, b: 52 + legendHeight(figure) },
     };
   }
 
-  // Okabe and Ito's blue is too dark for a dark page.
+  // Plotly does not reserve space for a legend below the plot.
+  function legendHeight({ data, layout }) {
+    if (!layout.showlegend) return 0;
+    const longest = Math.max(...data.map((trace) => trace.name?.length ?? 0));
+    const across = Math.max(1, Math.floor(380 / (45 + 6 * longest)));
+    return 6 + 18 * Math.ceil(data.filter((trace) => trace.showlegend !== false).length / across);
+  }
+
+  // Okabe and Ito's blue is too dark on a dark page.
   const series = ({ data }) => (dark.matches ? JSON.parse(JSON.stringify(data).replaceAll("#0072B2", "#3d97d8")) : data);
 
   const drawn = new Map(); // element: figure
@@ -50,24 +58,25 @@
 
   for (const article of document.querySelectorAll("#responses article")) {
     const [first, others] = article.querySelectorAll(".plots");
-    const own = data.figures.filter((figure) => figure.axis === article.dataset.axis);
-    own.sort((a, b) => rank(a.measure) - rank(b.measure));
-    for (const figure of own) {
-      const place = element("div", "plot");
-      place.dataset.measure = figure.measure;
+    const figures = data.figures.filter((figure) => figure.axis === article.dataset.axis);
+    figures.sort((a, b) => rank(a.measure) - rank(b.measure));
+    for (const figure of figures) {
+      const target = element("div", "plot");
+      target.style.height = `${300 + Math.max(0, legendHeight(figure) - 24)}px`;
+      target.dataset.measure = figure.measure;
       const main = data.main.includes(figure.measure);
-      (main ? first : others).append(place);
+      (main ? first : others).append(target);
       if (!main) article.querySelector(".others").hidden = false;
-      drawn.set(place, figure);
+      drawn.set(target, figure);
     }
   }
-  // Plotly's own script comes after this one, so that the generations need not wait for it.
-  document.addEventListener("DOMContentLoaded", () => { for (const place of drawn.keys()) draw.observe(place); });
+  // Plotly's script comes after this one, so that the generations are shown without waiting for it.
+  document.addEventListener("DOMContentLoaded", () => { for (const target of drawn.keys()) draw.observe(target); });
   function rank(measure) {
     return (data.main.indexOf(measure) + data.main.length + 1) % (data.main.length + 1);
   }
   dark.addEventListener("change", () => {
-    for (const [place, figure] of drawn) if (place.data) Plotly.react(place, series(figure), themed(figure));
+    for (const [target, figure] of drawn) if (target.data) Plotly.react(target, series(figure), themed(figure));
   });
   byId("more")?.addEventListener("change", (event) => byId("points").classList.toggle("all", event.target.checked));
 
@@ -84,7 +93,7 @@
     return cell[SPANS].map((span) => span.slice(1)).join("");
   }
 
-  // Lower-cased once, since searching lower-cases all of it for every letter typed otherwise.
+  // Lower-cased once: otherwise each keystroke in the search field would lower-case all texts again.
   const lowered = new WeakMap();
   function haystack(cell) {
     let text = lowered.get(cell);
@@ -96,8 +105,8 @@
     const query = state.query.toLowerCase();
     const cells = (row) => state.columns.map((column) => cellOf(row, column)).filter(Boolean);
     const divergence = (row) => {
-      const found = cells(row).map((cell) => cell[DISTANCE]).filter((distance) => distance !== null);
-      return found.length ? found.reduce((a, b) => a + b) / found.length : 0;
+      const distances = cells(row).map((cell) => cell[DISTANCE]).filter((distance) => distance !== null);
+      return distances.length ? distances.reduce((a, b) => a + b) / distances.length : 0;
     };
     let rows = data.rows;
     if (state.differs) rows = rows.filter((row) => cells(row).some((cell) => cell[DISTANCE] > 0));
@@ -145,7 +154,7 @@
   function measures(cell, control) {
     const line = element("div", "measures");
     for (const score of state.scores) {
-      // A control's divergence is its second run's, which is not what this cell shows; an equal text diverges nowhere.
+      // A control's divergence is from its second run, not from the text in this cell. Equal texts need no such scores.
       const { name } = data.scores[score];
       if ((control && name.startsWith("divergence/")) || (equals(cell) && TRIVIAL.test(name))) continue;
       const value = cell[SCORES][score];
@@ -159,24 +168,24 @@
   function cellElement(row, column) {
     const { name, control, error } = data.columns[column];
     const cell = cellOf(row, column);
-    const made = element("div", control ? "control" : "");
-    made.setAttribute("role", "cell");
-    made.dataset.name = name;
-    if (!cell) made.append(element("span", "nothing", error ? "failed" : "–"));
+    const cellNode = element("div", control ? "control" : "");
+    cellNode.setAttribute("role", "cell");
+    cellNode.dataset.name = name;
+    if (!cell) cellNode.append(element("span", "nothing", error ? "failed" : "–"));
     else {
-      if (!control && equals(cell)) made.classList.add("equal");
-      made.append(texts(cell), measures(cell, control));
+      if (!control && equals(cell)) cellNode.classList.add("equal");
+      cellNode.append(texts(cell), measures(cell, control));
     }
-    return made;
+    return cellNode;
   }
 
   function rowHead(row, shell) {
-    const made = element("div", "", element("div", "id", row.id));
-    made.setAttribute("role", "rowheader");
+    const cellNode = element("div", "", element("div", "id", row.id));
+    cellNode.setAttribute("role", "rowheader");
     const prompt = element("div", "prompt", row.prompt);
     prompt.dir = "auto";
-    made.append(prompt);
-    if (row.reference) made.append(element("div", "reference", `reference: ${row.reference}`));
+    cellNode.append(prompt);
+    if (row.reference) cellNode.append(element("div", "reference", `reference: ${row.reference}`));
     const button = element("button", "expand", shell.classList.contains("open") ? "less" : "more");
     button.type = "button";
     button.setAttribute("aria-expanded", String(shell.classList.contains("open")));
@@ -185,11 +194,11 @@
       button.textContent = open ? "less" : "more";
       button.setAttribute("aria-expanded", String(open));
     });
-    made.firstChild.append(button);
-    return made;
+    cellNode.firstChild.append(button);
+    return cellNode;
   }
 
-  // A row has content only while it is near the part that is seen; otherwise it keeps its height.
+  // Only rows near the viewport have content; the others keep their height.
   const shells = new Map(data.rows.map((row) => {
     const shell = element("div", "row");
     shell.setAttribute("role", "row");
@@ -222,11 +231,11 @@
     const first = element("div", "", element("span", "", "prompt"));
     const cells = state.columns.map((column) => {
       const { name, control, error } = data.columns[column];
-      const made = element("div", control ? "control" : "", element("span", "", name));
+      const cellNode = element("div", control ? "control" : "", element("span", "", name));
       if (error) {
         const failed = element("b", "failed", "failed");
         failed.title = error;
-        made.append(failed);
+        cellNode.append(failed);
       }
       if (!control) {
         const hide = element("button", "", "×");
@@ -234,30 +243,30 @@
         hide.title = `hide ${name}`;
         hide.setAttribute("aria-label", `hide ${name}`);
         hide.addEventListener("click", () => choose(state.columns.filter((other) => other !== column)));
-        made.append(hide);
+        cellNode.append(hide);
       }
-      return made;
+      return cellNode;
     });
     head.replaceChildren(first, ...cells);
-    for (const made of head.children) made.setAttribute("role", "columnheader");
+    for (const cellNode of head.children) cellNode.setAttribute("role", "columnheader");
   }
 
   function show() {
     const rows = visible();
-    const wanted = rows.map((row) => shells.get(row));
+    const visibleShells = rows.map((row) => shells.get(row));
     near.disconnect();
     for (const shell of rowOf.keys()) {
       shell.replaceChildren();
       shell.style.removeProperty("--height");
     }
     header();
-    body.replaceChildren(...wanted);
-    for (const shell of wanted) near.observe(shell);
+    body.replaceChildren(...visibleShells);
+    for (const shell of visibleShells) near.observe(shell);
     empty.hidden = rows.length > 0;
     byId("status").textContent = `${rows.length} of ${data.rows.length} prompts, ${state.columns.length} of ${data.columns.length} columns`;
   }
 
-  // What was searched for stands out, where the browser can do that without changing the page.
+  // Highlight the search text, if the browser can do that without changing the page.
   function mark() {
     if (!window.Highlight || !CSS.highlights) return;
     const ranges = [];
@@ -328,20 +337,20 @@
   function closeMenus(inside) {
     for (const menu of document.querySelectorAll(".menu[open]")) if (!inside || !menu.contains(inside)) menu.open = false;
   }
-  // On paper nothing can be scrolled to, and a plot does not notice that its page has become narrower.
+  // Print needs all rows in the page, and plots do not notice that the page has become narrower.
   const PAPER = { autosize: false, width: 340, height: 290 };
   addEventListener("beforeprint", () => {
     near.disconnect();
     for (const shell of body.children) fill(shell);
-    for (const place of drawn.keys()) {
-      if (!place.offsetParent) continue;
-      if (!place.data) plot(place);
-      Plotly.relayout(place, PAPER);
+    for (const target of drawn.keys()) {
+      if (!target.offsetParent) continue;
+      if (!target.data) plot(target);
+      Plotly.relayout(target, PAPER);
     }
   });
   addEventListener("afterprint", () => {
     show();
-    for (const place of drawn.keys()) if (place.data) Plotly.relayout(place, { autosize: true, width: null, height: null });
+    for (const target of drawn.keys()) if (target.data) Plotly.relayout(target, { autosize: true, width: null, height: null });
   });
 
   matrix.classList.add("clamped");

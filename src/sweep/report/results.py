@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any
 
 import pandas as pd
 
-from sweep.report.comparison import Comparison, Responses
+from sweep.report.comparison import Comparison, SeriesResponse
+from sweep.report.run_summary import power_notes
+from sweep.report.series import Series, TreatedPoint, find_series
 from sweep.scoring.response import Response
+from sweep.storage.archive import encodable
 
 
 @dataclass(frozen=True, slots=True)
 class SweepResults:
-    """What a sweep found.
+    """Results of a sweep as tables.
 
     Attributes:
-        sweep_id, name, command: of the sweep.
-        confidence: of all intervals.
-        points: one row for each point, in the order of the sweep: `point`, `name`, `role`, `control`, `axis/<key>` for
-            each swept key, `error`, and for each measure its mean `m` with `m/ci_low`, `m/ci_high`, `m/n`, and against
-            the control `m/difference`, `m/difference/ci_low`, `m/difference/ci_high`, `m/p`, `m/q`, `m/significant`.
-        generations: one row for each generation: `point`, `name`, `role`, `axis/<key>`, `prompt_id`, `prompt`,
-            `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column for each measure.
-        responses: one row for each control, numeric axis, measure and side: `control` (its `point`), `axis`,
-            `measure`, `side` (`above` or `below` the neutral dose; `all` where there is none), `neutral`, `rho`,
-            `first_effective`, `breaking_point`, the last three with `/ci_low` and `/ci_high`, and `floor`.
+        sweep_id: the sweep's id.
+        name: the sweep's name.
+        command: the command that ran the sweep.
+        confidence: level of all intervals.
+        points: one row per point, in the order of the sweep: `point`, `name`, `role`, `control`, `axis/<key>` for each
+            swept key, `error`. Each measure `m` has its mean `m`, `m/ci_low`, `m/ci_high` and `m/n`. Against the
+            control it has `m/difference`, `m/difference/ci_low`, `m/difference/ci_high`, `m/p`, `m/q` and
+            `m/significant`. For a control, `axis/<key>` is the neutral dose, if the axis has one.
+        generations: one row per generation: `point`, `name`, `role`, `axis/<key>`, `prompt_id`, `prompt_digest`,
+            `prompt`, `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column per measure.
+            `prompt_digest` is equal for prompts with the same content apart from the system message; several files may
+            use the same `prompt_id`.
+        responses: one row per numeric axis, series, measure and side: `control` (its `point`), `axis`, `series` (its
+            name; empty if it is the axis' only one), `pooled` (the seeds that it averages over), `measure`, `side`
+            (`above` or `below` the neutral dose; `all` if there is none), `neutral`, `rho`, `first_effective`,
+            `breaking_point`, the last three with `/ci_low` and `/ci_high`, and `floor`.
+        pooled: one row per dose and measure of each series that averages over seeds: `axis`, `series`, `dose`,
+            `measure`, `mean`, `ci_low`, `ci_high`.
+        first: measures to show before others.
+        notes: remarks on the significance marks.
+        compared: the series that `responses` and `pooled` refer to; None: they are derived from `points`.
     """
 
     sweep_id: str
@@ -35,38 +49,103 @@ class SweepResults:
     confidence: float
     points: pd.DataFrame
     generations: pd.DataFrame
-    responses: pd.DataFrame = field(default_factory=lambda: _responses({}))
+    responses: pd.DataFrame = field(default_factory=lambda: _responses(()))
+    pooled: pd.DataFrame = field(default_factory=lambda: _pooled(()))
+    first: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    compared: Sequence[Series] | None = None
 
     @property
     def axes(self) -> list[str]:
         """The swept keys."""
         return [column.removeprefix("axis/") for column in self.points.columns if column.startswith("axis/")]
 
+    @property
+    def series(self) -> list[Series]:
+        """The series along each numeric axis, without failed points."""
+        if self.compared is not None:
+            return list(self.compared)
+        return find_series([_entry(row) for row in self.points.to_dict("records") if row["role"] != "control"])
+
 
 def tables(
     comparison: Comparison, generations: pd.DataFrame, *, sweep_id: str, name: str, command: str, confidence: float
 ) -> SweepResults:
-    """Lay a comparison out as tables, beside the generations that it is of."""
-    points = [_point_row(comparison, i) for i in range(len(comparison.results))]
-    responses = _responses(comparison.responses_of)
-    return SweepResults(sweep_id, name, command, confidence, pd.DataFrame(points), generations, responses)
+    """Return the results of a sweep as tables.
+
+    Args:
+        comparison: comparison of all points.
+        generations: all generations of the sweep.
+        sweep_id: the sweep's id.
+        name: the sweep's name.
+        command: the command that ran the sweep.
+        confidence: confidence level of the intervals.
+    """
+    points = pd.DataFrame([_point_row(comparison, i) for i in range(len(comparison.results))])
+    responses, pooled = _responses(comparison.series), _pooled(comparison.series)
+    generations = _with_axes_of(points, generations)
+    first, notes = comparison.first, list(power_notes(comparison))
+    # Taken from the comparison: names depend on the order of the keys, which the table's columns do not keep.
+    compared = [described.series for described in comparison.series]
+    return SweepResults(
+        sweep_id, name, command, confidence, points, generations, responses, pooled, first, notes, compared
+    )
 
 
-def _responses(found: Mapping[int, Responses]) -> pd.DataFrame:
-    columns = ["control", "axis", "measure", "side", *(_column(attribute.name) for attribute in fields(Response))]
-    rows = [(control, *key, *astuple(r)) for control, own in found.items() for key, r in own.items()]
+def _entry(row: Mapping[Any, Any]) -> TreatedPoint:
+    axes = {str(name).removeprefix("axis/"): value for name, value in row.items() if str(name).startswith("axis/")}
+    values = {
+        key: value if isinstance(value, str) else float(value) for key, value in axes.items() if not pd.isna(value)
+    }
+    failed = not pd.isna(row.get("error"))
+    control = row.get("control")
+    return TreatedPoint(int(row["point"]), {} if failed else values, None if pd.isna(control) else int(control))  # type: ignore[arg-type]
+
+
+def _with_axes_of(points: pd.DataFrame, generations: pd.DataFrame | None) -> pd.DataFrame:
+    """Replace the generations' swept values by those of their points, which are uniform over all batches."""
+    if generations is None or not len(generations):
+        return generations
+    by_point = points.set_index("point")
+    replaced = {column: by_point[column].reindex(generations["point"]).to_numpy() for column in _axes(points.columns)}
+    return generations.assign(**replaced)
+
+
+def _axes(columns: Iterable[str]) -> list[str]:
+    return [column for column in columns if column.startswith("axis/")]
+
+
+def _responses(series: Iterable[SeriesResponse]) -> pd.DataFrame:
+    columns = ["control", "axis", "series", "pooled", "measure", "side"]
+    columns += [_column(attribute.name) for attribute in fields(Response)]
+    rows = [
+        (s.series.control, s.series.axis, s.series.name, s.series.pooled, *key, *astuple(response))
+        for s in series
+        for key, response in s.responses.items()
+    ]
     return pd.DataFrame(rows, columns=columns).astype({"neutral": float})
 
 
-def _point_row(comparison: Comparison, place: int) -> dict[str, Any]:
-    result = comparison.results[place]
+def _pooled(series: Iterable[SeriesResponse]) -> pd.DataFrame:
+    rows = [
+        (s.series.axis, s.series.name, dose, measure, mean, low, high)
+        for s in series
+        for measure, means in s.means.items()
+        for dose, mean, low, high in means
+    ]
+    return pd.DataFrame(rows, columns=["axis", "series", "dose", "measure", "mean", "ci_low", "ci_high"])
+
+
+def _point_row(comparison: Comparison, position: int) -> dict[str, Any]:
+    result = comparison.results[position]
     row: dict[str, Any] = {
         "point": result.index,
         "name": result.point.name,
         "role": result.point.role,
         "control": comparison.controls.get(result.index),
-        "error": result.error,
+        "error": encodable(result.error),
     }
+    row |= {f"axis/{key}": value for key, value in comparison.neutral.get(result.index, {}).items()}
     row |= {f"axis/{key}": value for key, value in result.point.axes}
     for measure, summary in result.summaries.items():
         row |= {_column(f"{measure}_{key}" if key != "mean" else measure): v for key, v in asdict(summary).items()}

@@ -1,33 +1,44 @@
-"""What is said of a sweep on its own run in MLflow: a description, and measures over its points."""
+"""Summary for the parent run in MLflow: a Markdown description, and metrics over the sweep's points."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
+from sweep.console.text import code, markdown, one_line
+
 if TYPE_CHECKING:
-    from sweep.outcome import PointResult
+    from sweep.planning.results import PointResult
     from sweep.report.comparison import Comparison
     from sweep.scoring.response import Response, Side
 
-SHOWN = 12  # rows of the description's table
-WAYS: dict[Side, str] = {"above": " up", "below": " down", "all": " up"}  # in which doses become stronger
+MAX_ROWS = 12  # rows of the description's table
+BOUND: dict[Side, str] = {"above": "≥ ", "below": "≤ ", "all": "≥ "}  # on the side of the stronger doses
+DIRECTION: dict[Side, str] = {"above": " (increasing)", "below": " (decreasing)", "all": " (increasing)"}
 
 
-def main_measure(comparison: Comparison) -> str | None:
-    """Return the measure by which points are called best and worst: of quality if there is one, else of divergence."""
+def ranking_measure(comparison: Comparison) -> str | None:
+    """Return the measure that ranks points as best and worst: the first of `scoring.first`, if measured."""
     measured = {name for result in comparison.results for name in result.summaries}
-    for name in ("quality/exact_match", "quality/contains", "divergence/token_agreement"):
+    for name in (*comparison.first, "quality/exact_match", "quality/contains", "divergence/token_agreement"):
         if name in measured:
             return name
     return next((name for name in sorted(measured) if name.startswith("quality/")), None)
 
 
+def threshold_measures(comparison: Comparison) -> list[str]:
+    """Return the measures whose thresholds are printed: the measured ones of `scoring.first`, else the ranking one."""
+    measured = {name for result in comparison.results for name in result.summaries}
+    ranking = ranking_measure(comparison)
+    return [name for name in comparison.first if name in measured] or ([ranking] if ranking is not None else [])
+
+
 def shown_measures(comparison: Comparison) -> list[str]:
-    """Return the measures that a reader wants first, of those that there are."""
-    wanted = [
-        main_measure(comparison),
+    """Return the measures of the description's table, in order."""
+    preferred = [
+        *threshold_measures(comparison),
         "divergence/token_agreement",
         "divergence/edit_distance",
         "divergence/control_answer_logprob_change",
@@ -35,61 +46,103 @@ def shown_measures(comparison: Comparison) -> list[str]:
         "health/loop",
     ]
     measured = {name for result in comparison.results for name in result.summaries}
-    return [name for name in dict.fromkeys(wanted) if name in measured]
+    return [name for name in dict.fromkeys(preferred) if name in measured]
 
 
-def series(comparison: Comparison) -> list[tuple[str, float, int]]:
-    """Return each measure's mean over the points, and the swept numbers, as (metric, value, the point's place)."""
-    found = []
+def point_metrics(comparison: Comparison) -> list[tuple[str, float, int]]:
+    """Return metrics over the points as (name, value, point index): each measure's mean, and the swept numbers."""
+    metrics = []
     for result in comparison.results:
-        axes = [(f"sweep/axis/{key}", value) for key, value in result.point.axes if isinstance(value, float)]
+        doses = {**comparison.neutral.get(result.index, {}), **dict(result.point.axes)}
+        axes = [(f"sweep/axis/{key}", value) for key, value in doses.items() if isinstance(value, float)]
         means = [(f"sweep/{name}", summary.mean) for name, summary in result.summaries.items()]
-        found += [(name, value, result.index) for name, value in [*axes, *means] if math.isfinite(value)]
-    return found
+        metrics += [(name, value, result.index) for name, value in [*axes, *means] if math.isfinite(value)]
+    return metrics
 
 
 def describe(comparison: Comparison, command: str, links: Mapping[str, str]) -> str:
-    """Return the description in Markdown: what was swept, best and worst, where it begins to matter, links."""
+    """Return a description in Markdown.
+
+    Args:
+        comparison: comparison of all points.
+        command: the command that ran the sweep.
+        links: addresses by title.
+    """
     return "\n".join(_lines(comparison, command, links))
 
 
-def found(comparison: Comparison, quote: str = "`") -> Iterator[str]:
-    """Yield for each axis from which doses on the main measure differs from the control's, and at which it breaks.
+def response_findings(comparison: Comparison, as_markdown: bool = False) -> Iterator[str]:
+    """Yield a sentence per threshold measure and series: at which doses it differs from the control, and breaks.
 
     Args:
-        quote: stands on either side of names.
+        comparison: comparison of all points.
+        as_markdown: whether to format names as code and escape the rest for Markdown.
     """
-    measure = main_measure(comparison)
-    names = {result.index: result.point.name for result in comparison.results}
-    axes: dict[tuple[int, str], dict[Side, Response]] = {}
-    for control, responses in comparison.responses_of.items():
-        for (axis, name, side), response in responses.items():
-            if name == measure:
-                axes.setdefault((control, axis), {})[side] = response
-    for (control, axis), sides in axes.items():
-        key, said = f"{quote}{axis}{quote} = ", []
+    as_code, as_text = (code, markdown) if as_markdown else (one_line, one_line)
+    with_effect = {
+        (described.series.axis, measure)
+        for described in comparison.series
+        for (measure, side), response in described.responses.items()
+        if any(_doses({side: response}, name) for name in ("first_effective", "breaking_point"))
+    }
+    for measure, described in product(threshold_measures(comparison), comparison.series):
+        sides = {side: response for (name, side), response in described.responses.items() if name == measure}
+        series = described.series
+        axis, parts = as_code(series.axis), []
         if effective := _doses(sides, "first_effective"):
-            said.append(f"differs from the control's from {key}{', and from '.join(effective)}")
+            doses = " and ".join(f"{BOUND[side]}{dose}" for side, dose in effective)
+            parts.append(f"differs significantly from the control at {axis} {doses}")
         if breaking := _doses(sides, "breaking_point"):
-            said.append(f"is half the control's at {'' if effective else key}{', and at '.join(breaking)}")
-        if said:
-            of = f"{names[control]}: " if len(comparison.responses_of) > 1 else ""
-            yield f"{of}{quote}{measure}{quote} {'; '.join(said)}"
+            doses = " and ".join(f"{dose}{DIRECTION[side]}" for side, dose in breaking)
+            parts.append(f"half of the control's at {'' if effective else f'{axis} = '}{doses}")
+        if sides and not parts and (series.axis, measure) in with_effect:  # a result, next to the other series
+            parts.append(f"no significant difference from the control along {axis}")
+        if parts:
+            label = f"{as_text(series.label)}: " if series.label else ""
+            yield f"{label}{as_code(measure)}: {'; '.join(parts)}"
+
+
+def power_notes(comparison: Comparison) -> Iterator[str]:
+    """Yield why no difference in quality or divergence can be significant, if there are too few prompts."""
+    notes: dict[str, list[str]] = {}
+    for group, limit in comparison.limits.items():
+        marked = any(
+            difference.significant and measure.startswith(group)
+            for differences in comparison.differences.values()
+            for measure, difference in differences.items()
+        )
+        if group == "health/" or marked or limit.smallest_p < limit.required_p:
+            continue
+        prompts = str(limit.prompts)
+        needed = f"{limit.required_prompts} prompts"
+        if limit.changeable < limit.prompts:
+            prompts += f", of which at most {limit.changeable} can change in one direction"
+            needed += " whose result can change in one direction"
+        comparisons = f"{limit.tests} comparison{'s' * (limit.tests > 1)}"
+        note = (
+            f"too few prompts ({prompts}): the smallest possible p is {limit.smallest_p:.2g}, but p < "
+            f"{limit.required_p:.2g} is required for a single difference in {comparisons}. Use at least {needed}."
+        )
+        notes.setdefault(note, []).append(group.rstrip("/"))
+    yield from (f"{' and '.join(groups)}: {note}" for note, groups in notes.items())
 
 
 def _lines(comparison: Comparison, command: str, links: Mapping[str, str]) -> Iterator[str]:
-    yield f"`{command}`\n"
+    yield f"{code(command)}\n"
     yield " · ".join(f"[{title}]({link})" for title, link in links.items())
-    yield "· `report.html`, `points.csv`, `responses.csv`, `generations.parquet` and plots are among the artifacts\n"
+    yield "· Artifacts: `report.html`, `points.csv`, `responses.csv`, `generations.parquet` and plots\n"
     for key, values in _swept(comparison.results).items():
-        yield f"- swept `{key}`: {', '.join(values)}"
-    measure = main_measure(comparison)
+        yield f"- swept {code(key)}: {', '.join(map(markdown, values))}"
+    measure = ranking_measure(comparison)
     points = [r for r in comparison.results if measure in r.summaries and not r.point.is_control]
     if measure and points:
         ranked = sorted(points, key=lambda result: result.summaries[measure].mean)
         worst, best = ranked[0], ranked[-1]
-        yield f"- `{measure}`: best {_mean(best, measure)}, worst {_mean(worst, measure)}"
-        yield from (f"- {line}" for line in found(comparison))
+        yield f"- {code(measure)}: best {_mean(best, measure)}, worst {_mean(worst, measure)}"
+        findings = list(response_findings(comparison, as_markdown=True))
+        yield from (f"- {line}" for line in findings[:MAX_ROWS])
+        if len(findings) > MAX_ROWS:
+            yield f"- and {len(findings) - MAX_ROWS} more series in `responses.csv`"
     yield ""
     yield from _table(comparison)
 
@@ -104,30 +157,31 @@ def _swept(results: Sequence[PointResult]) -> dict[str, list[str]]:
     return swept
 
 
-def _doses(sides: Mapping[Side, Response], name: str) -> list[str]:
-    said = []
+def _doses(sides: Mapping[Side, Response], name: str) -> list[tuple[Side, str]]:
+    """Return the doses that were found, each with its interval, by side."""
+    doses: list[tuple[Side, str]] = []
     for side, response in sides.items():
         dose, low, high = (getattr(response, name + end) for end in ("", "_ci_low", "_ci_high"))
         interval = "" if math.isnan(low) or math.isnan(high) else f" [{low:.3g}, {high:.3g}]".replace("inf", "∞")
-        said += [f"{dose:.3g}{interval}{WAYS[side]}"] if math.isfinite(dose) else []
-    return said
+        doses += [(side, f"{dose:.3g}{interval}")] if math.isfinite(dose) else []
+    return doses
 
 
 def _mean(result: PointResult, measure: str) -> str:
-    return f"{result.summaries[measure].mean:.3g} ({result.point.name})"
+    return f"{result.summaries[measure].mean:.3g} ({markdown(result.point.name)})"
 
 
 def _table(comparison: Comparison) -> Iterator[str]:
     measures = shown_measures(comparison)
-    yield f"| point | {' | '.join(measures)} |"
+    yield f"| point | {' | '.join(map(markdown, measures))} |"
     yield f"|---|{'---|' * len(measures)}"
-    for result in comparison.results[:SHOWN]:
+    for result in comparison.results[:MAX_ROWS]:
         cells = []
         for measure in measures:
             summary = result.summaries.get(measure)
             difference = comparison.differences.get(result.index, {}).get(measure)
             mark = " *" if difference is not None and difference.significant else ""
             cells.append("" if summary is None else f"{summary.mean:.3g}{mark}")
-        yield f"| {result.point.name.replace('|', '/')} | {' | '.join(cells)} |"
-    if len(comparison.results) > SHOWN:
-        yield f"\nand {len(comparison.results) - SHOWN} more"
+        yield f"| {markdown(result.point.name)} | {' | '.join(cells)} |"
+    if len(comparison.results) > MAX_ROWS:
+        yield f"\nand {len(comparison.results) - MAX_ROWS} more"

@@ -1,81 +1,110 @@
-"""What the user is told at the end: a table of points, and where to compare them."""
+"""Closing summary in the terminal: a table of points, the findings, and links to compare them."""
 
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.report import FOLDER
-from sweep.report.closing import found
+from sweep.report import FOLDER, REPORT
+from sweep.report.measures import COLUMNS, title
+from sweep.report.run_summary import power_notes, response_findings
+from sweep.report.summary import Summary, load_summary
 
 if TYPE_CHECKING:
-    from sweep.config import SweepConfig
-    from sweep.outcome import PointResult
+    from sweep.config.schema import SweepConfig
+    from sweep.console.terminal import Terminal
+    from sweep.core.values import Summary as Mean
+    from sweep.planning.results import PointResult
     from sweep.report.comparison import Comparison
-    from sweep.runner import Runner
-    from sweep.scoring.values import Summary
-    from sweep.terminal import Terminal
+    from sweep.tracking import AnyTracker
 
-COLUMNS = {
-    "quality/exact_match": "exact match",
-    "quality/contains": "contains",
-    "divergence/first_divergence": "first divergence",
-    "divergence/token_agreement": "token agreement",
-    "divergence/edit_distance": "edit distance",
-    "perturbation/relative_l2": "relative L2",
-    "perturbation/nearest_token_flips": "token flips",
-    "perturbation/dose_achieved": "achieved dose",
-    "cost/output_tokens": "tokens",
-}
-INTERVALS = ("quality", "divergence")
+INTERVALS = ("quality", "divergence")  # groups of measures that are shown with their intervals
 LEVEL = 0.05
-SUMMARY = "summary.txt"  # what was printed last, for those who ask again
-SHOWN = 60  # points in the table
+MAX_POINTS = 60  # maximum number of points in the table
+MAX_SERIES = 16  # maximum number of lines about series
 
 
-def print_report(terminal: Terminal, runner: Runner, config: SweepConfig) -> None:
-    """Print the points' main measures with their intervals, and the command and link that open the comparison."""
-    publisher = runner.publisher
-    if publisher is None or not publisher.results:
+@dataclass(frozen=True, slots=True)
+class SweepOutcome:
+    """Inputs of the closing summary, once a sweep has ended.
+
+    Attributes:
+        folder: the sweep's folder.
+        results: results by `Point.key`.
+        comparison: comparison of all points; None if there was nothing to compare.
+        tracker: where the results are published.
+        nothing_new: whether all points had been finished, published and reported before.
+    """
+
+    folder: Path
+    results: Mapping[str, PointResult]
+    comparison: Comparison | None
+    tracker: AnyTracker
+    nothing_new: bool
+
+
+def print_report(terminal: Terminal, outcome: SweepOutcome, config: SweepConfig) -> None:
+    """Print the points' main measures with their intervals, and how to open the comparison and the report."""
+    if not outcome.results:
         return
-    summary = runner.folder / SUMMARY
-    if publisher.nothing_new and summary.is_file():
-        terminal.say(f"All {len(publisher.results)} points were done before; nothing was left to do.")
-        terminal.result(summary.read_text("utf-8").rstrip())
+    links = list(_links(outcome, config))
+    if outcome.nothing_new:
+        terminal.say(f"All {len(outcome.results)} points were finished before. Nothing to do.")
+        # Without a readable summary, only the table is rebuilt: the comparison would need all points' values.
+        (load_summary(outcome.folder) or _summary(outcome, config)).print(terminal, outcome.folder, links)
         return
-    try:
-        with terminal.copying(summary):
-            _print(terminal, runner, config)
-    except OSError:  # a full disk: then it is printed at least
-        _print(terminal, runner, config)
+    summary = _summary(outcome, config)
+    summary.print(terminal, outcome.folder, links)
+    with suppress(OSError):  # a full disk: the summary was printed at least
+        summary.save(outcome.folder)
 
 
-def _print(terminal: Terminal, runner: Runner, config: SweepConfig) -> None:
-    results = sorted(runner.results.values(), key=lambda result: result.index)
-    tracker = runner.tracker
-    assert tracker is not None
-    measured = {name: title for name, title in COLUMNS.items() if any(name in r.summaries for r in results)}
-    level = f"{config.scoring.confidence:.0%}"
-    terminal.table(
-        f"{len(results)} points; mean over prompts [{level} interval]",
-        ["point", *measured.values()],
-        [[r.point.name, *_cells(r, list(measured), runner.comparison)] for r in results[:SHOWN]],
+def _summary(outcome: SweepOutcome, config: SweepConfig) -> Summary:
+    comparison = outcome.comparison
+    results = sorted(outcome.results.values(), key=lambda result: result.index)
+    if comparison is not None:  # its results have distinct names for the controls of all batches
+        named = {result.index: result for result in comparison.results}
+        results = [named.get(result.index, result) for result in results]
+    names = dict.fromkeys([*config.scoring.first, *COLUMNS])
+    measured = [name for name in names if any(name in result.summaries for result in results)]
+    # Without a measure, as when all points failed, the only column is the state.
+    cells = partial(_cells, names=measured, comparison=comparison) if measured else _state
+    rows = [[result.point.name, *cells(result)] for result in results[:MAX_POINTS]]
+    heading = f"{len(results)} points; mean over prompts [{config.scoring.confidence:.0%} interval]"
+    columns = ["point", *(map(title, measured) if measured else ["state"])]
+    notes: list[str] = []
+    findings: list[str] = []
+    if comparison is not None and comparison.differences:
+        notes = [f"* differs from the control (q < {LEVEL:g}). The control's own divergence is the noise floor."]
+        notes += power_notes(comparison)
+        findings = list(response_findings(comparison))
+    more_points, more_series = max(0, len(results) - MAX_POINTS), max(0, len(findings) - MAX_SERIES)
+    return Summary(
+        heading, columns, rows, notes + findings[:MAX_SERIES], config.scoring.first, more_points, more_series
     )
-    if len(results) > SHOWN:
-        terminal.result(f"and {len(results) - SHOWN} more, in {runner.folder / FOLDER / 'points.csv'}")
-    if runner.comparison is not None and runner.comparison.differences:
-        terminal.result(f"* differs from the control (q < {LEVEL:g}); the control's divergence is the noise floor")
-        for line in found(runner.comparison, quote=""):
-            terminal.result(line)
+
+
+def _links(outcome: SweepOutcome, config: SweepConfig) -> Iterator[str]:
+    tracker = outcome.tracker
     if (links := tracker.links) is not None:
-        folder = "" if config.sweep.dir == "outputs" else f" {config.sweep.dir}"
-        how = f"run scripts/ui{folder}, then open " if tracker.is_local else ""
-        terminal.result(f"Compare: {how}{links.full(links.side_by_side)}")
-        terminal.result(f"Charts: {links.full(links.charts)}")
-    if (rows := tracker.row_by_row_url()) is not None:
-        terminal.result(f"Row by row: {rows}")
-    if (report := runner.folder / "report" / "report.html").is_file():
-        terminal.result(f"Report: {report}")
+        folder = "" if config.sweep.dir == "outputs" else f" {shlex.quote(config.sweep.dir)}"
+        steps = f"run scripts/ui{folder}, then open " if tracker.is_local else ""
+        yield f"Compare: {steps}{links.full(links.side_by_side)}"
+        yield f"Charts: {links.full(links.charts)}"
+    if (page := tracker.row_by_row_url()) is not None:
+        yield f"Row by row: {page}"
+    if (report := outcome.folder / FOLDER / REPORT).is_file():
+        yield f"Report: {report}"
+
+
+def _state(result: PointResult) -> list[str]:
+    return ["failed" if result.error else "done"]
 
 
 def _cells(result: PointResult, names: list[str], comparison: Comparison | None) -> list[str]:
@@ -90,7 +119,7 @@ def _cells(result: PointResult, names: list[str], comparison: Comparison | None)
     return cells
 
 
-def _cell(summary: Summary | None, interval: bool) -> str:
+def _cell(summary: Mean | None, interval: bool) -> str:
     if summary is None:
         return "–"
     if not interval or math.isnan(summary.ci_low):

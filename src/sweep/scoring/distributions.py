@@ -1,11 +1,12 @@
-"""Next-token distributions against the control's, from the most probable tokens' log-probabilities.  All in nats.
+"""Distances of next-token distributions from the control's, in nats, from top-k log-probabilities.
 
-An engine reports the k most probable tokens, not the distribution.  Both are therefore compared over the tokens that
-either lists and one bucket `other` for the rest.  A token that only the one lists has some probability under the other
-too: not more than the other's k-th listed one has, and of the mass that the other does not list it is given an even
-share, `other` counting as one more token.  What comes out is a distance of two proper distributions, so it is never
-negative; it is exact where everything is listed, and otherwise as good as the unlisted mass of both, which is reported
-beside it, is small.
+An engine reports the k most probable tokens, not the whole distribution. Both distributions are therefore compared
+over the tokens that either lists, plus one bucket `other` for the rest. A token that only one of them lists gets an
+estimated probability in the other: an even share of the unlisted mass (`other` counts as one more token), but at most
+the probability of the k-th listed token.
+
+Both sides are proper distributions, so a distance is never negative. It is exact where everything is listed. Otherwise
+its error grows with the unlisted mass, which is reported with it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from scipy.special import rel_entr
 
 from sweep.scoring.divergence import first_divergence
 
-# The least probability that an unlisted token is given: what float32 log-probabilities leave of a mass of one.
+# Lowest probability of an unlisted token; smaller values are below float32 resolution.
 FLOOR = 1e-7
 
 Logprobs = Mapping[int, float]
@@ -28,14 +29,14 @@ Logprobs = Mapping[int, float]
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far a next-token distribution q is from the control's, p.
+    """Distance of a next-token distribution q from the control's, p.
 
     Attributes:
         kl: KL(p‖q) in nats, 0 or more.
         js: Jensen-Shannon divergence in nats, in [0, ln 2].
         top1: 1 if the most probable token is the same, else 0.
-        unlisted: the mass of q that is not listed, in [0, 1].
-        control_unlisted: that of p.
+        unlisted: probability mass of q that is not listed, in [0, 1].
+        control_unlisted: probability mass of p that is not listed, in [0, 1].
     """
 
     kl: float
@@ -45,20 +46,20 @@ class Distance:
     control_unlisted: float
 
 
-NOTHING = Distance(math.nan, math.nan, math.nan, math.nan, math.nan)
+UNDEFINED = Distance(math.nan, math.nan, math.nan, math.nan, math.nan)
 
 
 def distance(answer: Logprobs, control: Logprobs, top_k: int | None = None) -> Distance:
     """Compare two next-token distributions.
 
     Args:
-        answer: natural log-probabilities by token; q.  A token at minus infinity counts as not listed.
-        control: the same of the control; p.
-        top_k: how many of the most probable are listed, where a less probable one may have been added to them (the
-            one that was drawn); None: all that is listed is the most probable.
+        answer: natural log-probabilities by token id (q). A token at minus infinity counts as not listed.
+        control: the control's (p), in the same form.
+        top_k: number of most probable tokens listed. Needed if the sampled token was added to them. None: all listed
+            tokens are the most probable ones.
 
     Raises:
-        ValueError: nothing is listed, a log-probability is NaN, or the probabilities' sum is above 1.
+        ValueError: nothing is listed, a log-probability is NaN, or the probabilities sum to more than 1.
     """
     q, p = _listed(answer), _listed(control)
     tokens = list(dict.fromkeys([*p, *q]))
@@ -78,29 +79,34 @@ def distances(
     control: Sequence[Logprobs],
     top_k: int | None = None,
 ) -> dict[str, float]:
-    """Compare an answer's distributions with the control's, step by step, while both stand on the same tokens.
+    """Compare an answer's distributions with the control's, step by step, while both have the same prefix.
 
     Args:
-        answer_ids, control_ids: the tokens of both.
-        answer, control: the log-probabilities at each of these steps.
-        top_k: as of `distance`.
+        answer_ids: tokens of the answer.
+        answer: log-probabilities at each of the answer's tokens.
+        control_ids: tokens of the control's answer.
+        control: log-probabilities at each of the control's tokens.
+        top_k: see `distance`.
 
     Returns:
-        `divergence/first_token_…`: `kl`, `js`, `top1`, `unlisted`, `control_unlisted` at the first step;
-        `divergence/prefix_…`: their means over the steps up to and with the first at which other tokens were taken,
-        whose distributions still have the same tokens before them.  NaN where there is no step.
+        `divergence/first_token_…`: `kl`, `js`, `top1`, `unlisted` and `control_unlisted` at the first step.
+        `divergence/prefix_…`: their means over the common prefix and the first step where the tokens differ. The
+        distributions of that step still follow the same tokens. NaN if there is no step.
 
     Raises:
-        ValueError: tokens and steps are not as many; as of `distance`.
+        ValueError: the numbers of tokens and steps differ, or see `distance`.
     """
     if len(answer_ids) != len(answer) or len(control_ids) != len(control):
-        raise ValueError("there must be log-probabilities for each token")
+        raise ValueError(
+            f"expected log-probabilities for each token, got {len(answer)} for {len(answer_ids)} tokens of the answer "
+            f"and {len(control)} for {len(control_ids)} of the control's"
+        )
     steps = min(int(first_divergence(answer_ids, control_ids)) + 1, len(answer), len(control))
-    found = [distance(answer[i], control[i], top_k) for i in range(steps)]
-    first = found[0] if found else NOTHING
+    per_step = [distance(answer[i], control[i], top_k) for i in range(steps)]
+    first = per_step[0] if per_step else UNDEFINED
     scores = {}
     for name in Distance.__slots__:
-        values = [getattr(step, name) for step in found]
+        values = [getattr(step, name) for step in per_step]
         scores[f"divergence/first_token_{name}"] = getattr(first, name)
         scores[f"divergence/prefix_{name}"] = sum(values) / steps if steps else math.nan
     return scores
@@ -108,21 +114,23 @@ def distances(
 
 def _listed(logprobs: Logprobs) -> dict[int, float]:
     """Return the probabilities by token, without those that are zero."""
-    found = {token: math.exp(value) for token, value in logprobs.items() if value != -math.inf}
-    mass = math.fsum(found.values())
-    if not found or not mass <= 1.001:
-        raise ValueError(f"no log-probabilities of one distribution: {len(found)} tokens with a mass of {mass}")
-    return found
+    probabilities = {token: math.exp(value) for token, value in logprobs.items() if value != -math.inf}
+    mass = math.fsum(probabilities.values())
+    if not probabilities or not mass <= 1.001:
+        raise ValueError(
+            f"expected log-probabilities of one distribution, got {len(probabilities)} tokens with a mass of {mass}"
+        )
+    return probabilities
 
 
 def _spread(listed: dict[int, float], tokens: list[int], top_k: int | None) -> tuple[NDArray[np.float64], float]:
-    """Return the probabilities of `tokens` and of all others together, [len(tokens) + 1], and the mass not listed."""
+    """Return the probabilities of `tokens` and the `other` bucket, (len(tokens) + 1,), and the unlisted mass."""
     missing = [token for token in tokens if token not in listed]
     rest = max(1 - math.fsum(listed.values()), 0.0)
-    least = sorted(listed.values(), reverse=True)[:top_k][-1]
-    given = max(min(least, rest / (len(missing) + 1)), FLOOR)
-    other = max(rest - given * len(missing), FLOOR)
-    wide = np.array([*(listed.get(token, given) for token in tokens), other])
+    kth = sorted(listed.values(), reverse=True)[:top_k][-1]
+    estimate = max(min(kth, rest / (len(missing) + 1)), FLOOR)
+    other = max(rest - estimate * len(missing), FLOOR)
+    wide = np.array([*(listed.get(token, estimate) for token in tokens), other])
     return wide / wide.sum(), rest
 
 

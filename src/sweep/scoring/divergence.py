@@ -1,4 +1,4 @@
-"""An answer against the control's, on token ids."""
+"""Divergence of an answer from the control's answer, on token ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rapidfuzz.distance import Levenshtein
 
 
 def compare(answer: Sequence[int], control: Sequence[int]) -> dict[str, float]:
-    """Return the measures of this module, as `divergence/…`."""
+    """Return all measures of this module by metric name, `divergence/…`."""
     first = first_divergence(answer, control)
     return {
         "divergence/first_divergence": first,
@@ -21,28 +21,28 @@ def compare(answer: Sequence[int], control: Sequence[int]) -> dict[str, float]:
 
 
 def first_divergence(answer: Sequence[int], control: Sequence[int]) -> float:
-    """Return the position of the first token that differs: the common prefix's length in tokens.
+    """Return the length of the common prefix in tokens, which is the position of the first difference.
 
-    Where one answer begins with the other, this is the shorter one's length; equal answers give their length.
+    If one answer is a prefix of the other, this is the shorter one's length. For equal answers it is their length.
     """
     return float(next(compress(count(), map(ne, answer, control)), min(len(answer), len(control))))
 
 
 def token_agreement(answer: Sequence[int], control: Sequence[int]) -> float:
-    """Return the share of positions, of the longer answer's, at which both have the same token; 1 if both are empty."""
+    """Return the share of positions with the same token, over the longer answer's length; 1 if both are empty."""
     longer = max(len(answer), len(control))
     return sum(map(eq, answer, control)) / longer if longer else 1.0
 
 
 def edit_distance(answer: Sequence[int], control: Sequence[int]) -> float:
-    """Return the Levenshtein distance over the longer answer's length: 0 for equal answers, 1 for nothing in common."""
+    """Return the Levenshtein distance over the longer answer's length: 0 if equal, 1 if nothing is in common."""
     return float(Levenshtein.normalized_distance(answer, control))
 
 
 def prefix_agreement(answer: Sequence[int], control: Sequence[int]) -> float:
-    """Return the share of the control's tokens before the first that differs.
+    """Return the common prefix's share of the control's tokens.
 
-    Where the control has none it is 1 if the answer has none either, else 0.
+    If the control's answer is empty, it is 1 for an empty answer, else 0.
     """
     return _share(first_divergence(answer, control), answer, control)
 

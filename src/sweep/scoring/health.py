@@ -1,6 +1,6 @@
-"""Whether an answer looks like text at all: repetition, loops, emptiness, refusals.  No reference or control needed.
+"""Health measures of an answer: repetition, loops, emptiness, refusals. They need no reference and no control.
 
-256,000 answers of 64 tokens take 10 to 15 s (one core).
+256,000 answers of 64 tokens take 10 to 15 s on one core.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ LOOP_SHARE = 0.25
 LOOP_TOKENS = 8
 LOOP_LONG = 64
 
-# How English-speaking chat models begin a refusal: whole openings, since "sorry" alone also begins an answer.
-# After the list of Zou et al. 2023, arXiv:2307.15043.
+# Openings of refusals by English-speaking chat models. They are whole phrases, since "sorry" alone also begins an
+# answer. Based on the list of Zou et al. 2023, arXiv:2307.15043.
 REFUSALS = (
     "as a language model",
     "as a large language model",
@@ -51,34 +51,34 @@ REFUSAL_CHARACTERS = 200
 YES_OR_NO = frozenset({"health/loop", "health/empty", "health/refusal"})
 SHARES = YES_OR_NO | {"health/distinct_1", "health/distinct_2", "health/distinct_3", "health/non_printable"}
 
-# Characters of a text need not be looked at one by one if it has none of these.
+# White space that counts as printable.
 _LAYOUT = str.maketrans("", "", "\t\n\r\v\f")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def health(text: str, token_ids: Sequence[int]) -> dict[str, float]:
-    """Measure one answer; NaN where a measure does not apply.
+    """Return all measures of this module for one answer; NaN where a measure does not apply.
 
     Args:
-        text: as decoded.
-        token_ids: below 0x110000 each.
+        text: the decoded answer.
+        token_ids: its token ids, each below 0x110000.
 
     Returns:
-        The measures of this module as `health/…`, and `health/characters` and `health/tokens`, its length.
+        Scores by metric name, `health/…`, with the lengths `health/characters` and `health/tokens`.
     """
     packed = _pack(token_ids)
-    last = _last_places(token_ids, 3)
-    of_three = len(last) / (len(token_ids) - 2) if last else math.nan
-    different = [distinct(token_ids, 1), distinct(token_ids, 2), of_three]
-    # Where no n-gram occurs twice, no longer one does: most texts need no search.
-    shorter = next((n for n, share in enumerate(different) if not share < 1), None)
+    last = _last_positions(token_ids, 3)
+    distinct_3 = len(last) / (len(token_ids) - 2) if last else math.nan
+    distinct_shares = [distinct(token_ids, 1), distinct(token_ids, 2), distinct_3]
+    # If no n-gram occurs twice, no longer one does. Most texts need no search.
+    shorter = next((n for n, share in enumerate(distinct_shares) if not share < 1), None)
     longest = _longest_repeat(packed, last, 3) if shorter is None else float(shorter)
-    # Three or more units in a row hold two thirds of themselves twice.
+    # In a loop of three or more units, a stretch of two thirds of its length occurs twice.
     may_loop = 3 * longest >= 2 * LOOP_TOKENS
     return {
-        "health/distinct_1": different[0],
-        "health/distinct_2": different[1],
-        "health/distinct_3": different[2],
+        "health/distinct_1": distinct_shares[0],
+        "health/distinct_2": distinct_shares[1],
+        "health/distinct_3": distinct_shares[2],
         "health/longest_repeat": longest,
         "health/loop": _loop(packed) if may_loop else 0.0,
         "health/compression_ratio": compression_ratio(text),
@@ -91,52 +91,52 @@ def health(text: str, token_ids: Sequence[int]) -> dict[str, float]:
 
 
 def distinct(token_ids: Sequence[int], n: int) -> float:
-    """Return distinct-n, different n-grams over all n-grams (Li et al. 2016, arXiv:1510.03055); NaN if none is."""
+    """Return distinct-n: unique n-grams over all n-grams (Li et al. 2016, arXiv:1510.03055); NaN without n-grams."""
     grams = len(token_ids) - n + 1
     if grams < 1:
         return math.nan
-    different = set(token_ids) if n == 1 else set(zip(*(token_ids[i:] for i in range(n)), strict=False))
-    return len(different) / grams
+    unique = set(token_ids) if n == 1 else set(zip(*(token_ids[i:] for i in range(n)), strict=False))
+    return len(unique) / grams
 
 
 def longest_repeat(token_ids: Sequence[int]) -> float:
-    """Return the length, in tokens, of the longest n-gram that occurs at least twice; occurrences may overlap."""
-    return _longest_repeat(_pack(token_ids), _last_places(token_ids, 1), 1)
+    """Return the length in tokens of the longest n-gram that occurs at least twice; occurrences may overlap."""
+    return _longest_repeat(_pack(token_ids), _last_positions(token_ids, 1), 1)
 
 
 def loop(token_ids: Sequence[int]) -> float:
     """Return 1 if the answer ends in a loop, else 0.
 
-    That is: its end repeats one n-gram, of any length, at least `LOOP_REPETITIONS` times in a row, and these
-    repetitions, with the part of one before them, are at least `LOOP_TOKENS` tokens, and `LOOP_SHARE` of the answer or
-    `LOOP_LONG` tokens.
-    What is said of the end also counts one token before it, since the last token may be an end-of-text mark.
+    In a loop, the answer's end repeats one n-gram of any length at least `LOOP_REPETITIONS` times in a row. The
+    repetitions, with a partial one before them, must cover at least `LOOP_TOKENS` tokens. They must also cover a share
+    `LOOP_SHARE` of the answer or `LOOP_LONG` tokens. The last token is ignored if the loop ends just before it, since
+    it may be an end-of-text token.
     """
     return _loop(_pack(token_ids))
 
 
 def compression_ratio(text: str) -> float:
-    """Return the bytes of the text in UTF-8 over those that zlib makes of them; NaN if it is empty.
+    """Return the text's size in UTF-8 over its size compressed by zlib; NaN if it is empty.
 
-    Text is at 1 to 2, repetition above: Whisper takes 2.4 as its mark (Radford et al. 2022, arXiv:2212.04356).  Below
-    some 50 bytes zlib's own header weighs, and the ratio is less than 1.
+    Ordinary text is at 1 to 2, repetitive text above. Whisper's threshold is 2.4 (Radford et al. 2022,
+    arXiv:2212.04356). Below about 50 bytes, zlib's header dominates and the ratio is less than 1.
     """
     raw = text.encode("utf-8", "surrogatepass")
-    # A smaller window makes no difference to what lies within it, and its memory is had four times faster.
-    window = 12 if len(raw) <= 2**12 - 262 else zlib.MAX_WBITS  # 262: what zlib keeps of it for itself
+    # A smaller window gives the same result for short texts, and its memory is allocated four times faster.
+    window = 12 if len(raw) <= 2**12 - 262 else zlib.MAX_WBITS  # 262: what zlib reserves of the window
     return len(raw) / len(zlib.compress(raw, wbits=window)) if raw else math.nan
 
 
 def empty(text: str) -> float:
-    """Return 1 if there is nothing but white space, else 0."""
+    """Return 1 if the text is empty or only white space, else 0."""
     return float(not text or text.isspace())
 
 
 def non_printable(text: str) -> float:
-    """Return the share of characters that no text should have; 0 for an empty text.
+    """Return the share of characters that no text should contain; 0 for an empty text.
 
     These are control characters other than tabs and line ends, surrogates, private-use characters, and U+FFFD, which
-    stands for bytes that are no UTF-8.
+    replaces invalid UTF-8.
     """
     if _REPLACEMENT not in text and (text.isprintable() or text.translate(_LAYOUT).isprintable()):
         return 0.0
@@ -152,32 +152,26 @@ def _is_garbage(character: str) -> bool:
 def refusal(text: str) -> float:
     """Return 1 if one of `REFUSALS` occurs in the first `REFUSAL_CHARACTERS` characters, else 0.
 
-    A heuristic, for English: a model can refuse otherwise, and can quote a refusal.  Case and the kind of apostrophe do
-    not matter.
+    A heuristic for English: models also refuse in other words, and may quote a refusal. Case and the kind of apostrophe
+    are ignored.
     """
     start = text[:REFUSAL_CHARACTERS].lower().replace("’", "'")
     return float(any(map(start.__contains__, REFUSALS)))
 
 
 def _pack(token_ids: Sequence[int]) -> str:
-    """Return the ids as characters: a string is searched in C, for whole n-grams at once."""
+    """Return the ids as a string: substring search runs in C, on whole n-grams at once."""
     return "".join(map(chr, token_ids))
 
 
-def _last_places(token_ids: Sequence[int], n: int) -> dict[tuple[int, ...], int]:
-    """Return for each n-gram the last place at which it begins."""
+def _last_positions(token_ids: Sequence[int], n: int) -> dict[tuple[int, ...], int]:
+    """Return the last position at which each n-gram begins."""
     return dict(zip(zip(*(token_ids[i:] for i in range(n)), strict=False), count(), strict=False))
 
 
 def _longest_repeat(packed: str, last: dict[tuple[int, ...], int], n: int) -> float:
-    """Return the length of the longest repeat.
-
-    Args:
-        packed: the answer, as of `_pack`.
-        last: its n-grams' `_last_places`.
-        n: 1, or a length of which there is a repeat.
-    """
-    # It starts with a shorter one, so only where an n-gram that comes again begins is a search worth while.
+    """Return the length of the longest repeat; `last` as from `_last_positions`, `n` 1 or the length of a repeat."""
+    # A longer repeat begins with a shorter one: search only where an n-gram occurs again later.
     starts = set(range(len(packed) - n + 1)).difference(last.values())
     longest = n if starts else 0
     for start in starts:
@@ -192,15 +186,15 @@ def _loop(packed: str) -> float:
 
 def _ends_in_loop(packed: str) -> bool:
     end = len(packed)
-    least = max(LOOP_TOKENS, min(LOOP_SHARE * end, LOOP_LONG))
-    # The unit begins after an earlier occurrence of the last token, the nearest one first.
-    before = packed.rfind(packed[-1:], 0, max(end - 1, 0)) if end else -1
-    while before >= 0 and (size := end - 1 - before) * LOOP_REPETITIONS <= end:
+    minimum = max(LOOP_TOKENS, min(LOOP_SHARE * end, LOOP_LONG))
+    # The unit begins after an earlier occurrence of the last token. The nearest one is tried first.
+    earlier = packed.rfind(packed[-1:], 0, max(end - 1, 0)) if end else -1
+    while earlier >= 0 and (size := end - 1 - earlier) * LOOP_REPETITIONS <= end:
         if packed.endswith(packed[-size:] * LOOP_REPETITIONS):
             start = end - size * LOOP_REPETITIONS
             while start and packed[start - 1] == packed[start - 1 + size]:
                 start -= 1
-            if end - start >= least:
+            if end - start >= minimum:
                 return True
-        before = packed.rfind(packed[-1], 0, before)
+        earlier = packed.rfind(packed[-1], 0, earlier)
     return False

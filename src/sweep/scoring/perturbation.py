@@ -1,19 +1,20 @@
-"""The perturbation that transforms achieved, after the cast to the engine's dtype.
+"""Perturbation measures: what the transforms achieved, after the cast to the engine's dtype.
 
-It is measured for each request while the engine waits for the next one, so in NumPy, whose calls cost a fifth of
+They are computed for each request while the engine waits for the next one. They use NumPy, whose calls cost a fifth of
 PyTorch's on matrices of this size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sweep.scoring.values import Scores
+from sweep.core.values import Scores
+from sweep.util.compact import compact
 
 if TYPE_CHECKING:
     import torch
@@ -23,166 +24,206 @@ if TYPE_CHECKING:
     from sweep.transforms import Table
 
 
-NEAR = 0.4999  # of the way to another token: half of it, but for rounding
+PART_ENTRIES = 2**18  # entries that are processed at once: half a megabyte in fp32
+NEAR = 0.4999  # share of the distance to another token: a half, less a margin for rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What is sent of a prompt, beside the untransformed rows.
+    """Sent rows of one prompt, matched with its untransformed rows.
 
-    Rows that are as many as the prompt's tokens are compared place by place, moved or not.  Otherwise each is compared
-    with the first of the tokens it stems from that no row before it has been compared with; rows for which there is
-    none left have been put in, tokens for which there is no row have been left out.
+    If there are as many rows as prompt tokens, they are matched by position, moved or not. Otherwise each row is
+    matched with the first token of its origins that is not matched yet. Rows without a match are inserted, tokens
+    without a match are removed.
 
     Attributes:
-        sent: [m, hidden_size] in fp32, all rows, rounded to the engine's dtype.
-        own: [n, hidden_size], those of them that are compared.
-        clean: [n, hidden_size], what they are compared with.
-        differs: [n, hidden_size], where they differ after the cast.
-        tokens: the prompt's token, by number, that each of the n is compared with.
-        put_in, left_out: [·, hidden_size], the rows that have no counterpart.
+        sent: all rows, rounded to the engine's dtype: (m, hidden_size), float32.
+        matched: the sent rows that have a match: (n, hidden_size), float32.
+        clean: the untransformed rows that they are matched with: (n, hidden_size), float32.
+        differs: where the two differ after the cast: (n, hidden_size), bool.
+        tokens: position in the prompt of each matched token, n in all.
+        inserted: sent rows without a match: (·, hidden_size), float32.
+        removed: untransformed rows without a match: (·, hidden_size), float32.
     """
 
     sent: NDArray[np.float32]
-    own: NDArray[np.float32]
+    matched: NDArray[np.float32]
     clean: NDArray[np.float32]
     differs: NDArray[np.bool_]
     tokens: Sequence[int]
-    put_in: NDArray[np.float32]
-    left_out: NDArray[np.float32]
+    inserted: NDArray[np.float32]
+    removed: NDArray[np.float32]
 
     @classmethod
     def of(cls, sent: Tensor, rows: Tensor, origins: Sequence[tuple[int, ...]] | None = None) -> Comparison:
-        """Compare.
+        """Match sent rows with untransformed rows.
 
         Args:
-            sent: [m, hidden_size] in the engine's dtype.
-            rows: the untransformed rows, [n, hidden_size] in fp32.
-            origins: for each row of `sent` those of `rows` that it stems from; None: the same ones in order.
+            sent: (m, hidden_size), in the engine's dtype.
+            rows: the untransformed rows: (n, hidden_size), float32.
+            origins: for each row of `sent`, the positions in `rows` that it stems from; None: the same positions.
         """
         wide, clean = sent.float().numpy(), rows.numpy()
         if origins is None or len(origins) == len(rows):
             return cls(wide, wide, clean, _differ(wide, clean, sent.dtype), range(len(rows)), wide[:0], clean[:0])
-        compared: dict[int, int] = {}  # token: row
-        put_in = []
-        for row, stem in enumerate(origins):
-            token = next((token for token in stem if token not in compared), None)
+        matches: dict[int, int] = {}  # token: row
+        inserted = []
+        for row, origin in enumerate(origins):
+            token = next((token for token in origin if token not in matches), None)
             if token is None:
-                put_in.append(row)
+                inserted.append(row)
             else:
-                compared[token] = row
-        left_out = [token for token in range(len(rows)) if token not in compared]
-        own, tokens = wide[list(compared.values())], list(compared)
-        differs = _differ(own, clean[tokens], sent.dtype)
-        return cls(wide, own, clean[tokens], differs, tokens, wide[put_in], clean[left_out])
+                matches[token] = row
+        removed = [token for token in range(len(rows)) if token not in matches]
+        matched, tokens = wide[list(matches.values())], list(matches)
+        differs = _differ(matched, clean[tokens], sent.dtype)
+        return cls(wide, matched, clean[tokens], differs, tokens, wide[inserted], clean[removed])
 
     @property
-    def counted(self) -> int:
-        """How many rows there are on either side."""
-        return len(self.own) + len(self.put_in) + len(self.left_out)
+    def row_count(self) -> int:
+        """Number of matched, inserted and removed rows."""
+        return len(self.matched) + len(self.inserted) + len(self.removed)
 
 
-def _differ(own: NDArray[np.float32], clean: NDArray[np.float32], dtype: torch.dtype) -> NDArray[np.bool_]:
+def _differ(matched: NDArray[np.float32], clean: NDArray[np.float32], dtype: torch.dtype) -> NDArray[np.bool_]:
     import torch
 
-    rounded = clean if dtype == torch.float32 else torch.from_numpy(clean).to(dtype).float().numpy()
-    return np.not_equal(own, rounded)
+    if dtype == torch.float32:
+        return np.not_equal(matched, clean)
+    differs = np.empty(matched.shape, np.bool_)
+    for part in _parts(matched):
+        rounded = torch.from_numpy(clean[part]).to(dtype).float().numpy()
+        np.not_equal(matched[part], rounded, out=differs[part])
+    return differs
+
+
+def _parts(matrix: NDArray[np.float32]) -> Iterator[slice]:
+    """Yield slices of rows that fit in a core's cache; long prompts take half the time."""
+    rows = max(PART_ENTRIES // matrix.shape[1], 1)
+    for start in range(0, len(matrix), rows):
+        yield slice(start, start + rows)
 
 
 def perturbation(compared: Comparison) -> Scores:
-    """Measure what is sent against the untransformed rows.
+    """Return all measures of this module, of the sent rows against the untransformed ones.
 
-    Returns:
-        Of the change Δ of the rows E: `relative_l2`, ‖Δ‖/‖E‖ (Frobenius); `cosine`, the mean of the rows' cosines;
-        `norm_ratio`, ‖E + Δ‖/‖E‖; `snr_db`, 20·log10(‖E‖/‖Δ‖), left out where nothing changed; `changed`, the share of
-        entries that differ after the cast.  Rows that were put in or left out count as changed from or to nothing, and
-        have no cosine.  `rows_kept`, the share of rows on either side that have a counterpart.  Of all that is sent:
-        `largest_entry`, the largest absolute entry; `rows`, how many there are.
+    For a change Δ of the rows E, as `perturbation/…`:
+
+    - `relative_l2`: ‖Δ‖/‖E‖ (Frobenius).
+    - `cosine`: mean of the rows' cosines.
+    - `norm_ratio`: ‖E + Δ‖/‖E‖.
+    - `snr_db`: 20·log10(‖E‖/‖Δ‖); omitted if nothing changed.
+    - `changed`: share of entries that differ after the cast.
+    - `rows_kept`: share of matched rows in all matched, inserted and removed rows.
+    - `largest_entry`: largest absolute entry of all sent rows.
+    - `rows`: number of sent rows.
+
+    Inserted and removed rows count as changed from or to zero. They have no cosine.
     """
-    sent, own, clean = compared.sent, compared.own, compared.clean
-    alone = len(compared.put_in) + len(compared.left_out)
-    size = math.hypot(_norm(clean), _norm(compared.left_out))
-    change = math.hypot(_norm(own - clean), _norm(compared.put_in), _norm(compared.left_out))
-    changed = int(np.count_nonzero(compared.differs)) + alone * sent.shape[1]
+    sent, matched, clean = compared.sent, compared.matched, compared.clean
+    unmatched = len(compared.inserted) + len(compared.removed)
+    counts, cosines, sizes, changes = 0, 0.0, [_norm(compared.removed)], [_norm(compared.inserted)]
+    changes.append(sizes[0])
+    for part in _parts(matched):
+        sizes.append(_norm(clean[part]))
+        changes.append(_norm(matched[part] - clean[part]))
+        counts += int(np.count_nonzero(compared.differs[part]))
+        cosines += _sum_of_cosines(matched[part], clean[part])
+    norms, largest = [], 0.0
+    for part in _parts(sent):
+        norms.append(_norm(sent[part]))
+        largest = max(largest, float(sent[part].max()), -float(sent[part].min()))
+    size, change = math.hypot(*sizes), math.hypot(*changes)
     scores = {
         "perturbation/relative_l2": change / max(size, 1e-30),
-        "perturbation/norm_ratio": _norm(sent) / max(size, 1e-30),
-        "perturbation/changed": changed / (compared.counted * sent.shape[1]),
-        "perturbation/largest_entry": float(max(sent.max(), -sent.min())),
+        "perturbation/norm_ratio": math.hypot(*norms) / max(size, 1e-30),
+        "perturbation/changed": (counts + unmatched * sent.shape[1]) / (compared.row_count * sent.shape[1]),
+        "perturbation/largest_entry": largest,
         "perturbation/rows": float(len(sent)),
-        "perturbation/rows_kept": len(own) / compared.counted,
+        "perturbation/rows_kept": len(matched) / compared.row_count,
     }
     if change > 0 and size > 0:
         scores["perturbation/snr_db"] = 20 * math.log10(size / change)
-    if len(own):
-        lengths = [np.maximum(np.abs(m).max(axis=1, keepdims=True), np.float32(1e-30)) for m in (own, clean)]
-        u, v = own / lengths[0], clean / lengths[1]  # directions do not change, and squares stay within fp32
-        squares = np.einsum("ij,ij->i", u, u) * np.einsum("ij,ij->i", v, v)
-        cosines = np.einsum("ij,ij->i", u, v) / np.sqrt(np.maximum(squares, np.float32(1e-30)))
-        scores["perturbation/cosine"] = min(max(float(cosines.mean()), -1.0), 1.0)
+    if len(matched):
+        scores["perturbation/cosine"] = min(max(cosines / len(matched), -1.0), 1.0)
     return scores
+
+
+def _sum_of_cosines(matched: NDArray[np.float32], clean: NDArray[np.float32]) -> float:
+    lengths = [np.maximum(np.abs(m).max(axis=1, keepdims=True), np.float32(1e-30)) for m in (matched, clean)]
+    u, v = matched / lengths[0], clean / lengths[1]  # directions do not change, and squares stay within fp32
+    squares = np.einsum("ij,ij->i", u, u) * np.einsum("ij,ij->i", v, v)
+    cosines = np.einsum("ij,ij->i", u, v) / np.sqrt(np.maximum(squares, np.float32(1e-30)))
+    return float(cosines.sum(dtype=np.float64))
 
 
 def _norm(matrix: NDArray[np.float32]) -> float:
     flat = matrix.ravel()
     with np.errstate(over="ignore"):
-        squares = float(np.einsum("i,i->", flat, flat))  # not by BLAS, whose threads would get into each other's way
-    if not math.isfinite(squares):  # finite entries whose squares are not, in fp32
+        squares = float(np.einsum("i,i->", flat, flat))  # not BLAS, whose threads would compete
+    if not math.isfinite(squares):  # entries are finite, their squares overflow fp32
         wide = flat.astype(np.float64)
         squares = float(np.einsum("i,i->", wide, wide))
     return math.sqrt(squares)
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Rows of one prompt whose nearest tokens are to be looked up.
+    """Sampled changed rows of one prompt, for nearest-token look-ups. Sent between processes.
 
     Attributes:
-        rows: [k, hidden_size] as they are sent: changed ones, at equal distances.
-        token_ids: the token that stood in each one's place.
-        share: the changed rows' share of all rows on either side.
-        alone: the share of those that have no counterpart.
+        rows: sent rows, evenly spaced among the changed ones: (k, hidden_size), float32.
+        token_ids: token originally at each row's position, k in all.
+        changed_share: share of changed rows in all matched, inserted and removed rows.
+        unmatched_share: share of inserted and removed rows in the same.
     """
 
     rows: NDArray[np.float32]
     token_ids: list[int]
-    share: float
-    alone: float
+    changed_share: float
+    unmatched_share: float
 
     @classmethod
-    def sample(cls, compared: Comparison, token_ids: Sequence[int], most: int) -> Neighbours:
-        """Take up to `most` of the rows that were changed; `token_ids` are the prompt's."""
+    def sample(cls, compared: Comparison, token_ids: Sequence[int], max_rows: int) -> Neighbours:
+        """Take up to `max_rows` of the changed rows; `token_ids` are the prompt's."""
         changed = np.flatnonzero(compared.differs.any(axis=1))
-        alone = 1 - len(compared.own) / compared.counted
-        if not most or not len(changed):
-            return cls(compared.own[:0].copy(), [], 0.0, alone)  # no view, which would keep the rows
-        step = -(-len(changed) // most)
+        unmatched_share = 1 - len(compared.matched) / compared.row_count
+        if not max_rows or not len(changed):
+            # A copy, since a view would keep all rows in memory.
+            return cls(compared.matched[:0].copy(), [], 0.0, unmatched_share)
+        step = -(-len(changed) // max_rows)
         taken = changed[step // 2 :: step]
         ids = [token_ids[compared.tokens[i]] for i in taken]
-        return cls(compared.own[taken], ids, len(changed) / compared.counted, alone)
+        return cls(compared.matched[taken], ids, len(changed) / compared.row_count, unmatched_share)
 
 
-def nearest_token_flips(prompts: Sequence[Neighbours], table: Table) -> list[float]:
-    """Return for each prompt the share of its rows whose nearest token (L2) is no longer the one in their place.
+def nearest_token_flips(prompts: Sequence[Neighbours], table: Table, *, on_gpu: bool = False) -> list[float]:
+    """Return for each prompt the share of rows whose nearest token (L2) is no longer the original one.
 
-    Unchanged rows are not looked up.  Of the changed ones those taken stand for all.  Rows that were put in or left out
-    have flipped.
+    Unchanged rows are not looked up. The sampled changed rows stand for all changed ones. Inserted and removed rows
+    count as flipped.
+
+    Args:
+        prompts: the sampled rows of each prompt.
+        table: the model's embedding table.
+        on_gpu: see `EmbeddingTable.nearest`.
     """
     import torch
 
     rows = torch.from_numpy(np.concatenate([p.rows for p in prompts]))
     if not len(rows):
-        return [p.alone for p in prompts]
+        return [p.unmatched_share for p in prompts]
     ids = torch.tensor([token for p in prompts for token in p.token_ids])
-    own = (table.rows(ids) - rows).norm(dim=1)
+    moved = (table.rows(ids) - rows).norm(dim=1)
     flipped = torch.zeros(len(rows), dtype=torch.bool)
-    # Whoever has moved less than half the way to the nearest other token is still nearest to its own, and going through
-    # a large vocabulary takes a second for a point.
-    (far,) = torch.nonzero(own >= table.gaps(ids.tolist()) * NEAR, as_tuple=True)
+    # A row that moved less than half the distance to the nearest other token is still nearest to its own. Searching a
+    # large vocabulary takes a second per point.
+    (far,) = torch.nonzero(moved >= table.gaps(ids.tolist(), on_gpu=on_gpu) * NEAR, as_tuple=True)
     if len(far):
-        distances, nearest = table.nearest(rows[far])
-        # Where other tokens have the same row, any of them is as near.
-        flipped[far] = (nearest[:, 0] != ids[far]) & (own[far] > distances[:, 0])
+        distances, nearest = table.nearest(rows[far], on_gpu=on_gpu)
+        # If several tokens have the same row, each of them is equally near.
+        flipped[far] = (nearest[:, 0] != ids[far]) & (moved[far] > distances[:, 0])
     pieces = torch.split(flipped.float(), [len(p.token_ids) for p in prompts])
     shares = [float(piece.mean()) if len(piece) else 0.0 for piece in pieces]
-    return [p.alone + p.share * share for p, share in zip(prompts, shares, strict=True)]
+    return [p.unmatched_share + p.changed_share * share for p, share in zip(prompts, shares, strict=True)]

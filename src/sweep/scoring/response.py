@@ -1,7 +1,7 @@
-"""Dose and response along one numeric axis: is there a trend, where does it begin, where does quality break.
+"""Dose–response analysis along one numeric axis: trend, first effective dose, breaking point.
 
-Intervals are percentile bootstraps over prompts: the same resampled prompts for all doses and the control, so that the
-means of all resamples are one matrix product.
+Intervals are percentile bootstraps over prompts. All doses and the control share the resampled prompts, so the means
+of all resamples are one matrix product.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from sweep.core.values import Floats
 from sweep.scoring.significance import p_values
 from sweep.scoring.statistics import bootstrap_bca, paired_difference, resampled_counts
-from sweep.scoring.values import Floats
 
 NONE = (float("nan"), float("nan"))
 PERMUTATIONS = 999
@@ -26,24 +26,25 @@ SIGNS: dict[Side, int] = {"above": 1, "below": -1, "all": 1}
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What one measure does along one axis, on one side of the neutral dose.
+    """Response of one measure along one axis, on one side of the neutral dose.
 
-    Of two doses the *stronger* is the one farther from the neutral dose, or the larger where there is no neutral one.
-    Intervals of doses are ordered as numbers.  A bound is infinite where too many resamples have no such dose among
-    those that were tried (they count as stronger than all of them).
+    Of two doses, the *stronger* is the one farther from the neutral dose, or the larger one without a neutral dose.
+    Intervals of doses are in numeric order. A bound is infinite if too many resamples have no such dose among those
+    tested; such resamples count as stronger than all tested doses.
 
     Attributes:
-        neutral: the dose that changes nothing; None: there is none, and the side is all doses.
-        rho: Spearman's rank correlation of strength and mean, so that a fall is negative on either side; NaN for fewer
-            than three doses or a constant mean.
+        neutral: dose that changes nothing; None: there is none, and the side is all doses.
+        rho: Spearman's rank correlation of strength and mean, negative for a fall on either side; NaN for fewer than
+            three doses or a constant mean.
         rho_ci_low, rho_ci_high: its interval; resamples with a constant mean count as 0.
-        first_effective: the weakest dose at which, and at all stronger ones, the interval of the difference to the
-            control is clear of the floor and the test of no difference has p below 1 - confidence; NaN: there is none.
-        first_effective_ci_low, first_effective_ci_high: its interval; NaN where there is no such dose.
+        first_effective: the weakest dose that is effective together with all stronger ones; NaN: there is none. A dose
+            is effective if the interval of its difference to the control excludes the noise floor, and the test of no
+            difference has p below 1 - confidence.
+        first_effective_ci_low, first_effective_ci_high: its interval; NaN if there is no such dose.
         breaking_point: the dose, interpolated linearly, at which the mean first falls below half the control's; NaN
             if it never does, or the control's mean is not above 0.
-        breaking_point_ci_low, breaking_point_ci_high: its interval; NaN where there is no breaking point.
-        floor: the mean floor.
+        breaking_point_ci_low, breaking_point_ci_high: its interval; NaN if there is no breaking point.
+        floor: the mean noise floor.
     """
 
     neutral: float | None
@@ -59,17 +60,24 @@ class Response:
     floor: float
 
     def without_breaking_point(self) -> Response:
-        """Return the response of a measure that does not break when it falls."""
+        """Return a copy without a breaking point, for measures where a fall is not a failure."""
         nan = float("nan")
         return replace(self, breaking_point=nan, breaking_point_ci_low=nan, breaking_point_ci_high=nan)
 
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """One side: [doses] by strength, [doses, prompts], [prompts], and the resamples' [resamples, prompts].
+    """Data of one side, by strength.
 
-    A strength is the dose, or below the neutral one its negative: ordered and spaced like the distance from there, also
-    where that is infinite, and the dose can be had back to the last digit.
+    A strength is the dose, or its negative below the neutral dose. This orders and spaces doses like their distance
+    from the neutral one, also if that is infinite, and the exact dose can be recovered.
+
+    Attributes:
+        strengths: (doses,), ascending.
+        values: (doses, prompts).
+        control: (prompts,).
+        floor: noise floor, one number or (prompts,).
+        counts: how often each resample has each prompt: (resamples, prompts).
     """
 
     strengths: Floats
@@ -96,40 +104,42 @@ def dose_response(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[Side, Response]:
-    """Describe a measure's response to a dose, on each side of the neutral one by itself.
+    """Describe a measure's response to a dose, separately on each side of the neutral dose.
 
-    The first effective dose is defined like toxicology's lowest observed effect concentration (OECD Test Guideline 201,
-    2006): it has an effect, and so have all the stronger ones.  The weakest that is clear, whatever comes after it,
-    would be found among ten doses that do nothing in a third of sweeps.  In resamples, Student's t interval of the
-    resample takes the place of the observed difference's own.
+    The first effective dose is defined like the lowest observed effect concentration in toxicology (OECD Test Guideline
+    201, 2006): it has an effect, and so do all stronger doses. Without the second condition, a third of sweeps over ten
+    ineffective doses would report one. In resamples, Student's t interval of the resample replaces the interval of the
+    observed difference.
 
     Args:
-        doses: [points]; points with the same dose are averaged, prompt by prompt.  The control is none of them.
-        values: [points, prompts] of the measure, NaN where there is none.
-        control: [prompts], the control's.
-        floor: how far from the control a second run of the control is, 0 or more: one number, or its absolute
-            difference for each prompt, [prompts], whose own uncertainty then counts too.
-        neutral: the dose that changes nothing (1 for a factor, infinity for a signal-to-noise ratio); None: the larger
-            a dose is, the stronger.
-        control_is_neutral: whether the control stands at the neutral dose, as it does unless something else has been
-            changed too.  Then a point of that very dose is left out, and a breaking point may lie before the weakest
-            dose; else such a point is the weakest of both sides.
-        yes_or_no: whether the measure is 0 or 1; decides the interval of the difference, as in `paired_difference`.
-        sustained: whether all stronger doses of the side must be clear too.
-        confidence, resamples, seed: of the intervals.
+        doses: (points,), without the control. Points with the same dose are averaged, prompt by prompt.
+        values: (points, prompts) of the measure; NaN marks missing values.
+        control: (prompts,), the control's values.
+        floor: noise floor, 0 or more: how much a second run of the control differs from the first. One number, or the
+            absolute difference of each prompt, (prompts,), whose own uncertainty is then included.
+        neutral: the dose that changes nothing (1 for a factor, infinity for a signal-to-noise ratio). None: larger
+            doses are stronger.
+        control_is_neutral: whether the control stands at the neutral dose; it does unless something else changed too.
+            If so, a point of the neutral dose is left out, and a breaking point may lie before the weakest dose. If
+            not, such a point is the weakest of both sides.
+        yes_or_no: whether the measure is 0 or 1; decides the interval of the difference, see `paired_difference`.
+        sustained: whether all stronger doses of the side must be effective too.
+        confidence: level of the intervals.
+        resamples: number of bootstrap resamples.
+        seed: of the resamples.
 
     Returns:
-        The response by side: `above` and `below` the neutral dose, where there are doses; `all` if it is None.
+        The response by side: `above` and `below` the neutral dose, if there are doses; `all` if `neutral` is None.
 
     Raises:
-        ValueError: shapes do not fit, a dose is not finite, or a floor is negative.
+        ValueError: the shapes do not match, a dose is not finite, or a floor is negative.
     """
-    x, table, base, least = _checked(doses, values, control, floor)
-    x, table = _pooled(x, table)
+    x, table, base, floors = _checked(doses, values, control, floor)
+    x, table = pool(x, table)
     counts = resampled_counts(len(base), resamples, seed)
-    mean_floor = float(np.nanmean(least)) if isinstance(least, np.ndarray) else least
+    mean_floor = float(np.nanmean(floors)) if isinstance(floors, np.ndarray) else floors
     sides: tuple[Side, ...] = ("all",) if neutral is None else ("above", "below")
-    found: dict[Side, Response] = {}
+    responses: dict[Side, Response] = {}
     for side in sides:
         sign = SIGNS[side]
         strengths, weakest = sign * x, -np.inf if neutral is None else sign * neutral
@@ -137,44 +147,52 @@ def dose_response(
             continue
         kept = strengths > weakest if control_is_neutral else strengths >= weakest
         order = np.flatnonzero(kept)[::sign]
-        series = _Series(strengths[order], table[order], base, least, counts, confidence, yes_or_no, seed)
+        series = _Series(strengths[order], table[order], base, floors, counts, confidence, yes_or_no, seed)
         start = weakest if control_is_neutral and np.isfinite(weakest) else None
         effective, breaking = _first_effective(series, sustained), _breaking_point(series, start)
-        doses_found = (*_as_dose(*effective, sign, confidence), *_as_dose(*breaking, sign, confidence))
+        dose_estimates = (*_as_dose(*effective, sign, confidence), *_as_dose(*breaking, sign, confidence))
         if len(base) < 2:
-            doses_found = (doses_found[0], *NONE, doses_found[3], *NONE)
-        found[side] = Response(neutral, *_trend(series), *doses_found, floor=mean_floor)
-    return found
+            dose_estimates = (dose_estimates[0], *NONE, dose_estimates[3], *NONE)
+        responses[side] = Response(neutral, *_trend(series), *dose_estimates, floor=mean_floor)
+    return responses
 
 
 def _checked(
     doses: ArrayLike, values: ArrayLike, control: ArrayLike, floor: float | ArrayLike
 ) -> tuple[Floats, Floats, Floats, float | Floats]:
-    x, table, base, least = (np.asarray(given, dtype=float) for given in (doses, values, control, floor))
-    if x.ndim != 1 or base.ndim != 1 or table.shape != (len(x), len(base)) or least.shape not in ((), base.shape):
-        shapes = ", ".join(str(list(given.shape)) for given in (x, table, base, least))
-        raise ValueError(f"doses, values, control and floor do not fit: {shapes}")
-    if not np.isfinite(x).all() or (least < 0).any():
-        raise ValueError("doses must be finite, and floors not negative")
-    return x, table, base, least if least.ndim else float(least)
+    x, table, base, floors = (np.asarray(array, dtype=float) for array in (doses, values, control, floor))
+    if x.ndim != 1 or base.ndim != 1 or table.shape != (len(x), len(base)) or floors.shape not in ((), base.shape):
+        shapes = ", ".join(str(list(array.shape)) for array in (x, table, base, floors))
+        raise ValueError(f"the shapes of doses, values, control and floor do not match: {shapes}")
+    if not np.isfinite(x).all() or (floors < 0).any():
+        raise ValueError("doses must be finite, and floors must not be negative")
+    return x, table, base, floors if floors.ndim else float(floors)
 
 
-def _pooled(x: Floats, table: Floats) -> tuple[Floats, Floats]:
-    """Average points of the same dose, prompt by prompt; doses ascend."""
+def pool(x: Floats, table: Floats) -> tuple[Floats, Floats]:
+    """Average points of the same dose, prompt by prompt.
+
+    Args:
+        x: doses, (points,).
+        table: (points, prompts); NaN marks missing values.
+
+    Returns:
+        The unique doses, ascending, and their values, (doses, prompts).
+    """
     unique = np.unique(x)
     pooled = np.full((len(unique), table.shape[1]), np.nan)
     for row, dose in enumerate(unique):
         same = table[x == dose]
-        known = (~np.isnan(same)).sum(axis=0)
-        pooled[row, known > 0] = np.nansum(same, axis=0)[known > 0] / known[known > 0]
+        counts = (~np.isnan(same)).sum(axis=0)
+        pooled[row, counts > 0] = np.nansum(same, axis=0)[counts > 0] / counts[counts > 0]
     return unique, pooled
 
 
 def _means(values: Floats, counts: Floats) -> Floats:
-    """Return the mean over the prompts that have a value: of each row, in each resample; [..., resamples]."""
-    known = ~np.isnan(values)
+    """Return each row's mean over the prompts that have a value, in each resample, (..., resamples)."""
+    present = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        means: Floats = (np.where(known, values, 0.0) @ counts.T) / (known @ counts.T)
+        means: Floats = (np.where(present, values, 0.0) @ counts.T) / (present @ counts.T)
     return means
 
 
@@ -190,16 +208,16 @@ def _trend(series: _Series) -> tuple[float, float, float]:
     x = series.strengths[kept]
     rho = float(_spearman(x, means[kept, None])[0])
     resampled = _spearman(x, _means(series.values[kept], series.counts))
-    if len(series.control) < 2:  # of one prompt nothing can be said but what it did
+    if len(series.control) < 2:  # one prompt does not tell the spread over prompts
         return rho, *NONE
     low, high = np.nanquantile(resampled, _tails(series.confidence))
     return rho, float(low), float(high)
 
 
 def _spearman(x: Floats, y: Floats) -> Floats:
-    """Return the rank correlations of x, [points], with the columns of y, [points, columns]; 0 for a constant one."""
+    """Return the rank correlations of x, (points,), with the columns of y, (points, columns); 0 for a constant one."""
     a = stats.rankdata(x)
-    # Rounding must not rank what is equal.
+    # Rounded, so that rounding errors do not rank equal values.
     b = stats.rankdata(np.round(y / (np.nanmax(np.abs(y)) or 1.0), 12), axis=0, nan_policy="propagate")
     a, b = a - a.mean(), b - b.mean(axis=0)
     size = np.sqrt((a @ a) * (b * b).sum(axis=0))
@@ -208,11 +226,11 @@ def _spearman(x: Floats, y: Floats) -> Floats:
 
 
 def _first_effective(series: _Series, sustained: bool) -> tuple[float, Floats]:
-    """Return the weakest strength that is clear of the floor: observed, NaN if none is; in each resample, infinity."""
+    """Return the weakest effective strength: observed (NaN: none), and in each resample (infinity: none)."""
     clear = _clear(series)
-    found = float(_weakest(series.strengths, clear[:, None], sustained)[0])
+    observed = float(_weakest(series.strengths, clear[:, None], sustained)[0])
     resampled = _weakest(series.strengths, _resampled_clear(series), sustained)
-    return found if np.isfinite(found) else float("nan"), resampled
+    return observed if np.isfinite(observed) else float("nan"), resampled
 
 
 def _weakest(strengths: Floats, clear: Bools, sustained: bool) -> Floats:
@@ -224,7 +242,7 @@ def _weakest(strengths: Floats, clear: Bools, sustained: bool) -> Floats:
 def _clear(series: _Series) -> Bools:
     confidence, resamples, seed = series.confidence, len(series.counts), series.seed
     if isinstance(series.floor, float):
-        found = paired_difference(
+        difference = paired_difference(
             series.values,
             series.control,
             confidence,
@@ -232,9 +250,9 @@ def _clear(series: _Series) -> Bools:
             resamples=resamples,
             seed=seed,
         )
-        # Of few prompts a bootstrap's interval is too short: no dose counts that the test would not let count.
+        # With few prompts the bootstrap interval is too short, so a dose must pass the test too.
         p = p_values(series.values, series.control, yes_or_no=series.yes_or_no, permutations=PERMUTATIONS, seed=seed)
-        apart = (found.ci_low > series.floor) | (found.ci_high < -series.floor)
+        apart = (difference.ci_low > series.floor) | (difference.ci_high < -series.floor)
         return np.asarray(apart & (p <= 1 - confidence))
     differences = series.values - series.control
     above = bootstrap_bca(differences - series.floor, confidence, resamples=resamples, seed=seed)
@@ -249,8 +267,8 @@ def _resampled_clear(series: _Series) -> Bools:
 
 
 def _t_bound(values: Floats, series: _Series, side: int) -> Floats:
-    """Return a bound of Student's t interval of each row in each resample, [rows, resamples]."""
-    # Around the observed mean, lest squares of large values cancel.
+    """Return a bound of Student's t interval of each row in each resample, (rows, resamples)."""
+    # Centred on the observed mean, so that squares of large values do not cancel.
     centre = _observed(values)[:, None]
     n = (~np.isnan(values)) @ series.counts.T
     means, squares = _means(values - centre, series.counts), _means((values - centre) ** 2, series.counts)
@@ -263,14 +281,10 @@ def _t_bound(values: Floats, series: _Series, side: int) -> Floats:
 
 
 def _breaking_point(series: _Series, start: float | None) -> tuple[float, Floats]:
-    """Return the strength at which the mean falls below half the control's, as `_first_effective` does.
-
-    Args:
-        series: doses by strength.
-        start: the strength at which the control stands; None: nowhere, and the first dose may lie below already.
-    """
+    """Return the strength at which the mean falls below half the control's; results as in `_first_effective`."""
+    # `start` is the control's strength. Without one, the first dose may be below half already.
     paired = np.where(np.isnan(series.control), np.nan, series.values)
-    # The first column is what was observed.
+    # The first column is the observed data.
     counts = np.vstack([np.ones((1, series.counts.shape[1])), series.counts])
     control, means = _means(series.control, counts), _means(paired, counts)
     strengths = series.strengths
@@ -283,16 +297,16 @@ def _breaking_point(series: _Series, start: float | None) -> tuple[float, Floats
     drop = means[before, columns] - means[first, columns]
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(drop > 0, (means[before, columns] - half) / drop, 1.0)
-    found = strengths[before] + share * (strengths[first] - strengths[before])
-    found = np.where(below.any(axis=0) & (control > 0), found, np.inf)
-    return float(found[0]) if np.isfinite(found[0]) else float("nan"), found[1:]
+    breaking = strengths[before] + share * (strengths[first] - strengths[before])
+    breaking = np.where(below.any(axis=0) & (control > 0), breaking, np.inf)
+    return float(breaking[0]) if np.isfinite(breaking[0]) else float("nan"), breaking[1:]
 
 
 def _as_dose(strength: float, resampled: Floats, sign: int, confidence: float) -> tuple[float, float, float]:
-    """Return the dose of a strength that was found, and the bounds of its interval."""
+    """Return the dose of a strength, and the bounds of its interval."""
     if np.isnan(strength):
         return float("nan"), *NONE
-    # A share of the resamples, not interpolated: some are infinite.
+    # Quantiles are not interpolated, since some resamples are infinite.
     bounds = sign * np.quantile(resampled, _tails(confidence), method="inverted_cdf")
     return sign * strength, float(bounds.min()), float(bounds.max())
 

@@ -1,4 +1,4 @@
-"""Whether a point differs from its control at all, for all points of a sweep at once."""
+"""Significance tests of differences from the control, vectorised over all points of a sweep."""
 
 from __future__ import annotations
 
@@ -6,49 +6,50 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from sweep.core.values import Floats
 from sweep.scoring.statistics import BLOCK, is_yes_or_no
-from sweep.scoring.values import Floats
 
-# Up to as many prompts that differ, all their signs are tried.
+# Up to this many differing prompts, all sign patterns are enumerated.
 EXACT = 12
 
 
 def p_values(
     values: ArrayLike, control: ArrayLike, *, yes_or_no: bool = False, permutations: int = 9999, seed: int = 0
 ) -> Floats:
-    """Return for each point the two-sided p-value of no difference to the control, [points].
+    """Return each point's two-sided p-value for no difference from its control, (points,).
 
-    By exact McNemar for yes-or-no measures with one answer per prompt, else by permutation.
+    Uses the exact McNemar test for yes-or-no measures with one answer per prompt, else a permutation test.
 
     Args:
-        values: [points, prompts], NaN where there is none.
-        control: [prompts] or [points, prompts].
+        values: (points, prompts); NaN marks missing values.
+        control: (prompts,) or (points, prompts).
         yes_or_no: whether the measure is 0 or 1.
-        permutations, seed: as of `permutation_p`.
+        permutations: see `permutation_p`.
+        seed: see `permutation_p`.
     """
     table = np.asarray(values, dtype=float)
     other = np.broadcast_to(np.asarray(control, dtype=float), table.shape)
-    found = permutation_p(table - other, permutations=permutations, seed=seed)
+    p = permutation_p(table - other, permutations=permutations, seed=seed)
     if not yes_or_no:
-        return found
+        return p
     exact = is_yes_or_no(table) & is_yes_or_no(other)
-    found[exact] = mcnemar_p(table[exact], other[exact])
-    return found
+    p[exact] = mcnemar_p(table[exact], other[exact])
+    return p
 
 
 def permutation_p(differences: ArrayLike, *, permutations: int = 9999, seed: int = 0) -> Floats:
-    """Return the two-sided p-value of the sign-flip permutation test of the mean difference, [points].
+    """Return the two-sided p-value of the sign-flip permutation test of the mean difference, (points,).
 
-    If a point does nothing, each prompt's difference is as likely to have the other sign (Fisher 1935, §21).  All signs
-    are tried where up to `EXACT` prompts differ.  Elsewhere random ones, the same for all points, and the observed ones
-    count as one of them (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585), so p is never 0.  Where none of them is
-    as far out as the observed, the tail comes from the saddlepoint approximation (Robinson 1982,
-    doi:10.1111/j.2517-6161.1982.tb01191.x).
+    If a point has no effect, each prompt's difference is equally likely to have either sign (Fisher 1935, §21). If at
+    most `EXACT` prompts differ, all sign patterns are enumerated. Otherwise random ones are drawn, the same for all
+    points. The observed pattern counts as one of them (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585), so p is
+    never 0. If no random pattern is as extreme as the observed one, the tail comes from the saddlepoint approximation
+    (Robinson 1982, doi:10.1111/j.2517-6161.1982.tb01191.x).
 
     Args:
-        differences: [points, prompts], NaN where there is none.  Rows without any give NaN, rows of zeros 1.
-        permutations: how many random signs.
-        seed: of these.
+        differences: (points, prompts); NaN marks missing values. Rows of NaN give NaN, rows of zeros 1.
+        permutations: number of random sign patterns.
+        seed: of the random sign patterns.
     """
     table = np.asarray(differences, dtype=float)
     moved = np.nan_to_num(table, nan=0.0)
@@ -56,8 +57,8 @@ def permutation_p(differences: ArrayLike, *, permutations: int = 9999, seed: int
     p = np.where(np.isnan(table).all(axis=1), np.nan, 1.0)
     for count in np.unique(changed[(changed > 0) & (changed <= EXACT)]):
         rows = np.flatnonzero(changed == count)
-        own = moved[rows]
-        p[rows] = _share_as_far(own[own != 0].reshape(len(rows), count), _all_signs(count))
+        differing = moved[rows]
+        p[rows] = _share_as_far(differing[differing != 0].reshape(len(rows), count), _all_signs(count))
     many = np.flatnonzero(changed > EXACT)
     if len(many):
         drawn = np.random.default_rng(seed).integers(0, 2, size=(permutations, table.shape[1]))
@@ -65,20 +66,20 @@ def permutation_p(differences: ArrayLike, *, permutations: int = 9999, seed: int
         for start in range(0, len(many), BLOCK):
             rows = many[start : start + BLOCK]
             p[rows] = (_share_as_far(moved[rows], signs) * permutations + 1) / (permutations + 1)
-        # What no random signs have reached is far out, where many points could not be told apart.
+        # Random patterns give all of these points the same p-value; the approximation tells them apart.
         beyond = many[p[many] <= 1 / (permutations + 1)]
         p[beyond] = np.minimum(p[beyond], _tail(moved[beyond]))
     return p
 
 
 def mcnemar_p(values: ArrayLike, control: ArrayLike) -> Floats:
-    """Return the two-sided p-value of the exact test of McNemar (1947, doi:10.1007/BF02295996), [points].
+    """Return the two-sided p-value of McNemar's exact test (1947, doi:10.1007/BF02295996), (points,).
 
-    Of the prompts that changed, as many should have gained as lost: a binomial test.
+    A binomial test: of the prompts that changed, as many should have gained as lost.
 
     Args:
-        values: [points, prompts] of 0 and 1, NaN where there is none.
-        control: [prompts] or [points, prompts] of the same.
+        values: (points, prompts) of 0 and 1; NaN marks missing values.
+        control: (prompts,) or (points, prompts), likewise.
 
     Raises:
         ValueError: a value is neither 0 nor 1.
@@ -86,43 +87,49 @@ def mcnemar_p(values: ArrayLike, control: ArrayLike) -> Floats:
     table = np.asarray(values, dtype=float)
     other = np.broadcast_to(np.asarray(control, dtype=float), table.shape)
     if not (is_yes_or_no(table).all() and is_yes_or_no(other).all()):
-        raise ValueError("McNemar's test is for values of 0 and 1")
+        raise ValueError("McNemar's test needs values of 0 and 1")
     gained, lost = (table > other).sum(axis=1), (table < other).sum(axis=1)
     p: Floats = np.minimum(2 * stats.binom.cdf(np.minimum(gained, lost), gained + lost, 0.5), 1.0)
     return np.where(np.isnan(table - other).all(axis=1), np.nan, p)
 
 
-def benjamini_hochberg(p: ArrayLike) -> Floats:
-    """Return p-values adjusted for how many there are.
+def smallest_p(prompts: int) -> float:
+    """Return the smallest p-value that either test can give: all prompts change in the same direction.
 
-    Benjamini and Hochberg (1995, doi:10.1111/j.2517-6161.1995.tb02031.x), as scipy has it.
-    Calling those below q significant, no more than a share q of such calls is expected to be wrong.
+    Exact for up to `EXACT` prompts. For slightly more, the estimate from random signs may lie on either side of it.
+    """
+    return float(2.0 ** (1 - prompts)) if prompts > 0 else 1.0
+
+
+def benjamini_hochberg(p: ArrayLike) -> Floats:
+    """Return p-values adjusted for multiple testing, in the same shape.
+
+    Benjamini and Hochberg (1995, doi:10.1111/j.2517-6161.1995.tb02031.x), as implemented in SciPy. If all adjusted
+    values below q are called significant, the expected share of false calls is at most q.
 
     Args:
-        p: any shape; NaN are left out, and stay NaN.
+        p: p-values of any shape. NaN values are ignored and stay NaN.
     """
-    given = np.asarray(p, dtype=float)
-    adjusted = np.full(given.shape, np.nan)
-    known = ~np.isnan(given)
-    if known.any():
-        adjusted[known] = stats.false_discovery_control(given[known])
+    raw = np.asarray(p, dtype=float)
+    adjusted = np.full(raw.shape, np.nan)
+    present = ~np.isnan(raw)
+    if present.any():
+        adjusted[present] = stats.false_discovery_control(raw[present])
     return adjusted
 
 
 def _share_as_far(differences: Floats, signs: Floats) -> Floats:
-    """Return the share of sign patterns, [patterns, prompts], whose sum is at least as far from 0 as the observed."""
-    # Rounding must not part what is equal.
-    least = np.abs(differences.sum(axis=1)) - 1e-12 * np.abs(differences).sum(axis=1)
-    share: Floats = (np.abs(differences @ signs.T) >= least[:, None]).mean(axis=1)
+    """Return the share of sign patterns, (patterns, prompts), whose sum is at least as far from 0 as observed."""
+    # With a tolerance, so that rounding does not separate equal sums.
+    threshold = np.abs(differences.sum(axis=1)) - 1e-12 * np.abs(differences).sum(axis=1)
+    share: Floats = (np.abs(differences @ signs.T) >= threshold[:, None]).mean(axis=1)
     return share
 
 
 def _tail(differences: Floats) -> Floats:
-    """Return the two-sided p-value of rows whose sum is far out, [rows], by Lugannani and Rice's formula.
-
-    With K(t) = Σ log cosh(t·d_i), the saddlepoint is where K'(t) is the observed sum.  The most extreme sum has the
-    probability of its one pattern of signs.
-    """
+    """Return two-sided p-values of rows with an extreme sum, (rows,), by Lugannani and Rice's formula."""
+    # With K(t) = Σ log cosh(t·d_i), the saddlepoint is where K'(t) equals the observed sum. The most extreme sum has
+    # the probability of its only pattern of signs.
     size = np.abs(differences).sum(axis=1)
     d = differences / size[:, None]
     observed = np.abs(d.sum(axis=1))
@@ -132,12 +139,12 @@ def _tail(differences: Floats) -> Floats:
     if inner.any():
         d, target = d[inner], observed[inner]
         low, high = np.zeros(len(d)), np.ones(len(d))
-        while (short := (d * np.tanh(high[:, None] * d)).sum(axis=1) < target).any():
-            high = np.where(short, 2 * high, high)
-        for _ in range(80):  # K' rises, so halving finds it
+        while (too_low := (d * np.tanh(high[:, None] * d)).sum(axis=1) < target).any():
+            high = np.where(too_low, 2 * high, high)
+        for _ in range(80):  # K' is monotonic, so bisection finds the saddlepoint
             t = (low + high) / 2
-            short = (d * np.tanh(t[:, None] * d)).sum(axis=1) < target
-            low, high = np.where(short, t, low), np.where(short, high, t)
+            too_low = (d * np.tanh(t[:, None] * d)).sum(axis=1) < target
+            low, high = np.where(too_low, t, low), np.where(too_low, high, t)
         x = np.abs(t[:, None] * d)
         cumulant = (x + np.log1p(np.exp(-2 * x)) - np.log(2)).sum(axis=1)
         curvature = (d**2 * (1 - np.tanh(x) ** 2)).sum(axis=1)

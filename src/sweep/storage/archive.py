@@ -1,6 +1,6 @@
-"""Every finished point's generations and scores, on disk: what the report, notebooks and MLflow are filled from.
+"""Archive: scored points on disk, the source of the report, notebooks and MLflow runs.
 
-A point's file holds all that is published of it, so that publication can wait for MLflow, or for the next run.
+A point's file holds everything that is published, so that it can also be published later or by the next run.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sweep.disk.atomic import replace
+from sweep.core.records import PointRecord, Table
+from sweep.core.values import Summary
 from sweep.errors import JournalError
-from sweep.scoring.values import Summary
-from sweep.tracking.records import PointRecord, Table
+from sweep.points.point import as_text
+from sweep.util import state_files
+from sweep.util.atomic import replace
 
 METADATA, DIGEST = b"sweep", b"sweep.sha256"
-UNSHOWN = ("sample", "token_ids", "point", "name", "role")  # columns that MLflow's table does without
+UNSHOWN = ("sample", "token_ids", "prompt_digest", "point", "name", "role")  # columns left out of MLflow's table
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,8 @@ class Archived:
     """A point's file, without its rows.
 
     Attributes:
-        key: the `Identity.result_key` of the point.
-        record: what is published of it.
+        key: the point's `PointFingerprint.result_key`.
+        record: everything that is published about the point, apart from the rows.
     """
 
     key: str
@@ -40,67 +42,78 @@ class Archived:
 
     @property
     def done(self) -> bool:
-        """Whether the point was finished and has not failed."""
+        """Whether the point finished without an error."""
         return self.record.error is None
 
 
 class Archive:
-    """A folder with a Parquet file for each point, so that a sweep's generations need not stay in memory."""
+    """Folder with one Parquet file per point: a row per completion, and the record as metadata.
+
+    Holds no open files, so any thread or process may have one. Files are replaced atomically.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def add(self, key: str, record: PointRecord, rows: Sequence[Mapping[str, Any]]) -> Archived:
-        """Keep one point's record and rows; whole or not at all.
+        """Write one point's record and rows atomically.
+
+        Args:
+            key: the point's `PointFingerprint.result_key`.
+            record: the point's record.
+            rows: one mapping of column to value per completion.
 
         Raises:
-            JournalError: the folder cannot be written; the generations are in the journal.
+            JournalError: the folder cannot be written. The generations are still in the journal.
         """
-        columns = dict.fromkeys(column for row in rows for column in row)
-        table = pa.table({column: [row.get(column) for row in rows] for column in columns})
-        described = json.dumps(asdict(record)).encode()
-        metadata = {METADATA: described, DIGEST: _digest(described)}
+        table = _columns(rows)
+        record_json = json.dumps(asdict(record)).encode()
+        metadata = {METADATA: record_json, DIGEST: _digest(record_json)}
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(exist_ok=True)  # no parents: a sweep's folder that the user removed must not reappear
             replace(
                 self._path(key),
                 lambda path: pq.write_table(table.replace_schema_metadata(metadata), path, write_page_checksum=True),
             )
+        except FileNotFoundError as error:
+            raise _removed_error(self._folder) from error
         except OSError as error:
             reason = error.strerror or error
-            raise JournalError(f"{self._folder} cannot be written: {reason}.  The generations are kept.") from error
+            raise JournalError(f"{self._folder} cannot be written: {reason}. The generations are kept.") from error
         return Archived(key, record)
 
     def get(self, key: str) -> Archived | None:
-        """Return a point's file; None: there is none that can be read."""
+        """Return a point's file, or None if it is missing or damaged."""
         try:
+            state_files.require(self._path(key))
             metadata = pq.read_schema(self._path(key)).metadata
             if metadata[DIGEST] != _digest(metadata[METADATA]):
                 return None
-            return Archived(key, _record(json.loads(metadata[METADATA])))
-        except (OSError, ValueError, KeyError, TypeError):  # then the point is scored again
+            return Archived(key, _record(state_files.parse(metadata[METADATA])))
+        # A damaged file is scored again from the journal.
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def __iter__(self) -> Iterator[Archived]:
-        """Return all points' files, in the order of the sweep."""
-        found = [self.get(path.stem) for path in self._folder.glob("*.parquet") if not path.name.startswith(".")]
-        return iter(sorted((a for a in found if a is not None), key=lambda archived: archived.record.index))
+        """Iterate over the readable points in the order of the sweep."""
+        points = [self.get(path.stem) for path in self._folder.glob("*.parquet") if not path.name.startswith(".")]
+        return iter(sorted((a for a in points if a is not None), key=lambda archived: archived.record.index))
 
     def written(self) -> Iterator[tuple[str, float]]:
-        """Yield the keys of all files that are there, and when each was written, without reading them."""
+        """Yield the key and the modification time in seconds of each file, without reading it."""
         if not self._folder.is_dir():
             return
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 if entry.name.endswith(".parquet") and not entry.name.startswith("."):
-                    with suppress(FileNotFoundError):  # it was put aside meanwhile
+                    with suppress(FileNotFoundError):  # renamed since the folder was listed
                         yield entry.name.removesuffix(".parquet"), entry.stat().st_mtime
 
     def table(self, key: str) -> Table:
-        """Return a point's generations as they are published.
+        """Return a point's generations as a table for the tracker.
 
         Raises:
-            JournalError: as of `read`.
+            JournalError: see `read`.
         """
         rows = self._rows(key)
         shown = [column for column in rows.column_names if column not in UNSHOWN]
@@ -108,42 +121,106 @@ class Archive:
         return Table(shown or ["prompt", "generation"], [list(row) for row in zip(*columns, strict=True)])
 
     def read(self, keys: Sequence[str]) -> Any:
-        """Return some points' rows as a pandas DataFrame; columns that a point lacks are empty.
+        """Return the rows of points as a pandas DataFrame. Columns that a point lacks are empty.
+
+        Column types are common to all points: a column with text at any point has text everywhere.
 
         Raises:
-            JournalError: a file is damaged, and was put aside; the journal has what it is made of.
+            JournalError: a file was removed. Or it is damaged and was moved to `.damaged`, to be made again from the
+                journal.
         """
         import pandas as pd
 
         tables = [self._rows(key).replace_schema_metadata() for key in keys]
-        filled = [table for table in tables if table.num_rows]
-        return pa.concat_tables(filled, promote_options="permissive").to_pandas() if filled else pd.DataFrame()
+        tables = [table for table in tables if table.num_rows]
+        return (
+            pa.concat_tables(_unified(tables), promote_options="permissive").to_pandas() if tables else pd.DataFrame()
+        )
 
-    def put_aside(self, key: str) -> None:
-        """Take a point out that has been superseded; its file stays under another name."""
+    def supersede(self, key: str) -> None:
+        """Remove a superseded point from the archive by renaming its file to `.superseded`."""
         self._path(key).replace(self._path(key).with_suffix(".superseded"))
 
     def _rows(self, key: str) -> pa.Table:
         path = self._path(key)
         try:
+            state_files.require(path)
             return pq.read_table(path, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
-            if path.is_file():
-                path.replace(path.with_suffix(".damaged"))
+            damaged = path.with_suffix(".damaged")
+            if isinstance(error, FileNotFoundError) and not path.is_symlink() and not damaged.exists():
+                raise _removed_error(path) from error
+            with suppress(FileNotFoundError):  # another thread may have renamed it already
+                path.replace(damaged)
             raise JournalError(
-                f"{path} is damaged, and was put aside: {str(error).splitlines()[0]}\n"
-                "The same command makes it again from what was generated."
+                f"{path} is damaged and was moved to {damaged.name}: {str(error).splitlines()[0]}\n"
+                "Run the same command again to make it from the journal."
             ) from error
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.parquet"
 
 
+def _columns(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    columns = dict.fromkeys(column for row in rows for column in row)
+    values = {column: [row.get(column) for row in rows] for column in columns}
+    try:
+        return pa.table(values)
+    except UnicodeEncodeError:  # a server's JSON can contain a lone surrogate, Parquet cannot
+        return pa.table({name: [encodable(value) for value in column] for name, column in values.items()})
+
+
+def encodable(value: Any) -> Any:
+    """Return a string with `?` for each lone surrogate, and any other value unchanged."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _unified(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """Cast the tables' columns so that the tables can be concatenated."""
+    types: dict[str, set[pa.DataType]] = {}
+    for table in tables:
+        for column in table.schema:
+            types.setdefault(column.name, set()).add(column.type)
+    targets = {name: target for name, kinds in types.items() if (target := _common_type(kinds)) is not None}
+    return [_cast(table, targets) for table in tables]
+
+
+def _common_type(types: set[pa.DataType]) -> pa.DataType | None:
+    """Return a type that holds the values of all types, or None if Arrow promotes them itself."""
+    kinds = {kind for kind in types if not pa.types.is_null(kind)}
+    if len(kinds) < 2 or all(pa.types.is_nested(kind) for kind in kinds):
+        return None
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return pa.float64() if all(any(test(kind) for test in numbers) for kind in kinds) else pa.string()
+
+
+def _cast(table: pa.Table, targets: Mapping[str, pa.DataType]) -> pa.Table:
+    for position, column in enumerate(table.schema):
+        target = targets.get(column.name, column.type)
+        if column.type == target or pa.types.is_null(column.type):
+            continue
+        values = table.column(position)
+        if target == pa.string():
+            values = pa.array([value if value is None else as_text(value) for value in values.to_pylist()], target)
+        else:
+            values = values.cast(target, safe=False)
+        table = table.set_column(position, pa.field(column.name, target), values)
+    return table
+
+
+def _removed_error(path: Path) -> JournalError:
+    """Return the error for a file or folder that existed when this process started."""
+    return JournalError(
+        f"{path} was removed or moved while the sweep was running. Nothing more is written there.\n"
+        "Run the same command again: it resumes if sweep.dir holds the sweep, and otherwise starts over."
+    )
+
+
 def _digest(text: bytes) -> bytes:
     return hashlib.sha256(text).hexdigest().encode()
 
 
-def _record(plain: dict[str, Any]) -> PointRecord:
-    summaries = {name: Summary(**summary) for name, summary in plain.pop("summaries").items()}
-    axes = tuple((key, value) for key, value in plain.pop("axes"))
-    return PointRecord(summaries=summaries, axes=axes, **plain)
+def _record(values: dict[str, Any]) -> PointRecord:
+    summaries = {name: state_files.build(Summary, summary) for name, summary in values.pop("summaries").items()}
+    axes = tuple((key, value) for key, value in values.pop("axes"))
+    return state_files.build(PointRecord, {**values, "summaries": summaries, "axes": axes})

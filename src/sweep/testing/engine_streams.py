@@ -1,4 +1,4 @@
-"""Checks of how an engine takes requests and gives answers back: order, windows, failures, interruptions."""
+"""Conformance checks of request streams: order, windows, failures and interruptions."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from sweep.engines.base import Engine, Failure, Generation, Request
 from sweep.testing.bench import GREEDY, PROMPTS, RANDOM, EngineBench, answers_of, generations_of, tokens_of
 
 
-def order_and_company_do_not_matter(bench: EngineBench, engine: Engine) -> None:
-    """Greedy answers and random ones are the same backwards, and alone."""
+def answers_do_not_depend_on_order_or_batch(bench: EngineBench, engine: Engine) -> None:
+    """Greedy and random answers are the same in reverse order and one at a time."""
     for sampling in (GREEDY, RANDOM):
-        asked = bench.requests(sampling)
-        forwards = tokens_of(answers_of(engine, asked))
-        assert tokens_of(answers_of(engine, asked[::-1])) == forwards, f"{sampling}: answers depend on the order"
+        requests = bench.requests(sampling)
+        forwards = tokens_of(answers_of(engine, requests))
+        assert tokens_of(answers_of(engine, requests[::-1])) == forwards, f"{sampling}: answers depend on the order"
         alone: dict[object, Any] = {}
-        for request in asked:
+        for request in requests:
             alone |= tokens_of(answers_of(engine, [request]))
-        assert alone == forwards, f"{sampling}: answers depend on their company"
+        assert alone == forwards, f"{sampling}: answers depend on the other requests in the batch"
 
 
 def answers_come_as_they_finish(bench: EngineBench, engine: Engine) -> None:
-    """A long one holds up none of the short ones beside it."""
-    # As long as can be: an engine in another process begins with it before it is handed the others.
+    """A long answer does not delay short ones in the same batch."""
+    # As long as possible: an engine in another process starts with it before it receives the others.
     long = replace(GREEDY, max_tokens=bench.max_model_len - len(PROMPTS[0]))
-    asked = [bench.request("long", PROMPTS[0], long), *bench.requests(replace(GREEDY, max_tokens=2))]
-    order = [answer.key for answer in generations_of(engine, asked[: bench.window])]
+    requests = [bench.request("long", PROMPTS[0], long), *bench.requests(replace(GREEDY, max_tokens=2))]
+    order = [answer.key for answer in generations_of(engine, requests[: bench.window])]
     assert order[-1] == "long", f"the long answer came before short ones: {order}"
 
 
-def requests_are_drawn_as_they_are_needed(bench: EngineBench, engine: Engine) -> None:
-    """No further ahead of the answers than the window, and answers come before the last is drawn."""
+def requests_are_drawn_lazily(bench: EngineBench, engine: Engine) -> None:
+    """Requests are drawn at most a window ahead of the answers."""
     drawn, count = 0, 6 * bench.window
 
     def counted() -> Iterator[Request]:
@@ -50,8 +50,8 @@ def requests_are_drawn_as_they_are_needed(bench: EngineBench, engine: Engine) ->
 
 
 def answers_may_lead_to_requests(bench: EngineBench, engine: Engine) -> None:
-    """A stream that has run out is asked again while requests are in flight, and as the last of them is answered."""
-    waiting, seen = deque([bench.request(0, PROMPTS[0])]), list[object]()
+    """An exhausted stream is asked again while requests are in flight and after the last answer."""
+    waiting, answered = deque([bench.request(0, PROMPTS[0])]), list[object]()
 
     class Stream(Iterator[Request]):
         def __next__(self) -> Request:
@@ -60,14 +60,14 @@ def answers_may_lead_to_requests(bench: EngineBench, engine: Engine) -> None:
             return waiting.popleft()
 
     for generation in generations_of(engine, Stream()):
-        seen.append(generation.key)
-        if len(seen) < 4:
-            waiting.append(bench.request(len(seen), PROMPTS[len(seen)]))
-    assert seen == ["0", "1", "2", "3"], f"of requests that answers led to, these were answered: {seen}"
+        answered.append(generation.key)
+        if len(answered) < 4:
+            waiting.append(bench.request(len(answered), PROMPTS[len(answered)]))
+    assert answered == ["0", "1", "2", "3"], f"expected answers to 4 successive requests, got answers to {answered}"
 
 
 def bad_requests_fail_alone(bench: EngineBench, engine: Engine) -> None:
-    """Each among good ones, whose answers stay the same then and afterwards."""
+    """An invalid request fails and does not change the answers to valid requests, then and later."""
     expected = answers_of(engine, bench.requests())
     good = bench.request("bad", PROMPTS[1])
     rows = good.embeds
@@ -76,29 +76,29 @@ def bad_requests_fail_alone(bench: EngineBench, engine: Engine) -> None:
     bad = {
         "NaN": replace(good, embeds=rows.clone().index_fill_(0, torch.tensor([2]), torch.nan)),
         "infinity": replace(good, embeds=rows * torch.inf),
-        "a narrow one": replace(good, embeds=rows[:, :1]),
-        "a wide one": replace(good, embeds=torch.cat([rows, rows], 1)),
-        "a short one": replace(good, embeds=rows[:-1]),
+        "too few columns": replace(good, embeds=rows[:, :1]),
+        "too many columns": replace(good, embeds=torch.cat([rows, rows], 1)),
+        "too few rows": replace(good, embeds=rows[:-1]),
         "another dtype": replace(good, embeds=rows.double()),
-        "a flat one": replace(good, embeds=rows.flatten()),
+        "one dimension": replace(good, embeds=rows.flatten()),
         "unknown tokens": replace(good, embeds=None, token_ids=(10**6,)),
-        "nothing": replace(good, embeds=rows[:0], token_ids=()),
+        "no rows": replace(good, embeds=rows[:0], token_ids=()),
         "no tokens": replace(good, embeds=None, token_ids=()),
-        "too much": bench.request("bad", long),
-        "all scored": replace(good, scored=len(good.token_ids)),
+        "too many tokens": bench.request("bad", long),
+        "all tokens scored": replace(good, scored=len(good.token_ids)),
     }
     first, *others = bench.requests()
-    for what, request in bad.items():
-        got = {answer.key: answer for answer in engine.generate([first, request, *others])}
-        failure = got.pop("bad")
-        assert isinstance(failure, Failure) and failure.reason, f"{what} is answered"
-        kept = {key: answer.completions for key, answer in got.items() if isinstance(answer, Generation)}
-        assert kept == expected, f"{what} changes the answers to other requests"
-    assert answers_of(engine, bench.requests()) == expected, "bad requests change later answers"
+    for name, request in bad.items():
+        results = {answer.key: answer for answer in engine.generate([first, request, *others])}
+        failure = results.pop("bad")
+        assert isinstance(failure, Failure) and failure.reason, f"the invalid request {name!r} is answered"
+        kept = {key: answer.completions for key, answer in results.items() if isinstance(answer, Generation)}
+        assert kept == expected, f"the invalid request {name!r} changes the answers to other requests"
+    assert answers_of(engine, bench.requests()) == expected, "invalid requests change later answers"
 
 
-def what_drawing_raises_passes_through(bench: EngineBench, engine: Engine) -> None:
-    """Unchanged, and the engine goes on."""
+def request_iterator_errors_propagate(bench: EngineBench, engine: Engine) -> None:
+    """Exceptions of the request iterator propagate unchanged, and the engine stays usable."""
     expected = answers_of(engine, bench.requests())
 
     def broken() -> Iterator[Request]:
@@ -110,12 +110,12 @@ def what_drawing_raises_passes_through(bench: EngineBench, engine: Engine) -> No
     except LookupError as error:
         assert str(error) == "mine"
     else:
-        raise AssertionError("what drawing a request raised was swallowed")
+        raise AssertionError("the engine swallowed an exception of the request iterator")
     assert answers_of(engine, bench.requests()) == expected
 
 
-def an_abandoned_stream_is_forgotten(bench: EngineBench, engine: Engine) -> None:
-    """Requests in flight are not answered to who asks next."""
+def abandoned_streams_are_discarded(bench: EngineBench, engine: Engine) -> None:
+    """Requests in flight at the end of a stream are not answered in the next one."""
     expected = answers_of(engine, bench.requests())
     stream = engine.generate(bench.requests(replace(GREEDY, max_tokens=1 + 20)))
     next(stream)

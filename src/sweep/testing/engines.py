@@ -1,4 +1,4 @@
-"""Conformance of engines: what each must hold to, whoever wrote it.
+"""Conformance tests for engines.
 
     from sweep.testing import EngineBench, check_engine
 
@@ -6,8 +6,8 @@
         open_mine = lambda: MyConfig(window=16).open(checkpoint.files, 256, tmp_path)
         check_engine(EngineBench(open_mine, checkpoint, max_model_len=256, window=16))
 
-opens the engine and runs every check.  The checkpoint is to be small and in fp32, so that rounding does not decide
-between tokens.  A check that fails raises an `AssertionError` that says what the engine did.
+This test opens the engine and runs every check. Use a small checkpoint in float32, so that rounding does not decide
+between tokens. A failed check raises an `AssertionError` that describes what the engine did.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from sweep.testing.bench import END_TIMEOUT, GREEDY, PROMPTS, EngineBench
 
 EngineCheck = Callable[[EngineBench, Engine], None]
 ENGINE_CHECKS: tuple[EngineCheck, ...] = (
-    engine_answers.answers_are_those_of_the_model,
-    engine_answers.embeddings_answer_as_token_ids_do,
-    engine_answers.the_identity_gate_can_be_passed_and_failed,
-    engine_streams.order_and_company_do_not_matter,
+    engine_answers.greedy_answers_match_the_model,
+    engine_answers.embeddings_and_token_ids_agree,
+    engine_answers.identity_check_accepts_and_rejects,
+    engine_streams.answers_do_not_depend_on_order_or_batch,
     engine_streams.answers_come_as_they_finish,
-    engine_streams.requests_are_drawn_as_they_are_needed,
+    engine_streams.requests_are_drawn_lazily,
     engine_streams.answers_may_lead_to_requests,
-    engine_answers.samples_count_their_seeds_up,
-    engine_answers.tokens_are_drawn_with_their_probabilities,
-    engine_answers.penalties_read_prompts_and_answers,
+    engine_answers.samples_use_consecutive_seeds,
+    engine_answers.sampling_follows_the_distribution,
+    engine_answers.penalties_count_prompts_and_answers,
     engine_answers.stop_strings_end_answers,
-    engine_answers.the_end_of_text_ends_answers,
-    engine_answers.the_context_ends_answers,
-    engine_answers.log_probabilities_are_those_of_the_model,
-    engine_answers.forced_answers_have_their_likelihood,
+    engine_answers.end_of_text_ends_answers,
+    engine_answers.maximum_length_ends_answers,
+    engine_answers.log_probabilities_match_the_model,
+    engine_answers.forced_answers_match_the_model,
     engine_streams.bad_requests_fail_alone,
-    engine_streams.what_drawing_raises_passes_through,
-    engine_streams.an_abandoned_stream_is_forgotten,
+    engine_streams.request_iterator_errors_propagate,
+    engine_streams.abandoned_streams_are_discarded,
 )
 
 
 def check_engine(bench: EngineBench) -> None:
-    """Open an engine, run all checks on it, and see it closed and killed.
+    """Open an engine, run all checks on it, and check that closing and killing it work.
 
     Raises:
-        AssertionError: it does not conform.
+        AssertionError: a check failed.
     """
     started = bench.start()
     try:
@@ -59,7 +59,13 @@ def check_engine(bench: EngineBench) -> None:
 
 
 def check_death(bench: EngineBench) -> None:
-    """Kill the processes of an engine while it answers: it says so, and can be closed.  One without any passes."""
+    """Kill the processes of an engine while it answers, and check that it raises `EngineDied` and can be closed.
+
+    An engine without processes passes.
+
+    Raises:
+        AssertionError: the engine reports the death late or not at all.
+    """
     started = bench.start()
     try:
         if not started.processes:
@@ -73,8 +79,8 @@ def check_death(bench: EngineBench) -> None:
         try:
             answered = [answer.key for answer in stream]
         except EngineDied:
-            assert time.monotonic() - killed < END_TIMEOUT, "the engine is late to say that it died"
+            assert time.monotonic() - killed < END_TIMEOUT, "the engine reported the death of its processes too late"
         else:
-            raise AssertionError(f"killed, the engine answered {len(answered)} requests and said nothing of it")
+            raise AssertionError(f"the killed engine answered {len(answered)} requests and did not raise EngineDied")
     finally:
         started.close()

@@ -1,7 +1,7 @@
-"""MLflow: what is published of a sweep, and where it is seen.  Only this package knows MLflow."""
+"""MLflow tracking: publishes a sweep's results, and links to them. Only this package imports MLflow."""
 
+from sweep.core.records import Closing, PointRecord, Publication
 from sweep.tracking.process import AnyTracker, open_tracker
-from sweep.tracking.records import Closing, PointRecord
 from sweep.tracking.tracker import Tracker
 
-__all__ = ["AnyTracker", "Closing", "PointRecord", "Tracker", "open_tracker"]
+__all__ = ["AnyTracker", "Closing", "PointRecord", "Publication", "Tracker", "open_tracker"]

@@ -1,4 +1,4 @@
-"""What a sweep's runs are reached by: the store, once it answers, and its words for what goes wrong."""
+"""MLflow connection: client, experiment, and translation of MLflow exceptions."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.config import TrackingConfig
+from sweep.config.schema import TrackingConfig
 from sweep.errors import TrackingError
-from sweep.redaction import redact
+from sweep.tracking.database import Database
 from sweep.tracking.links import Links
-from sweep.tracking.store import Store, first_line, store_uri
+from sweep.tracking.store import Store, first_line
 from sweep.tracking.traces import Traces
+from sweep.util.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what MLflow says of a run that was deleted
-
 
 class Connection:
-    """One sweep's way to its store, which is made when it is first needed, and may be away until then.
+    """Connection of one sweep to its store; opened on first use, since the store may be away until then.
+
+    Owned by a `Tracker`.
 
     Attributes:
-        links: to the sweep's pages; None: the store has not been reached.
-        traces: the log of traces, if they are wanted and the store was reached.
-        place: the store and the experiment, without secrets; empty before the store is reached.
-        is_local: whether the runs lie in `sweep.dir`.
+        links: links to the sweep's pages; None before the store is reached.
+        traces: log of traces, if traces are enabled and the store is reached.
+        place: store and experiment, without secrets; empty before the store is reached.
+        is_local: whether the runs are in `sweep.dir`.
+        notes: messages for the user about changes made to the store when it was opened.
     """
 
     def __init__(self, config: TrackingConfig, root: Path, sweep_id: str) -> None:
@@ -38,68 +40,84 @@ class Connection:
         self.traces: Traces | None = None
         self.place = ""
         self.is_local = not config.uri
+        self.notes: tuple[str, ...] = ()
 
     def connect(self) -> None:
-        """Reach the store, unless that was done, and make it and the experiment if they are missing.
+        """Open the store, if not open yet; create it and the experiment if they are missing.
 
         Raises:
-            TrackerAway: the store does not answer.
-            ConfigError: it is none, or cannot be written.
+            TrackerUnreachable: the store does not answer.
+            ConfigError: the address is not a store, or the store cannot be written.
         """
         if self._store is not None:
             return
         store = Store(self._config, self._root)
-        wanted = self._config.traces
-        self.traces = Traces(store.uri, store.experiment) if wanted else None
+        with_traces = self._config.traces
+        self.traces = Traces(store.uri, store.experiment) if with_traces else None
         self.links = Links(store.address, store.experiment, self._sweep_id)
-        # What lacks its traces is not there yet: so they can be asked for later.
-        self.place = f"{redact(store.uri)} {store.experiment}{' with traces' if wanted else ''}"
+        # Part of the place: if traces are enabled later, points without traces are published again.
+        # "sweep.dir" instead of its path, since the folder may be moved.
+        at = "sweep.dir" if self.is_local else redact(store.uri)
+        self.place = f"{at} {store.experiment}{' with traces' if with_traces else ''}"
+        self.notes = tuple(store.notes)
         self._store = store
 
     @property
     def client(self) -> MlflowClient:
-        """MLflow's client; errors as of `connect`."""
-        return self._reached.client
+        """MLflow's client; raises like `connect`."""
+        return self._opened.client
+
+    @property
+    def database(self) -> Database:
+        """The database behind the client; raises like `connect`."""
+        return self._opened.database
 
     @property
     def experiment(self) -> str:
-        """The experiment's id; errors as of `connect`."""
-        return self._reached.experiment
+        """The experiment's id; raises like `connect`."""
+        return self._opened.experiment
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether the store is an SQLite file, which one process is to write."""
-        return store_uri(self._config, self._root).startswith("sqlite")
+        """Whether the store is an SQLite file, which only one process should write."""
+        return (self._config.uri or "sqlite").startswith("sqlite")
 
-    def search(self, condition: str) -> list[Run]:
-        """Return those of the sweep's runs that meet a condition of MLflow's language."""
-        own = f"tags.`sweep.id` = '{self._sweep_id}'"
-        return list(self.client.search_runs([self.experiment], f"{own} AND {condition}", max_results=1000))
+    def search(self, condition: str, limit: int = 1000) -> list[Run]:
+        """Return the sweep's runs that meet a condition in MLflow's filter syntax, the latest first."""
+        sweep = f"tags.`sweep.id` = '{self._sweep_id}'"
+        return list(self.client.search_runs([self.experiment], f"{sweep} AND {condition}", max_results=limit))
+
+    @contextmanager
+    def ignore_deleted(self, run_id: str) -> Iterator[None]:
+        """Suppress MLflow's exception if the run was deleted; raise any other."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException:
+            if not self._is_deleted(run_id):
+                raise
+
+    def _is_deleted(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.client.get_run(run_id).info.lifecycle_stage) == "deleted"
+        except MlflowException as error:
+            return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
 
     @property
-    def _reached(self) -> Store:
+    def _opened(self) -> Store:
         self.connect()
         assert self._store is not None
         return self._store
 
 
 @contextmanager
-def as_tracking_error(what: str) -> Iterator[None]:
-    """Raise whatever goes wrong as a `TrackingError`, which says what MLflow could not take."""
+def as_tracking_error(action: str) -> Iterator[None]:
+    """Raise any exception as a `TrackingError`: "MLflow failed to `action`: reason"."""
     try:
         yield
     except Exception as error:
         reason = redact(first_line(error))
-        raise TrackingError(redact(f"MLflow could not take {what}: {reason}"), reason) from error
-
-
-@contextmanager
-def unless_gone() -> Iterator[None]:
-    """Pass over a run that the user has deleted."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code not in GONE:
-            raise
+        raise TrackingError(redact(f"MLflow failed to {action}: {reason}"), reason) from error

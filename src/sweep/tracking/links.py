@@ -1,6 +1,6 @@
-"""Links into MLflow's user interface that open at what they promise.
+"""Links to a sweep's pages in MLflow's user interface.
 
-An experiment's bare link shows an empty page; these carry filter, order and view.
+They carry filter, order and view, since the bare link of an experiment shows an empty page.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ ORDER = "metrics.`sweep/index`"
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """The pages of one sweep.
+    """Pages of one sweep.
 
     Attributes:
-        base: the address of the user interface.
-        experiment: MLflow's id of it.
-        sweep_id: the sweep's.
+        base: address of the user interface.
+        experiment: id of the experiment in MLflow.
+        sweep_id: the sweep's id.
     """
 
     base: str
@@ -28,29 +28,33 @@ class Links:
 
     @property
     def search(self) -> str:
-        """The runs page's filter: this sweep's points."""
+        """Filter of the runs page: this sweep's points."""
         return f"tags.`sweep.id` = '{self.sweep_id}' AND tags.`sweep.role` != 'sweep'"
 
     @property
     def side_by_side(self) -> str:
-        """The points side by side, prompts as rows; within the user interface."""
+        """The points side by side with prompts as rows; path within the user interface."""
         query = {"searchFilter": self.search, "orderByKey": ORDER, "orderByAsc": "true", "compareRunsMode": "ARTIFACT"}
         return f"#/experiments/{self.experiment}/runs?{urlencode(query, quote_via=quote, safe='')}"
 
     @property
     def charts(self) -> str:
-        """The saved view of charts; within the user interface."""
+        """The saved view of charts; path within the user interface."""
         query = {"viewStateShareKey": self.sweep_id, "compareRunsMode": "CHART"}
         return f"#/experiments/{self.experiment}/runs?{urlencode(query, quote_via=quote, safe='')}"
 
     def row_by_row(self, control: str, point: str) -> str:
-        """The traces of a point's run beside those of the control's, by the runs' ids; within the user interface.
+        """Return the page that compares a point's traces with the control's; path within the user interface.
 
-        Other points can be chosen there.
+        Other points can be selected there.
+
+        Args:
+            control: run id of the control.
+            point: run id of the point.
         """
         query = {"workflowType": "genai", "selectedRunUuid": point, "compareToRunUuid": control}
         return f"#/experiments/{self.experiment}/evaluation-runs?{urlencode(query)}"
 
     def full(self, page: str) -> str:
-        """Return a page's whole address."""
+        """Return the full address of a page."""
         return f"{self.base.rstrip('/')}/{page}"

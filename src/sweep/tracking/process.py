@@ -1,86 +1,92 @@
-"""A tracker in a process of its own.
+"""Tracker process: runs the tracker in a child process.
 
-MLflow's client takes some 40 ms of Python for a point, in which the engine's own Python would wait for the interpreter,
-and three seconds to be imported, which pass while the engine's library is.
+MLflow's client takes about 40 ms of Python per point, during which the engine's Python would wait for the GIL. Its
+import takes three seconds, which overlap with the import of the engine's library.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.config import TrackingConfig
+from sweep.config.schema import TrackingConfig
+from sweep.core.records import Closing, PointRecord, Publication, ReadTable, Table
 from sweep.errors import SweepError, TrackingError
-from sweep.remote import END_SECONDS, Loss, Remote
+from sweep.processes.child import END_SECONDS, CallLoss, ChildProcess
 from sweep.tracking.links import Links
-from sweep.tracking.records import Closing, PointRecord, Table
 from sweep.tracking.store import import_mlflow
 from sweep.tracking.tracker import Tracker
 
-NICE = 10  # as nobody waits for it, and the engine may want the same core
+NICE = 10  # low priority: nobody waits for this process, and the engine may need the same core
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What a tracker knows, as of its properties."""
+class TrackerState:
+    """Snapshot of a tracker's properties, see `Tracker`; sent with each answer."""
 
     links: Links | None
+    notes: tuple[str, ...]
     place: str
     parent: str | None
     row_by_row: str | None
 
     @classmethod
-    def of(cls, tracker: Tracker) -> Known:
-        """Return what a tracker knows now."""
-        return cls(tracker.links, tracker.place, tracker.parent, tracker.row_by_row_url())
+    def of(cls, tracker: Tracker) -> TrackerState:
+        """Return the current properties of a tracker."""
+        return cls(tracker.links, tracker.notes, tracker.place, tracker.parent, tracker.row_by_row_url())
 
 
 class TrackerProcess:
-    """What a `Tracker` does, done in another process; all as there, but for what becomes of that process.
+    """A `Tracker` that runs in a child process; the same methods, see there.
 
-    A process that dies fails the calls that it was given, as a `TrackingError`; the next call starts another one, which
-    takes the sweep's run up.
+    Used by the main thread and the publishing thread. If the child process dies, its open calls fail with a
+    `TrackingError`. The next call starts another process, which resumes the parent run.
     """
 
     def __init__(self, config: TrackingConfig, root: Path, sweep_id: str) -> None:
-        """Start the process; nothing is reached or made yet."""
-        self._made_of = config, root, sweep_id
-        self._known = Known.of(here := Tracker(*self._made_of))
-        self.is_local, self.is_sqlite = here.is_local, here.is_sqlite
+        """Start the process; it does not contact the store yet."""
+        self._arguments = config, root, sweep_id
+        self._state = TrackerState.of(tracker := Tracker(*self._arguments))
+        self.is_local, self.is_sqlite = tracker.is_local, tracker.is_sqlite
         self._connecting: Future[Any] | None = None
-        self.remote = Remote(TrackerSide, lambda: (*self._made_of, self._known.parent), _lost, nice=NICE)
+        self.remote = ChildProcess(TrackerHost, lambda: (*self._arguments, self._state.parent), _lost, nice=NICE)
 
     @property
     def links(self) -> Links | None:
-        """As of `Tracker`."""
-        return self._known.links
+        """See `Tracker`."""
+        return self._state.links
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Tracker`."""
+        return self._state.notes
 
     @property
     def place(self) -> str:
-        """As of `Tracker`."""
-        return self._known.place
+        """See `Tracker`."""
+        return self._state.place
 
     @property
     def parent(self) -> str | None:
-        """As of `Tracker`."""
-        return self._known.parent
+        """See `Tracker`."""
+        return self._state.parent
 
     def row_by_row_url(self) -> str | None:
-        """As of `Tracker`."""
-        return self._known.row_by_row
+        """See `Tracker`."""
+        return self._state.row_by_row
 
     def prepare(self) -> None:
-        """Have the process begin to reach the store, for which `connect` then waits."""
-        with suppress(TrackingError):  # which `connect` will say
-            self._connecting = self.remote.ask("call", "connect", (), {})
+        """Start to open the store in the background; `connect` waits for it."""
+        with suppress(TrackingError):  # `connect` will raise it
+            self._connecting = self.remote.call("call", "connect", (), {})
 
     def connect(self) -> None:
-        """As of `Tracker`."""
+        """See `Tracker`."""
         connecting, self._connecting = self._connecting, None
         if connecting is None:
             self._call("connect")
@@ -88,53 +94,60 @@ class TrackerProcess:
             self._take(connecting)
 
     def parent_status(self) -> str | None:
-        """As of `Tracker`."""
+        """See `Tracker`."""
         status: str | None = self._call("parent_status")
         return status
 
     def attach(self, parent: str) -> None:
-        """As of `Tracker`."""
+        """See `Tracker`."""
         self._call("attach", parent)
 
     def start(self, name: str, command: str, config: str) -> bool:
-        """As of `Tracker`."""
+        """See `Tracker`."""
         return bool(self._call("start", name, command, config))
 
-    def publish(self, record: PointRecord, table: Table, *, again: bool, replaces: str | None = None) -> str:
-        """As of `Tracker`."""
-        return str(self._call("publish", record, table, again=again, replaces=replaces))
+    def publish(
+        self, record: PointRecord, table: Table | ReadTable, *, retry: bool, replaces: str | None = None
+    ) -> str:
+        """See `Tracker`."""
+        return str(self._call("publish", record, table, retry=retry, replaces=replaces))
+
+    def publish_all(self, points: Sequence[Publication], *, retry: bool) -> list[str | None]:
+        """See `Tracker`."""
+        done: list[str | None] = self._call("publish_all", list(points), retry=retry)
+        return done
 
     def supersede(self, run_id: str) -> None:
-        """As of `Tracker`."""
+        """See `Tracker`."""
         self._call("supersede", run_id)
 
     def close(self, closing: Closing) -> dict[str, str]:
-        """As of `Tracker`."""
+        """See `Tracker`."""
         pages: dict[str, str] = self._call("close", closing)
         return pages
 
     def describe(self, description: str) -> None:
-        """As of `Tracker`."""
+        """See `Tracker`."""
         self._call("describe", description)
 
     def finish(self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None) -> None:
-        """As of `Tracker`."""
+        """See `Tracker`."""
         self._call("finish", status, dict(metrics), tags and dict(tags))
 
     def end(self, seconds: float = END_SECONDS) -> None:
-        """End the process, which may have so long for what it is in the middle of; it takes no more."""
-        self.remote.end(seconds)
+        """End the process; wait at most `seconds` for its current call."""
+        self.remote.close(seconds)
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
-        return self._take(self.remote.ask("call", method, arguments, named))
+        return self._take(self.remote.call("call", method, arguments, named))
 
-    def _take(self, asked: Future[Any]) -> Any:
+    def _take(self, future: Future[Any]) -> Any:
         try:
-            value, self._known = asked.result()
+            value, self._state = future.result()
         except SweepError:
             raise
         except Exception as error:
-            raise _not_asked(f"{type(error).__name__}: {error}") from error
+            raise _call_failed(f"{type(error).__name__}: {error}") from error
         return value
 
 
@@ -142,42 +155,45 @@ AnyTracker = Tracker | TrackerProcess
 
 
 def open_tracker(config: TrackingConfig, root: Path, sweep_id: str) -> AnyTracker:
-    """Return a sweep's tracker, in a process of its own unless it is to be in this one; nothing is reached yet."""
+    """Return a sweep's tracker, in its own process unless `tracking.in_process` is set; it is not connected yet."""
     kind: Callable[..., AnyTracker] = Tracker if config.in_process else TrackerProcess
     return kind(config, root, sweep_id)
 
 
-class TrackerSide:
-    """What lives in the other process."""
+class TrackerHost:
+    """Child side of `TrackerProcess`: owns the `Tracker`."""
 
     def __init__(self, config: TrackingConfig, root: Path, sweep_id: str, parent: str | None) -> None:
-        """Make the tracker.
+        """Create the tracker.
 
         Args:
-            parent: the sweep's run, if a process before this one has known it.
+            config: tracking configuration.
+            root: `sweep.dir`.
+            sweep_id: the sweep's id.
+            parent: id of the parent run, if an earlier process knew it.
         """
         self._tracker, self._parent = Tracker(config, root, sweep_id), parent
-        self._alone = threading.Event()
-        import_mlflow()  # before it is needed
+        self._caller_gone = threading.Event()
+        import_mlflow()  # early, while the engine's library is imported
 
-    def call(self, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Known]:
-        """Return what one of the tracker's methods returns, and what the tracker knows then."""
-        if self._alone.is_set() and method != "finish":  # the next run does it
+    def call(self, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, TrackerState]:
+        """Return the result of one of the tracker's methods, and the tracker's properties after the call."""
+        if self._caller_gone.is_set() and method != "finish":  # the next run publishes the rest
             raise TrackingError("The sweep has ended.")
         if self._parent is not None and self._tracker.parent is None:
             self._tracker.attach(self._parent)
         value = getattr(self._tracker, method)(*arguments, **named)
-        return value, Known.of(self._tracker)
+        return value, TrackerState.of(self._tracker)
 
-    def left_alone(self) -> float:
-        """Finish what is being done, and end the sweep's run if that is asked."""
-        self._alone.set()
+    def on_caller_gone(self) -> float:
+        """Refuse further calls except `finish`; return the seconds that pending calls may still take."""
+        self._caller_gone.set()
         return END_SECONDS
 
 
-def _lost(reason: str, loss: Loss) -> TrackingError:
-    return _not_asked(f"the process that publishes {reason}")
+def _lost(reason: str, loss: CallLoss) -> TrackingError:
+    return _call_failed(f"the process that publishes {reason}")
 
 
-def _not_asked(reason: str) -> TrackingError:
-    return TrackingError(f"MLflow could not be asked: {reason}", reason)
+def _call_failed(reason: str) -> TrackingError:
+    return TrackingError(f"The call to MLflow failed: {reason}", reason)

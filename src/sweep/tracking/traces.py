@@ -1,8 +1,8 @@
-"""A trace for each generation, with its scores, for MLflow's comparison of runs row by row with its diff of texts.
+"""MLflow traces: one per generation, with its scores, for MLflow's row-by-row comparison of runs with its text diff.
 
-They are written by calls that return when the store has them, and raise if it has not.  MLflow's own decorators would
-hand them to a thread of its own, whose queue drops what is too much for it with a warning, and which writes into
-whatever store and experiment are the process's current ones.
+Traces are written by synchronous calls that raise if the store did not accept them. MLflow's decorators instead use a
+background thread, whose queue drops traces with a warning when it is full. They also write to the process's current
+store and experiment.
 """
 
 from __future__ import annotations
@@ -16,53 +16,52 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from sweep.core.records import PointRecord, Table
 from sweep.errors import TrackingError
-from sweep.redaction import redact
-from sweep.tracking.records import PointRecord, Table
+from sweep.tracking import limits
 
 if TYPE_CHECKING:
     from mlflow.entities import Feedback, Span, TraceInfo
 
-BATCH = 100  # rows of one call
-PAGE = 500  # traces of one answer: what servers allow
-NAME_LIMIT = 250
-NOT_SCORES = ("prompt", "generation", "prompt_id", "reference", "finish_reason")
+BATCH = 100  # rows per call
+PAGE = 500  # traces per search result: the maximum that servers allow
+NOT_SCORES = ("prompt", "generation", "prompt_id", "reference", "finish_reason")  # columns of a table
 
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """The traces of one experiment's runs.
+    """Traces of the runs in one experiment.
 
     Attributes:
-        uri: of the store.
-        experiment: MLflow's id of it.
+        uri: address of the store.
+        experiment: id of the experiment in MLflow.
     """
 
     uri: str
     experiment: str
 
     def complete(self, run_id: str, record: PointRecord, table: Table) -> None:
-        """Give a run that may have traces already those of its table, each once.
+        """Make sure that a run, which may have traces already, has those of its table exactly once.
 
         Raises:
-            MlflowException, TrackingError: as of `log`.
+            MlflowException, TrackingError: see `log`.
         """
         if self._stored(run_id) != _expected(_by_id(run_id, table)):
             self.delete(run_id)
             self.log(run_id, record, table)
 
     def log(self, run_id: str, record: PointRecord, table: Table) -> None:
-        """Give a run that has none the traces of its table, and look whether all of them have arrived.
+        """Log the traces of a table to a run without traces, and check that the store has all of them.
 
         Raises:
             MlflowException: the store failed.
-            TrackingError: it did not keep all of what it was given.
+            TrackingError: the store did not keep all traces.
         """
         from mlflow.tracing.client import TracingClient
 
         client, rows = TracingClient(self.uri), _by_id(run_id, table)
-        # What one of many generations in a batch has taken is not known: they start with their point, and take no time;
-        # a millisecond apart, as MLflow, which shows the latest first, then keeps the order of the prompts.
+        # The time of one generation in a batch is unknown, so traces start with their point and last 0 ms. They are
+        # 1 ms apart, because MLflow sorts by time, the latest first: this keeps the order of the prompts.
         times = {trace_id: int(record.started * 1000) - i for i, trace_id in enumerate(rows)}
         for start in range(0, len(rows), BATCH):
             batch = dict(islice(rows.items(), start, start + BATCH))
@@ -74,7 +73,7 @@ class Traces:
         expected = _expected(rows)
         if rows and (stored := self._stored(run_id)) != expected:
             kept = sum(stored.get(trace_id) == scores for trace_id, scores in expected.items())
-            raise TrackingError(f"{kept} of {len(rows)} traces were kept")
+            raise TrackingError(f"only {kept} of {len(rows)} traces were stored")
 
     def delete(self, run_id: str) -> None:
         """Delete a run's traces, if it has any.
@@ -89,7 +88,7 @@ class Traces:
             TracingClient(self.uri).delete_traces(self.experiment, trace_ids=ids[start : start + BATCH])
 
     def _stored(self, run_id: str) -> dict[str, int]:
-        """Return the number of scores of each of a run's traces, by its id, of those whose texts are there too."""
+        """Return the number of scores of each of a run's traces by trace id, without traces whose spans are missing."""
         from mlflow.tracing.constant import TraceTagKey
 
         infos = self._infos(run_id)
@@ -125,22 +124,19 @@ class Traces:
                 TraceMetadataKey.SOURCE_RUN: run_id,
                 TRACE_SCHEMA_VERSION_KEY: str(TRACE_SCHEMA_VERSION),
             },
-            tags={TraceTagKey.TRACE_NAME: redact(name)[:NAME_LIMIT]},
+            tags={TraceTagKey.TRACE_NAME: limits.fit(name, limits.NAME)},
             assessments=_feedback(row, trace_id, run_id),
         )
 
 
 def _by_id(run_id: str, table: Table) -> dict[str, dict[str, Any]]:
-    """Return a table's rows by the ids of their traces, which are the same whenever the run's rows are logged.
-
-    So a call that is made again, as its answer was lost, leaves no second trace.
-    """
+    """Return a table's rows by trace id. Ids depend only on run and row, so a repeated call creates no second trace."""
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     return {"tr-" + _digest(f"{run_id}/{i}"): row for i, row in enumerate(rows)}
 
 
 def _expected(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Return how many scores each trace has."""
+    """Return the expected number of scores by trace id."""
     return {trace_id: len(_scores(row)) for trace_id, row in rows.items()}
 
 
@@ -149,9 +145,9 @@ def _digest(text: str) -> str:
 
 
 def _scores(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return what was measured of a generation; a measure without a value is none."""
-    found = {name: value for name, value in row.items() if name not in NOT_SCORES and not name.startswith("axis/")}
-    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+    """Return a generation's scores, without missing values."""
+    scores = {name: value for name, value in row.items() if name not in NOT_SCORES and not name.startswith("axis/")}
+    return {name: value for name, value in scores.items() if value is not None and math.isfinite(value)}
 
 
 def _feedback(row: Mapping[str, Any], trace_id: str, run_id: str) -> list[Feedback]:
@@ -168,7 +164,7 @@ def _feedback(row: Mapping[str, Any], trace_id: str, run_id: str) -> list[Feedba
 
 
 def _span(row: Mapping[str, Any], trace_id: str, time_ms: int) -> Span:
-    """Return the one span of a trace: what MLflow aligns (the inputs, free of what is swept) and compares."""
+    """Return a trace's only span. MLflow aligns rows by its inputs, which must not contain swept values."""
     from mlflow.entities import Span, SpanType
     from mlflow.tracing.constant import SpanAttributeKey
 
@@ -189,8 +185,14 @@ def _span(row: Mapping[str, Any], trace_id: str, time_ms: int) -> Span:
             "start_time_unix_nano": time_ms * 1_000_000,
             "end_time_unix_nano": time_ms * 1_000_000,
             "status": {"code": "STATUS_CODE_OK", "message": ""},
-            "attributes": {key: json.dumps(value, ensure_ascii=False) for key, value in attributes.items()},
+            "attributes": {
+                key: limits.encodable(json.dumps(value, ensure_ascii=False)) for key, value in attributes.items()
+            },
             "events": [],
             "links": [],
         }
     )
+
+
+def _as_json(value: Any) -> str:
+    return limits.encodable(json.dumps(value, ensure_ascii=False))

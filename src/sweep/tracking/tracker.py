@@ -1,253 +1,288 @@
-"""Publication to MLflow, by explicit client calls.
+"""MLflow tracker: publishes one sweep by explicit client calls.
 
-A point is published in one go when its last generation is in: its run is created with its tags, filled by one batch and
-one table, and terminated last, so that FINISHED means complete.  Publishing again what was published is no harm: an
-attempt that a dead process or a lost connection left behind is found by the point's fingerprint, and finished ones are
-taken as they are.
+A point is published in one step once it is complete. Its run is created with its tags, filled by one batch of metrics
+and one table, and terminated last, so FINISHED means complete. Publishing a point twice does no harm: runs left by a
+crash or a lost connection are found by the point's fingerprint. Finished ones are kept, others are deleted.
 """
 
 from __future__ import annotations
 
-import getpass
-import json
-import math
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.config import TrackingConfig
-from sweep.redaction import redact
-from sweep.tracking.connection import Connection, as_tracking_error, unless_gone
+from sweep.config.schema import TrackingConfig
+from sweep.core.records import Closing, PointRecord, Publication, ReadTable, Table
+from sweep.errors import TrackingError
+from sweep.tracking import limits, point_run
+from sweep.tracking.connection import Connection, as_tracking_error
 from sweep.tracking.links import ORDER, Links
-from sweep.tracking.records import Closing, PointRecord, Table
 from sweep.tracking.views import LIMIT as VIEW_LIMIT
 from sweep.tracking.views import sweep_view, view_tag
+from sweep.util.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
-TABLE = "generations.json"
-NOTE_LIMIT = 8000  # characters of a tag
-TAG_LIMIT = 5000  # of an error, which is a tag too
-NAME_LIMIT, COMMAND_LIMIT = 250, 5000  # of columns that PostgreSQL does not stretch
+log = logging.getLogger(__name__)
+
+TOGETHER_SECONDS = 0.5  # time limit of a call that publishes several points, since an interrupted sweep waits for it
 BATCH = 1000  # metrics of one call
 
 
 class Tracker:
-    """One sweep's runs in one MLflow experiment: a parent, and a child for each point."""
+    """One sweep's runs in one MLflow experiment: a parent run, and a child run per point.
+
+    Not thread-safe: the main thread and the publishing thread must not call it at the same time. Life cycle: `connect`,
+    `start`, `publish` for each point, `close`, `describe`, `finish`.
+    """
 
     def __init__(self, config: TrackingConfig, root: Path, sweep_id: str) -> None:
         self._sweep_id = sweep_id
-        self._at = Connection(config, root, sweep_id)
+        self._connection = Connection(config, root, sweep_id)
         self._parent: str | None = None
         self._row_by_row: str | None = None
+        self._started_ms = 0
 
     def prepare(self) -> None:
-        """Do nothing: there is nobody else who could reach the store while this process does something else."""
+        """Do nothing: only a tracker in another process can connect in the background."""
 
     def connect(self) -> None:
-        """As of `Connection.connect`."""
-        self._at.connect()
+        """Open the store, see `Connection.connect`."""
+        self._connection.connect()
 
     def end(self, seconds: float = 0.0) -> None:
-        """Do nothing: there is nothing to let go of."""
+        """Do nothing: there is no process to end."""
 
     @property
     def links(self) -> Links | None:
-        """The links to the sweep's pages; None: the store has not been reached."""
-        return self._at.links
+        """Links to the sweep's pages; None before the store is reached."""
+        return self._connection.links
 
     @property
     def is_local(self) -> bool:
-        """Whether the runs lie in `sweep.dir`."""
-        return self._at.is_local
+        """Whether the runs are in `sweep.dir`."""
+        return self._connection.is_local
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether the store is an SQLite file, which one process is to write."""
-        return self._at.is_sqlite
+        """Whether the store is an SQLite file, which only one process should write."""
+        return self._connection.is_sqlite
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Messages for the user about changes made to the store when it was opened."""
+        return self._connection.notes
 
     @property
     def place(self) -> str:
-        """The store, the experiment and the sweep's run, without secrets; what was published elsewhere is not there.
-
-        Before the store is reached, nothing was published.
-        """
-        return f"{self._at.place} {self._parent}"
+        """Store, experiment and parent run, without secrets: identifies where points have been published."""
+        return f"{self._connection.place} {self._parent}"
 
     def row_by_row_url(self) -> str | None:
-        """Return the link to a point's traces beside the control's; None: there are none, or the sweep goes on."""
+        """Return the link to a point's traces next to the control's; None without traces, or before `close`."""
         return self.links.full(self._row_by_row) if self.links and self._row_by_row else None
 
     def parent_status(self) -> str | None:
-        """Return the status of the sweep's run, such as FINISHED; None: there is no such run.
+        """Return the status of the parent run, such as FINISHED; None if there is no parent run.
 
         Raises:
             TrackingError: MLflow failed.
         """
-        with as_tracking_error("a question for the sweep's run"):
+        with as_tracking_error("find the parent run"):
             parent = self._find_parent()
             self._parent = None if parent is None else str(parent.info.run_id)
             return None if parent is None else str(parent.info.status)
 
     def attach(self, parent: str) -> None:
-        """Publish points as children of a run that another process has made, and ends.
+        """Publish points as children of a parent run that another process creates and ends.
+
+        Args:
+            parent: id of the parent run.
 
         Raises:
             TrackingError: MLflow failed.
         """
-        with as_tracking_error("a question for the sweep's run"):
-            self._at.connect()
+        with as_tracking_error("open the store"):
+            self._connection.connect()
             self._parent = parent
 
     @property
     def parent(self) -> str | None:
-        """The id of the sweep's own run, once it is known."""
+        """Id of the parent run, once it is known."""
         return self._parent
 
     def start(self, name: str, command: str, config: str) -> bool:
-        """Make the parent run RUNNING until `finish`: the one that there is of this sweep, else a new one.
+        """Set the parent run to RUNNING until `finish`; create it if the sweep has none.
 
-        Children that a process left RUNNING when it died are deleted: what they lack is published anew.
+        Child runs that a dead process left RUNNING are deleted, since their points are published again.
+
+        Args:
+            name: the sweep's name.
+            command: the command that runs the sweep.
+            config: the base configuration as YAML.
 
         Returns:
-            Whether there was one.
+            Whether the sweep had a parent run or points before.
 
         Raises:
             TrackingError: MLflow failed.
         """
-        with as_tracking_error("the sweep's run"):
+        with as_tracking_error("start the parent run"):
+            name = limits.fit(name, limits.NAME)
+            self._connection.database.enable_write_ahead_log()
             parent = self._find_parent()
             if parent is not None:
-                self._parent = str(parent.info.run_id)
-                for run in self._at.search("attributes.status = 'RUNNING' AND tags.`sweep.role` != 'sweep'"):
-                    self._delete(run.info.run_id)
-                self._at.client.update_run(self._parent, status="RUNNING", name=name)
-                # Not only at first, as the attempt that made the run may have got no further.
-                try:
-                    self._at.client.log_text(self._parent, redact(config), "config.yaml")
-                except BaseException:
-                    self._at.client.set_terminated(self._parent, "FAILED")
-                    raise
-                return True
-            tags = {"sweep.role": "sweep", "sweep.id": self._sweep_id, "sweep.command": redact(command)[:COMMAND_LIMIT]}
-            run = self._at.client.create_run(
-                self._at.experiment, run_name=redact(name)[:NAME_LIMIT], tags=tags | _source_tags()
-            )
-            self._parent = str(run.info.run_id)
+                self._parent, self._started_ms = str(parent.info.run_id), int(parent.info.start_time or 0)
+                for run in self._connection.search("attributes.status = 'RUNNING' AND tags.`sweep.role` != 'sweep'"):
+                    point_run.delete(self._connection, run.info.run_id)
+                self._connection.client.update_run(self._parent, status="RUNNING", name=name)
+                earlier = True
+            else:
+                # If the user has deleted the parent run, the new one adopts its points.
+                earlier = bool(self._connection.search("tags.`sweep.role` != 'sweep'", limit=1))
+                tags = {
+                    "sweep.role": "sweep",
+                    "sweep.id": self._sweep_id,
+                    "sweep.command": limits.fit(command, limits.TAG),
+                }
+                run = self._connection.client.create_run(
+                    self._connection.experiment, run_name=name, tags=tags | point_run.source_tags()
+                )
+                self._parent, self._started_ms = str(run.info.run_id), int(run.info.start_time or 0)
+            # Also for an existing run: the attempt that created it may have failed before this call.
             try:
-                self._at.client.log_text(self._parent, redact(config), "config.yaml")
+                self._connection.client.log_text(self._parent, limits.encodable(redact(config)), "config.yaml")
             except BaseException:
-                self._at.client.set_terminated(self._parent, "FAILED")
+                self._connection.client.set_terminated(self._parent, "FAILED")
                 raise
-            return False
+            return earlier
 
-    def publish(self, record: PointRecord, table: Table, *, again: bool, replaces: str | None = None) -> str:
+    def publish(
+        self, record: PointRecord, table: Table | ReadTable, *, retry: bool, replaces: str | None = None
+    ) -> str:
         """Create, fill and end the run of one point, and return its id.
 
         Args:
-            record: what is published.
-            table: its generations.
-            again: whether an earlier attempt may have got somewhere.
-            replaces: the run of an earlier attempt at this point that failed, which is deleted.
+            record: the point.
+            table: its generations, or a function that reads them.
+            retry: whether an earlier attempt may have published the point.
+            replaces: run of an earlier, failed attempt at this point, which is deleted.
 
         Raises:
-            TrackingError: MLflow failed; a run that was begun is deleted if it can be.
+            TrackingError: MLflow failed; an incomplete run is deleted if possible.
+            SweepError: `table` failed.
         """
-        from mlflow.entities import Metric, Param, RunTag
-
-        with as_tracking_error(f"the point {record.name}"):
-            if again and (finished := self._settle(record)) is not None:
-                if self._at.traces is not None:
-                    self._at.traces.complete(finished, record, table)
+        table = table if isinstance(table, Table) else table()
+        with as_tracking_error(f"publish the point {record.name}"):
+            if retry and (finished := point_run.find_published(self._connection, record, self._parent)) is not None:
+                if self._connection.traces is not None:
+                    self._connection.traces.complete(finished, record, table)
                 return finished
-            tags = {
-                "mlflow.parentRunId": self._parent,
-                "mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}]),
-                "sweep.id": self._sweep_id,
-                "sweep.role": record.role,
-                "sweep.fingerprint": record.fingerprint,
-                **record.tags,
-            }
-            started, ended = int(record.started * 1000), int(record.ended * 1000)
-            name = redact(record.name)[:NAME_LIMIT]
-            run = self._at.client.create_run(self._at.experiment, started, tags | _source_tags(), run_name=name)
-            run_id = str(run.info.run_id)
-            try:
-                self._at.client.log_batch(
-                    run_id,
-                    metrics=[Metric(key, value, ended, 0) for key, value in _metrics(record)],
-                    params=[Param(key, redact(str(value))) for key, value in record.parameters.items()],
-                    tags=[RunTag("sweep.error", redact(record.error)[:TAG_LIMIT])] if record.error else [],
-                )
-                content = {"columns": table.columns, "data": table.rows}
-                self._at.client.log_text(run_id, json.dumps(content, ensure_ascii=False), TABLE)
-                self._at.client.log_text(run_id, redact(record.config), "config.yaml")
-                if record.traceback:
-                    self._at.client.log_text(run_id, redact(record.traceback), "traceback.txt")
-                if self._at.traces is not None:
-                    self._at.traces.log(run_id, record, table)
-                self._at.client.set_terminated(run_id, "FAILED" if record.error else "FINISHED", ended)
-                if replaces is not None and replaces != run_id:
-                    self._delete(replaces)
-            except BaseException:
-                self._delete(run_id)
-                raise
+            # Traces are written by another MLflow client, which could not write during an open transaction.
+            with nullcontext() if self._connection.traces is not None else self._connection.database.transaction():
+                run_id = self._create_run(record, table)
+            # Deleted last: the complete run stays, even if the failed one cannot be deleted.
+            if replaces is not None and replaces != run_id:
+                point_run.delete_replaced(self._connection, replaces)
             return run_id
 
+    def publish_all(self, points: Sequence[Publication], *, retry: bool) -> list[str | None]:
+        """Publish points in order, until one fails or the time limit is reached.
+
+        Args:
+            points: the points.
+            retry: whether an earlier attempt may have published one of them.
+
+        Returns:
+            Run ids of the first points, in order. The last one is None if that point could not be published.
+
+        Raises:
+            SweepError: a table could not be read.
+        """
+        done: list[str | None] = []
+        end = time.monotonic() + TOGETHER_SECONDS
+        for point in points:
+            if time.monotonic() > end:
+                break
+            try:
+                done.append(self.publish(point.record, point.table, retry=retry, replaces=point.replaces))
+            except TrackingError:
+                done.append(None)
+                break
+        return done
+
+    def _create_run(self, record: PointRecord, table: Table) -> str:
+        """Create, fill and end a point's run, and return its id; a run that cannot be filled is deleted."""
+        tags = {"mlflow.parentRunId": str(self._parent), "sweep.id": self._sweep_id}
+        run_id = point_run.create(self._connection, record, tags)
+        try:
+            point_run.fill(self._connection, run_id, record, table)
+        except BaseException:
+            with suppress(Exception):  # the next attempt deletes it; the original exception matters more
+                point_run.delete(self._connection, run_id)
+            raise
+        return run_id
+
     def supersede(self, run_id: str) -> None:
-        """Take a point's run out of the sweep's views, as another one has taken its place.
+        """Remove a point's run from the sweep's views, since another run has replaced it.
 
         Raises:
             TrackingError: MLflow failed.
         """
-        with as_tracking_error("a point that was superseded"), unless_gone():
-            self._at.client.set_tag(run_id, "sweep.id", f"{self._sweep_id} (superseded)")
+        with as_tracking_error("mark a superseded point"), self._connection.ignore_deleted(run_id):
+            self._connection.client.set_tag(run_id, "sweep.id", f"{self._sweep_id} (superseded)")
 
     def close(self, closing: Closing) -> dict[str, str]:
-        """Give the parent run its series, files and view, and the points what they are beside it.
+        """Log the report's metrics, files and view to the parent run, and the differences to the points' runs.
+
+        Args:
+            closing: data of the finished sweep.
 
         Returns:
-            The sweep's pages within the user interface, by their titles.
+            Paths of the sweep's pages within the user interface, by title.
 
         Raises:
-            TrackingError: MLflow failed; the points' runs are complete without.
+            TrackingError: MLflow failed; the points' runs are complete without these data.
         """
         from mlflow.entities import Metric
 
         links = self.links
         if self._parent is None or links is None:
             return {}
-        with as_tracking_error("the sweep's report"):
+        with as_tracking_error("publish the sweep's report"):
             now = int(closing.time * 1000)
             for run_id, metrics in closing.differences.items():
-                own = [Metric(key, value, now, 0) for key, value in metrics.items()]
-                with unless_gone():
-                    self._at.client.log_batch(run_id, own)
+                differences = [Metric(key, value, now, 0) for key, value in metrics.items()]
+                with self._connection.ignore_deleted(run_id):
+                    self._connection.client.log_batch(run_id, differences)
             self._log(self._parent, [Metric(key, value, now, step) for key, value, step in closing.series])
-            self._at.client.log_artifacts(self._parent, str(closing.files))
+            self._connection.client.log_artifacts(self._parent, str(closing.files))
             state = sweep_view(self._sweep_id, links.search, ORDER, closing.axes, closing.measures)
-            key, value = view_tag(self._sweep_id, f"sweep {self._sweep_id}", now, state)
+            key, value = view_tag(self._sweep_id, limits.fit(closing.name, limits.NAME), now, state)
             if len(value) <= VIEW_LIMIT:
-                self._at.client.set_experiment_tag(self._at.experiment, key, value)
+                self._connection.client.set_experiment_tag(self._connection.experiment, key, value)
             pages = {"side by side": links.side_by_side, "charts": links.charts}
-            if self._at.traces is not None and (page := self._compared(links)) is not None:
+            if self._connection.traces is not None and (page := self._row_by_row_page(links)) is not None:
                 self._row_by_row = pages["row by row"] = page
             return pages
 
     def describe(self, description: str) -> None:
-        """Give the parent run its description, in Markdown.
+        """Set the description of the parent run, in Markdown.
 
         Raises:
             TrackingError: MLflow failed.
         """
         if self._parent is not None:
-            with as_tracking_error("the sweep's description"):
-                self._at.client.set_tag(self._parent, "mlflow.note.content", redact(description)[:NOTE_LIMIT])
+            with as_tracking_error("publish the sweep's description"):
+                text = limits.fit(description, limits.NOTE)
+                self._connection.client.set_tag(self._parent, "mlflow.note.content", text)
 
     def finish(self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None) -> None:
-        """End the parent run as FINISHED, FAILED or KILLED, with some last metrics and tags.
+        """End the parent run as FINISHED, FAILED or KILLED, with final metrics and tags.
 
         Raises:
             TrackingError: MLflow failed.
@@ -256,67 +291,27 @@ class Tracker:
 
         if self._parent is None:
             return
-        with as_tracking_error("the sweep's run"):
-            now = int(time.time() * 1000)
+        with as_tracking_error("finish the parent run"):
+            now = max(self._started_ms, int(time.time() * 1000))  # the system clock may have been set back
             try:
                 self._log(self._parent, [Metric(key, value, now, 0) for key, value in metrics.items()])
                 for key, text in (tags or {}).items():
-                    self._at.client.set_tag(self._parent, key, redact(text)[:TAG_LIMIT])
+                    self._connection.client.set_tag(self._parent, key, limits.fit(text, limits.TAG))
             finally:
-                self._at.client.set_terminated(self._parent, status)
+                self._connection.client.set_terminated(self._parent, status, now)
+                self._connection.database.disable_write_ahead_log()
 
     def _log(self, run_id: str, metrics: list[Metric]) -> None:
         for start in range(0, len(metrics), BATCH):
-            self._at.client.log_batch(run_id, metrics[start : start + BATCH])
+            self._connection.client.log_batch(run_id, metrics[start : start + BATCH])
 
     def _find_parent(self) -> Run | None:
-        return next(iter(self._at.search("tags.`sweep.role` = 'sweep'")), None)
+        return next(iter(self._connection.search("tags.`sweep.role` = 'sweep'")), None)
 
-    def _settle(self, record: PointRecord) -> str | None:
-        """Return the run that has published this attempt at a point; delete those that came to nothing."""
-        finished = None
-        for run in self._at.search(f"tags.`sweep.result` = '{record.tags['sweep.result']}'"):
-            complete = run.info.status == ("FAILED" if record.error else "FINISHED")
-            if complete and finished is None and run.info.end_time == int(record.ended * 1000):
-                finished = str(run.info.run_id)
-            else:
-                self._delete(run.info.run_id)
-        return finished
-
-    def _delete(self, run_id: str) -> None:
-        if self._at.traces is not None:
-            self._at.traces.delete(run_id)
-        self._at.client.delete_run(run_id)
-
-    def _compared(self, links: Links) -> str | None:
-        """Return the page that has the first point and the first control row by row."""
-        done = f"tags.`sweep.id` = '{self._sweep_id}' AND attributes.status = 'FINISHED' AND tags.`sweep.role`"
-        first = [
-            self._at.client.search_runs([self._at.experiment], f"{done} = '{role}'", max_results=1, order_by=[ORDER])
-            for role in ("control", "point")
-        ]
-        ids = [str(run.info.run_id) for found in first for run in found]
+    def _row_by_row_page(self, links: Links) -> str | None:
+        """Return the page that compares the first point with the first control row by row; None if one is missing."""
+        at, where = self._connection, f"tags.`sweep.id` = '{self._sweep_id}' AND attributes.status = 'FINISHED' AND "
+        filters = [f"{where}tags.`sweep.role` = '{role}'" for role in ("control", "point")]
+        first = [at.client.search_runs([at.experiment], text, max_results=1, order_by=[ORDER]) for text in filters]
+        ids = [str(run.info.run_id) for runs in first for run in runs]
         return links.row_by_row(*ids) if len(ids) == 2 else None
-
-
-def _source_tags() -> dict[str, str]:
-    return {"mlflow.source.name": "sweep", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        return "unknown"
-
-
-def _metrics(record: PointRecord) -> Iterator[tuple[str, float]]:
-    yield "sweep/index", float(record.index)
-    for key, value in record.axes:
-        if isinstance(value, float):
-            yield f"axis/{key}", value
-    for name, summary in record.summaries.items():
-        bounds = {"/ci_low": summary.ci_low, "/ci_high": summary.ci_high}
-        yield name, summary.mean
-        yield from ((name + suffix, bound) for suffix, bound in bounds.items() if math.isfinite(bound))
-    yield from record.metrics.items()

@@ -1,7 +1,7 @@
-"""A saved view of a sweep's charts, in the form in which MLflow's runs page keeps such views.
+"""Saved view of a sweep's charts for MLflow's runs page.
 
-The form is that of the user interface (seen with MLflow 3.15 to 3.18, whose own demo data is written in it) and not
-documented: if it changes, a link opens the page without the view, and nothing else is lost.
+The format is that of the user interface and not documented. It was observed with MLflow 3.15 to 3.18, whose demo data
+use it. If it changes, a link opens the page without the view; nothing else is lost.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 TAG = "mlflow.sharedViewState."
-LIMIT = 20_000  # characters of an experiment's tag
-MOST_CHARTS = 12
+LIMIT = 20_000  # maximum number of characters of an experiment's tag
+MAX_CHARTS = 12
 
 
 def view_tag(view_id: str, name: str, now_ms: int, state: dict[str, Any]) -> tuple[str, str]:
-    """Return the experiment tag, key and value, that makes a view known under its id."""
+    """Return key and value of the experiment tag that saves a view under its id."""
     packed = base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode())).decode()
     value = {"name": name, "createdAt": now_ms, "updatedAt": now_ms, "state": f"deflate;{packed}"}
     return TAG + view_id, json.dumps(value)
 
 
 def sweep_view(view_id: str, search: str, order: str, axes: Sequence[str], measures: Sequence[str]) -> dict[str, Any]:
-    """Return a view: scatter plots of measures over the swept numbers, parallel coordinates, and differences.
+    """Return a view with scatter plots of measures over swept numbers, parallel coordinates, and differences.
 
     Args:
-        view_id: seeds the ids of the charts, so that a view written twice is the same view.
-        search: the runs page's filter.
-        order: its order, such as "metrics.`sweep/index`".
-        axes: names of metrics that hold the swept numbers.
-        measures: names of metrics.
+        view_id: seed of the charts' ids, so that saving the same view twice gives the same ids.
+        search: filter of the runs page.
+        order: order of the runs page, such as "metrics.`sweep/index`".
+        axes: metric names of the swept numbers.
+        measures: metric names of the measures.
     """
     section = _id(view_id, "section")
     charts = [
@@ -75,7 +75,7 @@ def sweep_view(view_id: str, search: str, order: str, axes: Sequence[str], measu
 
 
 def _charts(axes: Sequence[str], measures: Sequence[str]) -> Iterator[dict[str, Any]]:
-    pairs = [(axis, measure) for axis in axes for measure in measures][:MOST_CHARTS]
+    pairs = [(axis, measure) for axis in axes for measure in measures][:MAX_CHARTS]
     for axis, measure in pairs:
         yield {
             "type": "SCATTER",

@@ -1,7 +1,7 @@
-"""What a transform is: a pure function on some of a prompt's embedding rows, in fp32.
+"""Base classes of transforms: pure functions on some of a prompt's embedding rows, in fp32.
 
-A transform knows tensors and its own parameters, nothing of configurations, engines or trackers.  It is a frozen
-dataclass whose fields are its parameters on the command line, checked before anything starts:
+A transform uses tensors and its own parameters only; it knows nothing of configurations, engines or trackers. It is a
+frozen dataclass whose fields are its command-line parameters, checked before anything starts:
 
     @register("negate")
     @dataclass(frozen=True, slots=True)
@@ -11,15 +11,17 @@ dataclass whose fields are its parameters on the command line, checked before an
         def apply(self, rows, context):
             return -rows
 
-It is handed the rows of its span and no others; `pipeline` puts what it returns back into its place.  PyTorch is
-imported inside the functions that need it, so that reading a configuration does not wait for it.
+A transform receives only the rows of its span; `pipeline` puts its result back in their place. PyTorch is imported
+inside the functions that need it, so that reading a configuration does not load it.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -36,16 +38,18 @@ T = TypeVar("T", bound="type[Transform]")
 class Transform(ABC):
     """A pure function on rows that keeps their number and order.
 
-    The first paragraph of a transform's docstring is its formula, the rest says where it is from and what its fields
-    are.  Class attributes describe it to the program:
+    The first paragraph of a transform's docstring is its formula. The rest gives the source and describes the fields.
+    Instances are immutable and may be used by any thread; they are pickled to worker processes.
 
-        dose: the field that says how much; None if there is none.
-        neutral: the dose at which nothing is changed; `apply` is not called then, so that rows stay bit-equal.
-        proportional: whether the change is in proportion to the dose; then how much of the change the cast to the
-            engine's dtype has left says how much of the dose has been given, and `achieved` is not asked.
-        default_span: the part of the prompt that it is for, unless the user says otherwise.
-        examples: parameters at which it changes something, for the conformance tests.
-        paths: the fields that name `files`, whose contents and not whose places say what the transform is.
+    Attributes:
+        name: set by `register`.
+        dose: the field that sets how much is changed; None if there is none.
+        neutral: the dose at which nothing changes. `apply` is not called for it, so rows stay bit-identical.
+        proportional: whether the change is proportional to the dose. If so, the achieved dose is computed from the part
+            of the change that remains after the cast to the engine's dtype, and `achieved` is not called.
+        default_span: the part of the prompt that is changed unless the user sets another span.
+        examples: parameters at which the transform changes something, for the conformance tests.
+        paths: fields that name `files`. The contents of these files are part of the fingerprint, not their paths.
     """
 
     name: ClassVar[str]
@@ -58,61 +62,74 @@ class Transform(ABC):
 
     @abstractmethod
     def apply(self, rows: Tensor, context: Context) -> Tensor:
-        """Return the transformed rows, [n, hidden_size] in fp32, without changing `rows` in place.
+        """Return the transformed rows without changing `rows` in place.
+
+        Args:
+            rows: (n, hidden_size), float32.
+            context: seeds, prompt, table and tokenizer.
+
+        Returns:
+            (n, hidden_size), float32.
 
         Raises:
-            TransformError: it cannot be applied to these rows.
+            TransformError: the transform cannot be applied to these rows.
         """
 
     def requested(self, context: Context) -> float:
-        """Return the dose that is asked for."""
+        """Return the requested dose."""
         return float(getattr(self, self.dose or ""))
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return the dose that `after`, rounded to the engine's dtype, has really been given, in the dose's own unit.
+        """Return the dose that was achieved after rounding to the engine's dtype, in the dose's own unit.
 
-        None where that is not defined.  It is logged beside the dose that was asked for.
+        Args:
+            before: the rows before the transform, (n, hidden_size), float32.
+            after: the transformed rows, rounded to the engine's dtype.
+            context: as in `apply`.
+
+        Returns:
+            The achieved dose, logged next to the requested one; None if it is not defined.
         """
         return None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Go to another process by its parameters, of which the rest is made again there."""
-        return _make, (type(self), {field.name: getattr(self, field.name) for field in fields(self) if field.init})
+        """Pickle as class and parameters; derived fields are computed again."""
+        return _unpickle, (type(self), {field.name: getattr(self, field.name) for field in fields(self) if field.init})
 
     @property
     def is_neutral(self) -> bool:
-        """Whether nothing is changed at these parameters."""
+        """Whether these parameters change nothing."""
         return self.dose is not None and getattr(self, self.dose) == self.neutral
 
     def max_rows(self, count: int) -> int:
-        """Return the most rows that `count` rows can become."""
+        """Return the maximum number of rows that `count` rows can become."""
         return count
 
     def files(self) -> Sequence[Path]:
-        """Return the files that it reads, whose contents are part of what it is."""
+        """Return the files that the transform reads. Their contents are part of its fingerprint."""
         return ()
 
     def check(self, corpus: Corpus) -> None:  # noqa: B027 - most have nothing to check
-        """Read what comes from outside and check that it fits the model; called before any engine starts.
+        """Read external inputs and check that they fit the model. Called before an engine starts.
 
         Raises:
-            ConfigError: a file is missing or malformed, or what it holds is of another width or not finite.
+            ConfigError: a file is missing or malformed, or its contents have another width or are not finite.
         """
 
 
-def _make(transform: type[Transform], parameters: Mapping[str, Any]) -> Transform:
+def _unpickle(transform: type[Transform], parameters: Mapping[str, Any]) -> Transform:
     return transform(**parameters)
 
 
 @dataclass(frozen=True, slots=True)
 class Rearranged:
-    """What a stretch of rows has become.
+    """Result of rearranging a range of rows.
 
     Attributes:
-        rows: [m, hidden_size].
-        parents: for each of them the rows of the stretch, by number, that it stems from; none for one from outside.
-        token_ids: for each of them the token that it stands for, which repetition penalties read; None for that of
-            its first parent.
+        rows: (m, hidden_size), float32.
+        parents: for each new row, the indices of the original rows it originates from; empty for an external row.
+        token_ids: for each new row, the token it stands for, which repetition penalties read. None for the token of its
+            first parent.
     """
 
     rows: Tensor
@@ -124,15 +141,23 @@ class Rearranged:
 class Rearrangement(Transform):
     """A transform that moves, drops, repeats, merges or inserts rows.
 
-    It is given each contiguous stretch of the span by itself; or, if `whole` is set, the rows from the span's first to
-    its last as one stretch, of which it must then change none.
+    It is called for each contiguous range of the span separately. With `whole` set, it is called once with all rows
+    from the span's first to its last, and must keep each of them.
     """
 
     whole: ClassVar[bool] = False
 
     @abstractmethod
     def rearrange(self, rows: Tensor, context: Context) -> Rearranged:
-        """Return what becomes of a stretch of rows, [n, hidden_size]."""
+        """Return the rearranged rows of one range.
+
+        Args:
+            rows: (n, hidden_size), float32.
+            context: seeds, prompt, table and tokenizer.
+
+        Raises:
+            TransformError: the transform cannot be applied to these rows.
+        """
 
     def apply(self, rows: Tensor, context: Context) -> Tensor:
         """Return the rows of `rearrange`."""
@@ -140,21 +165,44 @@ class Rearrangement(Transform):
 
 
 def register(name: str) -> Callable[[T], T]:
-    """Make a transform known as `transform=<name>`.
+    """Register a transform as `transform=<name>`.
 
     Raises:
-        ValueError: the name is taken by another class, or a field has a name that every transform has already.
+        TypeError: the name is invalid, or the class is not a transform: wrong base class, no `@dataclass`, no `apply`.
+        ValueError: another class has the name, or a field has the name of an attribute of all transforms.
     """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w -]*", name):
+        example = "a name of letters, digits, - and _, such as @register('fade')"
+        raise TypeError(f"@register needs {example}, not {getattr(name, '__name__', name)!r}")
 
     def add(cls: T) -> T:
-        known = TRANSFORMS.setdefault(name, cls)
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"the transform name {name!r} is taken by {known.__module__}.{known.__qualname__}")
-        own = {field.name for field in fields(cls)} if is_dataclass(cls) else set()
-        if taken := own & {"span", "control", *dir(Transform), *Transform.__annotations__}:
-            raise ValueError(f"the transform {name!r} has fields that every transform has already: {sorted(taken)}")
+        _check_class(name, cls)
+        registered = TRANSFORMS.setdefault(name, cls)
+        if (registered.__module__, registered.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"the transform name {name!r} is taken by {registered.__module__}.{registered.__qualname__}"
+            )
+        field_names = {field.name for field in fields(cls)}
+        if reserved := field_names & {"span", "control", *dir(Transform), *Transform.__annotations__}:
+            raise ValueError(f"the transform {name!r} has fields with reserved names: {sorted(reserved)}. Rename them.")
         cls.name = name
         TRANSFORMS[name] = cls
         return cls
 
     return add
+
+
+def _check_class(name: str, cls: Any) -> None:
+    """Raise a `TypeError` that names what a class lacks to be a transform."""
+    description = f"the transform {name!r} ({getattr(cls, '__qualname__', cls)})"
+    if not isinstance(cls, type) or not issubclass(cls, Transform):
+        raise TypeError(f"{description} must be a class that derives from sweep.transforms.Transform")
+    if "__dataclass_fields__" not in vars(cls):  # an inherited value does not count
+        raise TypeError(f"{description} needs @dataclass(frozen=True, slots=True) below @register")
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise TypeError(f"{description} does not define {', '.join(missing)}(self, rows, context)")
+    for method in ("apply", "rearrange") if issubclass(cls, Rearrangement) else ("apply",):
+        try:
+            inspect.signature(getattr(cls, method)).bind("self", "rows", "context")
+        except TypeError:
+            raise TypeError(f"{description} must define {method}(self, rows, context)") from None

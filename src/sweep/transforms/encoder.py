@@ -1,4 +1,4 @@
-"""Another encoder's view of a text, put into the prompt through a projector."""
+"""Embeddings of another encoder, put into the prompt through a projector."""
 
 from __future__ import annotations
 
@@ -11,38 +11,42 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sweep.checks import did_you_mean, require, require_choice
 from sweep.errors import ConfigError, TransformError
 from sweep.inputs.tensors import load_tensors, tensor_file
 from sweep.transforms.base import Rearranged, Rearrangement, register
 from sweep.transforms.context import Context, Corpus
+from sweep.util.digests import FileVersion, file_versions
+from sweep.util.install_check import advice
+from sweep.util.validators import did_you_mean, require, require_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FILES = (".json", ".txt", ".model", ".safetensors", ".bin")
-UNLIMITED = 512  # tokens of one text that room is made for if the encoder sets no limit
+UNLIMITED = 512  # tokens reserved for one text if the encoder has no limit
 Layers = Sequence[tuple["Tensor", "Tensor | None"]]
+Versions = tuple[tuple[str, FileVersion], ...]
 
 
 @register("encoder")
 @dataclass(frozen=True, slots=True)
 class Encoder(Rearrangement):
-    """[.. ; f(enc(text)) ; ..]: each contiguous stretch of the span becomes what an encoder says of a text.
+    """[.. ; f(enc(text)) ; ..]: each contiguous range of the span is replaced by an encoder's output for a text.
 
     LLaVA (Liu et al. 2023, arXiv:2304.08485) puts projected rows of another modality's encoder into the prompt, xRAG
-    (Cheng et al. 2024, arXiv:2405.13792) a whole document as one row.  The encoder's last layer is taken, in fp32; f is
-    linear, or layers with GELU between as in LLaVA-1.5 (arXiv:2310.03744).  Code from the hub is never run.
+    (Cheng et al. 2024, arXiv:2405.13792) a whole document as one row. The output is the encoder's last layer in fp32.
+    f is linear, or several layers with GELU in between as in LLaVA-1.5 (arXiv:2310.03744). Code from the hub is never
+    run.
 
     Attributes:
         encoder: a folder or a hub id of a Transformers model with its tokenizer.
-        revision: of the hub id.
-        value: which of the prompt's own values is encoded.
-        text: the text that is encoded, the same for all prompts.
-        pooling: `none`, a row for each of the text's tokens; `mean`, one row, of all tokens, the encoder's special ones
-            too; or `cls`, the first token's row.
-        projector: a file of f's weights, [d, width of the encoder] of the last layer: `weight` and `bias`, or those of
-            several layers, `0.weight`, `2.weight`, under any prefix; null if the encoder's width is the model's.
+        revision: revision of the hub id.
+        value: name of the prompt's value to encode.
+        text: the text to encode, the same for all prompts.
+        pooling: `none`, one row per token of the text; `mean`, the mean over all tokens, the encoder's special tokens
+            included; or `cls`, the first token's row.
+        projector: a file with f's weights, [d, width of the encoder] for the last layer: `weight` and `bias`, or those
+            of several layers, `0.weight`, `2.weight`, under any prefix; null if the encoder's width is the model's.
     """
 
     examples: ClassVar = ()  # needs an encoder
@@ -57,13 +61,13 @@ class Encoder(Rearrangement):
 
     def __post_init__(self) -> None:
         require(bool(self.encoder), "transform.encoder", "must name a folder or a hub id", self.encoder)
-        one = (self.value is None) != (self.text is None)
-        require(one, "transform", "needs either a value or a text", [self.value, self.text])
+        exactly_one = (self.value is None) != (self.text is None)
+        require(exactly_one, "transform", "needs either a value or a text", [self.value, self.text])
         require(self.text != "", "transform.text", "must not be empty", self.text)
         require_choice("transform.pooling", self.pooling, ("none", "mean", "cls"))
 
     def rearrange(self, rows: Tensor, context: Context) -> Rearranged:
-        """Return the projected rows in the place of the rows; each counts as one of the whole stretch."""
+        """Return the projected rows in place of `rows`; each has the whole range as its parents."""
         if self.value is None:
             text = self.text or ""
         else:
@@ -77,36 +81,41 @@ class Encoder(Rearrangement):
         return Rearranged(new, [tuple(range(len(rows)))] * len(new))
 
     def max_rows(self, count: int) -> int:
-        """Return `count` and the most rows that the encoder makes of one text."""
+        """Return `count` plus the maximum number of rows for one text."""
         if self.pooling != "none":
             return count + 1
         return count + (len(self._encoded(self.text)) if self.text is not None else _most_tokens(self._folder()))
 
     def files(self) -> Sequence[Path]:
-        """Return the encoder's files and the projector's."""
-        own = sorted(file for file in self._folder().iterdir() if file.suffix in FILES)
-        return own if self.projector is None else [*own, tensor_file(self.projector, "transform.projector")]
+        """Return the files of the encoder and the projector."""
+        encoder_files = sorted(file for file in self._folder().iterdir() if file.suffix in FILES)
+        return (
+            encoder_files
+            if self.projector is None
+            else [*encoder_files, tensor_file(self.projector, "transform.projector")]
+        )
 
     def check(self, corpus: Corpus) -> None:
-        """Load encoder and projector, and check that their widths fit each other and the model's rows."""
+        """Load encoder and projector, and check that their widths match each other and the model's."""
         try:
             width = self._encoded(self.text or "text").shape[1]
         except TransformError as error:
             raise ConfigError(f"transform.text: {error}.") from error
         if width != corpus.table.hidden_size:
-            key, made = ("projector", "makes") if self.projector else ("encoder", "without a projector has")
+            key, verb = ("projector", "returns") if self.projector else ("encoder", "without a projector has")
             raise ConfigError(
-                f"transform.{key}: {getattr(self, key)!r} {made} rows of width {width}; "
+                f"transform.{key}: {getattr(self, key)!r} {verb} rows of width {width}; "
                 f"the model's are {corpus.table.hidden_size} wide."
             )
 
     def _folder(self) -> Path:
-        return _find(self.encoder or "", self.revision)
+        return _locate(self.encoder or "", self.revision)
 
     def _encoded(self, text: str) -> Tensor:
         import torch
 
-        rows = _encode(self._folder(), text, self.pooling)
+        folder = self._folder()
+        rows = _encode(folder, text, self.pooling, _versions(folder))
         if self.projector is None:
             return rows
         layers = _layers(self.projector)
@@ -120,7 +129,7 @@ class Encoder(Rearrangement):
         return rows
 
 
-def _find(encoder: str, revision: str | None) -> Path:
+def _locate(encoder: str, revision: str | None) -> Path:
     folder = Path(encoder).expanduser()
     if folder.is_dir():
         return folder
@@ -134,18 +143,23 @@ def _download(encoder: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # No *.py: code from the hub is not run.  No folders: they hold the same weights for other programs.
+        # No *.py: code from the hub is not run. No subfolders: they hold the same weights in other formats.
         patterns = [f"*{suffix}" for suffix in FILES if suffix != ".bin"]
         return Path(snapshot_download(encoder, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
-    except Exception as error:  # no such model or revision, gated, or a hub out of reach
+    except Exception as error:  # unknown model or revision, gated model, or unreachable hub
         raise ConfigError(
-            f"transform.encoder: {encoder!r} is no folder, and cannot be had from the hub ({type(error).__name__})."
+            f"transform.encoder: {encoder!r} is not a folder, and the hub download failed ({type(error).__name__})."
         ) from error
 
 
+def _versions(folder: Path) -> Versions:
+    """Return the versions of an encoder's files, which are part of the cache keys below."""
+    return tuple(file_versions(folder, [f"*{suffix}" for suffix in FILES]).items())
+
+
 @lru_cache(maxsize=2)
-def _load(folder: Path) -> tuple[Any, Any]:
-    """Return the tokenizer and the model, in fp32 on the CPU."""
+def _load(folder: Path, versions: Versions) -> tuple[Any, Any]:
+    """Return the tokenizer, and the model in fp32 on the CPU."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -154,16 +168,16 @@ def _load(folder: Path) -> tuple[Any, Any]:
         model, loading = AutoModel.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=False, weights_only=True, output_loading_info=True
         )
-    except Exception as error:  # Transformers raises nearly every type there is for a broken folder
-        reason = str(error).strip().split("\n")[0][:200]
+    except Exception as error:  # Transformers raises almost any exception type for a broken folder
+        reason = advice(error) or str(error).strip().split("\n")[0][:200]
         raise ConfigError(f"transform.encoder: {str(folder)!r} cannot be loaded: {reason}") from error
     if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):
-        raise ConfigError(f"transform.encoder: {str(folder)!r} lacks weights, {missing[0]} among them.")
+        raise ConfigError(f"transform.encoder: {str(folder)!r} lacks weights, such as {missing[0]}.")
     return tokenizer, (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
 
 
 def _limit(folder: Path) -> float:
-    tokenizer, model = _load(folder)
+    tokenizer, model = _load(folder, _versions(folder))
     positions = getattr(model.config, "max_position_embeddings", None) or math.inf
     return float(min(tokenizer.model_max_length, positions))
 
@@ -174,21 +188,26 @@ def _most_tokens(folder: Path) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _encode(folder: Path, text: str, pooling: str) -> Tensor:
-    """Return an encoder's last layer on a text, [n, its width]; computed once for each text, not for each point."""
+def _encode(folder: Path, text: str, pooling: str, versions: Versions) -> Tensor:
+    """Return an encoder's last layer for a text: (n, encoder width). Computed once per text, not once per point."""
     import torch
 
-    tokenizer, model = _load(folder)
+    tokenizer, model = _load(folder, versions)
     tokens = tokenizer(text, return_tensors="pt", return_special_tokens_mask=True)
     count = tokens["input_ids"].shape[1]
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if (largest := int(tokens["input_ids"].max())) >= vocabulary:
+        raise TransformError(
+            f"the encoder's tokenizer returns token {largest}, but the encoder has only {vocabulary} rows"
+        )
     if count > _limit(folder):
-        raise TransformError(f"the text has {count} tokens for the encoder, which takes {_limit(folder):g} at most")
-    own = tokens["special_tokens_mask"][0] == 0
-    if not own.any():
+        raise TransformError(f"the text has {count} tokens for the encoder, whose limit is {_limit(folder):g}")
+    is_text = tokens["special_tokens_mask"][0] == 0
+    if not is_text.any():
         raise TransformError(f"the text {text[:40]!r} has no tokens for the encoder")
     with torch.no_grad():
         states = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state[0]
-    pooled: Tensor = {"none": lambda: states[own], "mean": lambda: states.mean(0)[None], "cls": lambda: states[:1]}[
+    pooled: Tensor = {"none": lambda: states[is_text], "mean": lambda: states.mean(0)[None], "cls": lambda: states[:1]}[
         pooling
     ]()
     return pooled
@@ -196,18 +215,18 @@ def _encode(folder: Path, text: str, pooling: str) -> Tensor:
 
 def _layers(path: str) -> Layers:
     """Return the weights and biases of a projector's layers, first to last."""
-    tensors = load_tensors(path, what="transform.projector")
+    tensors = load_tensors(path, config_key="transform.projector")
     names = [name for name in tensors if name.rpartition(".")[2] == "weight"]
-    # By number, so that layer 10 comes after layer 2.
+    # Numeric order, so that layer 10 comes after layer 2.
     names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
     layers = [(tensors[name], tensors.get(name[: -len("weight")] + "bias")) for name in names]
-    used = len(layers) + sum(bias is not None for _, bias in layers)
-    fit = used == len(tensors) and all(weight.ndim == 2 for weight, _ in layers)
-    fit &= all(bias is None or bias.shape == weight.shape[:1] for weight, bias in layers)
-    if not layers or not fit or any(a.shape[0] != b.shape[1] for (a, _), (b, _) in pairwise(layers)):
+    used_tensors = len(layers) + sum(bias is not None for _, bias in layers)
+    valid = used_tensors == len(tensors) and all(weight.ndim == 2 for weight, _ in layers)
+    valid &= all(bias is None or bias.shape == weight.shape[:1] for weight, bias in layers)
+    if not layers or not valid or any(a.shape[0] != b.shape[1] for (a, _), (b, _) in pairwise(layers)):
         shown = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(tensors.items())[:8])
         raise ConfigError(
-            f"transform.projector: {path!r} holds no projector, a linear layer or several one after the other, "
-            f"each of a weight [out, in] and a bias [out]: {shown}."
+            f"transform.projector: {path!r} holds no projector. Expected one or more successive linear layers, "
+            f"each with a weight [out, in] and a bias [out]; found {shown}."
         )
     return layers

@@ -1,4 +1,4 @@
-"""Transforms of the rows as a cloud of points: its mean, its principal components, its orientation."""
+"""Geometric transforms of the rows as a point cloud: its mean, principal components and orientation."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
-from sweep.checks import require, require_choice, require_finite
-from sweep.transforms._math import blend, principal_components, share
+from sweep.transforms._math import blend, share
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context, Corpus
+from sweep.util.linear_algebra import principal_components
+from sweep.util.validators import require, require_choice, require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +27,9 @@ class Center(Transform):
     The first half of All-but-the-Top (Mu et al. 2017, arXiv:1702.01417).
 
     Attributes:
-        mean: of what: the `prompt`'s rows in the span; the `corpus`, all prompts' untransformed rows in the span; the
-            `table`.
-        strength: λ; 1 takes the whole mean away.
+        mean: which mean: of the `prompt`'s rows in the span; of the `corpus`, all prompts' untransformed rows in the
+            span; or of the `table`.
+        strength: λ; 1 subtracts the whole mean.
     """
 
     dose: ClassVar[str] = "strength"
@@ -48,7 +49,7 @@ class Center(Transform):
         require_finite("transform.strength", self.strength)
 
     def apply(self, rows: Tensor, context: Context) -> Tensor:
-        """Return rows around another mean."""
+        """Return rows with another mean."""
         return rows - self.strength * _mean(self.mean, rows, context)
 
 
@@ -57,14 +58,14 @@ class Center(Transform):
 class RemoveComponents(Transform):
     """E - λ·E·V·Vᵀ, with V the first k principal components of the prompt, the corpus or the table.
 
-    The second half of All-but-the-Top (Mu et al. 2017, arXiv:1702.01417), which centres first: put `center` before
-    this for both.  Where there are fewer than k components, all there are.
+    The second half of All-but-the-Top (Mu et al. 2017, arXiv:1702.01417), which centres first. For both halves, put
+    `center` before this transform. If there are fewer than k components, all of them are removed.
 
     Attributes:
-        k: how many components, largest first; 0 changes nothing.
-        basis: whose: of the `prompt`'s rows in the span, at most one fewer than the rows; of the `corpus`, all prompts'
-            untransformed rows in the span; of the `table`.  Each around its own mean.
-        strength: λ; 1 takes the components away, 2 mirrors them.
+        k: number of components, largest first; 0 changes nothing.
+        basis: source of the components: the `prompt`'s rows in the span, at most one fewer than the rows; the `corpus`,
+            all prompts' untransformed rows in the span; or the `table`. Each around its own mean.
+        strength: λ; 1 removes the components, 2 mirrors them.
     """
 
     dose: ClassVar[str] = "k"
@@ -90,10 +91,10 @@ class RemoveComponents(Transform):
         return rows - self.strength * (rows @ components @ components.T)
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return how many components there were to take, times how much of λ of them is gone."""
+        """Return the number of existing components, times the removed fraction of λ of them."""
         components = _components(self.basis, self.k, before, context)
-        gone = share((before - after) @ components, before @ components)
-        return None if gone is None or not self.strength else components.shape[1] * gone / self.strength
+        removed = share((before - after) @ components, before @ components)
+        return None if removed is None or not self.strength else components.shape[1] * removed / self.strength
 
 
 @register("truncate_rank")
@@ -101,13 +102,13 @@ class RemoveComponents(Transform):
 class TruncateRank(Transform):
     """μ + (E - μ)·V·Vᵀ, with μ the mean of the prompt, the corpus or the table, V its first components.
 
-    The best approximation of that rank if they are the prompt's own (Eckart & Young 1936).
+    With the prompt's own components, this is the best approximation of that rank (Eckart & Young 1936).
 
     Attributes:
-        rank: how many components are kept, largest first; 0 leaves the mean alone.
-        basis: whose mean and components: the `prompt`'s rows in the span; the `corpus`, all prompts' untransformed
-            rows in the span; the `table`.
-        strength: 0 keeps the rows, 1 gives them the whole change; in between, and beyond, in proportion.
+        rank: number of components to keep, largest first; 0 keeps only the mean.
+        basis: source of mean and components: the `prompt`'s rows in the span; the `corpus`, all prompts' untransformed
+            rows in the span; or the `table`.
+        strength: 0 keeps the rows, 1 applies the whole change; other values scale it linearly.
     """
 
     dose: ClassVar[str] = "strength"
@@ -129,7 +130,7 @@ class TruncateRank(Transform):
         require_finite("transform.strength", self.strength)
 
     def apply(self, rows: Tensor, context: Context) -> Tensor:
-        """Return rows within that many dimensions, or rows on their way there."""
+        """Return rows moved towards their projections of that rank."""
         return blend(rows, self._truncated(rows, context), self.strength)
 
     def _truncated(self, rows: Tensor, context: Context) -> Tensor:
@@ -143,14 +144,14 @@ class TruncateRank(Transform):
 class Rotate(Transform):
     """E·Q, with Q a rotation by an angle in some planes, QᵀQ = I; E·Eᵀ is kept.
 
-    All lengths of rows and angles between them stay as they are.  The planes are at right angles to each other, random
-    or given by dimensions.  Random ones depend on the point's seed and are the same for all prompts and angles; with
-    more planes, the first of them stay.
+    All lengths of rows and angles between them stay the same. The planes are orthogonal to each other. They are random,
+    or given by dimensions. Random planes depend on the point's seed and are the same for all prompts and angles. With
+    more planes, the first ones stay the same.
 
     Attributes:
         angle: in degrees; 0 changes nothing.
-        planes: how many random planes; null is as many as there are, half of the width.
-        dimensions: pairs of dimensions in place of random planes: [[0, 1], [4, 7]] turns 0 towards 1, and 4 towards 7.
+        planes: number of random planes; null for the maximum, half of the width.
+        dimensions: pairs of dimensions instead of random planes: [[0, 1], [4, 7]] turns 0 towards 1, and 4 towards 7.
     """
 
     dose: ClassVar[str] = "angle"
@@ -172,11 +173,16 @@ class Rotate(Transform):
             flat = [dimension for pair in self.dimensions for dimension in pair]
             pairs = bool(flat) and all(len(pair) == 2 for pair in self.dimensions)
             require(pairs, "transform.dimensions", "must be pairs of dimensions", self.dimensions)
-            once = min(flat) >= 0 and len(set(flat)) == len(flat)
-            require(once, "transform.dimensions", "must name each from 0 up once at most", self.dimensions)
+            distinct = min(flat) >= 0 and len(set(flat)) == len(flat)
+            require(
+                distinct,
+                "transform.dimensions",
+                "must name each dimension at most once, counting from 0",
+                self.dimensions,
+            )
 
     def check(self, corpus: Corpus) -> None:
-        """Check that there are so many dimensions."""
+        """Check that the model has that many dimensions."""
         width = corpus.table.hidden_size
         if self.dimensions is not None:
             largest = max(max(pair) for pair in self.dimensions)
@@ -186,7 +192,7 @@ class Rotate(Transform):
             require(self.planes <= width // 2, "transform.planes", rule, self.planes)
 
     def apply(self, rows: Tensor, context: Context) -> Tensor:
-        """Return turned rows."""
+        """Return rotated rows."""
         import torch
 
         frame = self._frame(rows, context)
@@ -196,7 +202,7 @@ class Rotate(Transform):
         return rows + moved.flatten(-2) @ frame.T
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return the angle that comes nearest, of all that are the same rotation the nearest to the one asked for."""
+        """Return the best-fitting angle in degrees; of equivalent angles, the one closest to the requested angle."""
         frame = self._frame(before, context)
         x, y = (before @ frame).view(len(before), -1, 2).unbind(-1)
         u, v = (after @ frame).view(len(after), -1, 2).unbind(-1)
@@ -218,12 +224,12 @@ class Rotate(Transform):
 
 @lru_cache(maxsize=4)
 def _random_frame(seed: int, width: int, planes: int) -> Tensor:
-    """Return orthonormal columns, [width, 2 · planes], of which two and two span a plane."""
+    """Return orthonormal columns, (width, 2 · planes); each pair of columns spans a plane."""
     import torch
 
     gaussian = torch.randn(2 * planes, width, generator=torch.Generator().manual_seed(seed))
     columns, triangle = torch.linalg.qr(gaussian.T)
-    frame: Tensor = columns * triangle.diagonal().sign()  # unique, whatever signs a library gives the columns
+    frame: Tensor = columns * triangle.diagonal().sign()  # unique, whichever signs the QR implementation chooses
     return frame
 
 
@@ -234,7 +240,7 @@ def _mean(cloud: str, rows: Tensor, context: Context) -> Tensor:
 
 
 def _components(cloud: str, count: int, rows: Tensor, context: Context) -> Tensor:
-    """Return the first principal components of a cloud, [d, at most count]: those along which it has an extent."""
+    """Return the first principal components of a cloud: (d, at most count); only directions in which it varies."""
     if cloud == "prompt":
         return principal_components(rows)[:, :count]
     if cloud == "table":

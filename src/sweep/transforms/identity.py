@@ -1,4 +1,4 @@
-"""The transform of the control."""
+"""The control's transform."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @register("identity")
 @dataclass(frozen=True, slots=True)
 class Identity(Transform):
-    """E: the rows as the model's own embedding layer gives them."""
+    """E: the rows as returned by the model's embedding layer."""
 
     default_span: ClassVar[str] = "all"
     examples: ClassVar = ()

@@ -1,4 +1,4 @@
-"""Fewer or more rows that say the same."""
+"""Length transforms: fewer or more rows for the same content."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sweep.checks import require, require_choice, require_finite
 from sweep.transforms._math import even_steps
 from sweep.transforms.base import Rearranged, Rearrangement, register
 from sweep.transforms.context import Context
+from sweep.util.validators import require, require_choice, require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 class Repeat(Rearrangement):
     """E, `times` times: ab becomes abab (block) or aabb (each); n rows become times · n.
 
-    With mode block, the second copy can attend to all of the first, as in re-reading (Xu et al. 2023, arXiv:2309.06275)
+    In mode block, the second copy can attend to all of the first, as in re-reading (Xu et al. 2023, arXiv:2309.06275)
     and echo embeddings (Springer et al. 2024, arXiv:2402.15449), but without words in between.
 
     Attributes:
-        times: copies in all; 1 changes nothing.
-        mode: `block` repeats the stretch, `each` repeats every row.
+        times: total number of copies; 1 changes nothing.
+        mode: `block` repeats the range, `each` repeats every row.
     """
 
     dose: ClassVar[str] = "times"
@@ -52,7 +52,7 @@ class Repeat(Rearrangement):
         return self.times * count
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float:
-        """Return the rows that came of each row."""
+        """Return the number of new rows per row."""
         return len(after) / len(before)
 
 
@@ -61,12 +61,12 @@ class Repeat(Rearrangement):
 class Merge(Rearrangement):
     """Σ w_i e_i / Σ w_i over each window of neighbours, w_i = 1 or ‖e_i‖; n rows become ⌈n / window⌉.
 
-    Pooling of neighbours, inspired by token merging (Bolya et al. 2022, arXiv:2210.09461), which instead looks for the
-    most similar tokens and works between layers.  The last window of a stretch may be shorter.
+    Pooling of neighbours, inspired by token merging (Bolya et al. 2022, arXiv:2210.09461), which instead merges the
+    most similar tokens between layers. The last window of a range may be shorter.
 
     Attributes:
-        window: rows in a window; 1 changes nothing.
-        method: `mean`, all rows of a window count the same; or `norm_weighted`, longer ones count more.
+        window: rows per window; 1 changes nothing.
+        method: `mean` weights all rows of a window equally; `norm_weighted` weights them by their norms.
     """
 
     dose: ClassVar[str] = "window"
@@ -96,7 +96,7 @@ class Merge(Rearrangement):
         return Rearranged(merged, [tuple(range(i, min(i + width, count))) for i in range(0, count, width)])
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float:
-        """Return the rows that went into each row."""
+        """Return the number of original rows per new row."""
         return len(before) / len(after)
 
 
@@ -105,12 +105,12 @@ class Merge(Rearrangement):
 class Stretch(Rearrangement):
     """E(t) at round(rate · n) even steps from first to last row, linear between rows.
 
-    After the durations that tokens have in "Language Models Are Implicitly Continuous" (Marro et al., ICLR 2025,
-    arXiv:2504.03933).  First and last row are kept; where only one is left, it is the middle of the stretch.  At a low
-    rate, rows are skipped, not averaged as by `merge`.
+    Motivated by the token durations in "Language Models Are Implicitly Continuous" (Marro et al., ICLR 2025,
+    arXiv:2504.03933). First and last row are kept; a single remaining row is the middle of the range. At a low rate,
+    rows are skipped, not averaged as by `merge`.
 
     Attributes:
-        rate: rows for each row, more than 0; 1 changes nothing.  At least one row is left of each stretch.
+        rate: new rows per row, above 0; 1 changes nothing. At least one row remains of each range.
     """
 
     dose: ClassVar[str] = "rate"
@@ -126,17 +126,17 @@ class Stretch(Rearrangement):
     def rearrange(self, rows: Tensor, context: Context) -> Rearranged:
         """Return the interpolated rows."""
         lower, upper, between = even_steps(len(rows), self._rows(len(rows)))
-        read = rows[lower].lerp(rows[upper], between[:, None])
+        interpolated = rows[lower].lerp(rows[upper], between[:, None])
         places = zip(lower.tolist(), upper.tolist(), between.tolist(), strict=True)
-        return Rearranged(read, [(a, b) if part else (a,) for a, b, part in places])
+        return Rearranged(interpolated, [(a, b) if fraction else (a,) for a, b, fraction in places])
 
     def max_rows(self, count: int) -> int:
-        """Return the most rows, whatever the span: its stretches, a row or more apart, are each rounded up at most."""
+        """Return the maximum for any span: each of its ranges, at least one row apart, may be rounded up."""
         gains = ((count + 1) * (self._rows(n) - n) // (n + 1) for n in range(1, count + 1))
         return count + max(0, *gains)
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float:
-        """Return the rows for each row."""
+        """Return the number of new rows per row."""
         return len(after) / len(before)
 
     def _rows(self, count: int) -> int:

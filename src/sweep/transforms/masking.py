@@ -1,14 +1,14 @@
-"""Entries and rows that are taken away."""
+"""Masking transforms: remove entries or rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sweep.checks import require, require_choice
 from sweep.errors import ConfigError, TransformError
 from sweep.transforms.base import Rearranged, Rearrangement, Transform, register
 from sweep.transforms.context import Context, Corpus
+from sweep.util.validators import require, require_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +21,12 @@ SPECIAL = ("pad", "mask", "unk")
 class Dropout(Transform):
     """E ⊙ M / (1 - p) with M ~ Bernoulli(1 - p) for each entry; expected E' = E.
 
-    Dropout (Srivastava et al. 2014, JMLR 15) on the entries of the embeddings.  At one seed, what a small p drops is
-    dropped by every larger one.
+    Dropout (Srivastava et al. 2014, JMLR 15) on the entries of the embeddings. For a given seed, a larger p drops
+    everything that a smaller one drops.
 
     Attributes:
         p: the probability that an entry becomes 0, in [0, 1).
-        rescale: whether the others are divided by 1 - p.
+        rescale: whether the other entries are divided by 1 - p.
     """
 
     dose: ClassVar[str] = "p"
@@ -40,27 +40,27 @@ class Dropout(Transform):
         require(0 <= self.p < 1, "transform.p", "must be at least 0 and less than 1", self.p)
 
     def apply(self, rows: Tensor, context: Context) -> Tensor:
-        """Return `rows` with some entries 0."""
+        """Return `rows` with some entries set to 0."""
         import torch
 
         kept = torch.rand(rows.shape, generator=context.generator()).ge_(self.p).mul_(rows)
         return kept.div_(1 - self.p) if self.rescale else kept
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return the share of the entries other than 0 that have become 0."""
-        were = before != 0
-        return float((were & (after == 0)).sum() / were.sum()) if were.any() else None
+        """Return the fraction of nonzero entries that became 0."""
+        nonzero = before != 0
+        return float((nonzero & (after == 0)).sum() / nonzero.sum()) if nonzero.any() else None
 
 
 @register("mask_rows")
 @dataclass(frozen=True, slots=True)
 class MaskRows(Transform):
-    """e_i ← f with probability p, one fill f for all rows; rows that are not masked stay bit-equal.
+    """e_i ← f with probability p, one fill f for all rows; rows that are not masked stay bit-identical.
 
-    With fill zero, word dropout (Iyyer et al. 2015, Deep Averaging Networks; Gal & Ghahramani 2016, arXiv:1512.05287);
-    with p = 1 on a span, the ablation of what it says (Zhang & Nanda 2023, arXiv:2309.16042, on how much the way of
-    corrupting matters).  The others keep their places, unlike by `drop_rows`.  At one seed, what a small p masks is
-    masked by every larger one.
+    With fill zero, this is word dropout (Iyyer et al. 2015, Deep Averaging Networks; Gal & Ghahramani 2016,
+    arXiv:1512.05287). With p = 1 on a span, it ablates the span's content; see Zhang & Nanda 2023 (arXiv:2309.16042) on
+    the effect of the corruption method. Unlike with `drop_rows`, other rows keep their positions. For a given seed, a
+    larger p masks everything that a smaller one masks.
 
     Attributes:
         p: the probability that a row is masked, in [0, 1]; 1 masks every row of the span.
@@ -79,7 +79,7 @@ class MaskRows(Transform):
         require_choice("transform.fill", self.fill, ("zero", "mean", *SPECIAL))
 
     def check(self, corpus: Corpus) -> None:
-        """Check that the tokenizer has the fill's token."""
+        """Check that the tokenizer has the fill token."""
         if self.fill in SPECIAL:
             try:
                 corpus.special(self.fill)
@@ -94,7 +94,7 @@ class MaskRows(Transform):
         return rows.where(kept, self._row(rows, context))
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float:
-        """Return the share of the rows that are nearer to the fill than to what they were, which no cast confuses."""
+        """Return the fraction of rows that are closer to the fill than to their old values; robust to the cast."""
         masked = (after - self._row(before, context)).norm(dim=-1) < (after - before).norm(dim=-1)
         return float(masked.float().mean())
 
@@ -109,8 +109,8 @@ class MaskRows(Transform):
 class DropRows(Rearrangement):
     """E without row i, with probability p for each; the others keep their order and move up.
 
-    The deletion of prompt compression (LLMLingua, Jiang et al. 2023, arXiv:2310.05736), at random: the floor that a
-    clever choice has to beat.  At one seed, what a small p drops is dropped by every larger one.
+    Random deletion, the baseline for prompt compression (LLMLingua, Jiang et al. 2023, arXiv:2310.05736), which selects
+    rows by importance. For a given seed, a larger p drops everything that a smaller one drops.
 
     Attributes:
         p: the probability that a row is dropped, in [0, 1]; 1 drops every row of the span.
@@ -126,12 +126,12 @@ class DropRows(Rearrangement):
         require(0 <= self.p <= 1, "transform.p", "must be in [0, 1]", self.p)
 
     def rearrange(self, rows: Tensor, context: Context) -> Rearranged:
-        """Return the rows that are left."""
+        """Return the remaining rows."""
         import torch
 
         kept = torch.rand(len(rows), generator=context.generator()) >= self.p
         return Rearranged(rows[kept], [(i,) for i in kept.nonzero()[:, 0].tolist()])
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float:
-        """Return the share of the rows that are gone."""
+        """Return the fraction of rows that were dropped."""
         return 1 - len(after) / len(before)

@@ -1,4 +1,4 @@
-"""Mixtures with other rows: another prompt's, a text's, a baseline's."""
+"""Mixtures with other rows: of another prompt, a text or a baseline."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sweep.checks import require, require_choice, require_finite
 from sweep.errors import ConfigError, TransformError
 from sweep.transforms._math import angles, resampled
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context, Corpus
+from sweep.util.validators import require, require_choice, require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Mixture(Transform):
-    """A mixture with other rows, brought to the number of the prompt's own; `lerp` says what the fields are."""
+    """Base class: mixes the prompt's rows with as many other rows. See `Lerp` for the fields."""
 
     dose: ClassVar[str] = "t"
     neutral: ClassVar[float] = 0.0
@@ -64,29 +64,33 @@ class Mixture(Transform):
 
     @abstractmethod
     def _mix(self, rows: Tensor, other: Tensor) -> Tensor:
-        """Return the mixture of as many rows of both."""
+        """Return the mixture of equally many rows."""
 
     def _aligned(self, rows: Tensor, context: Context) -> Tensor:
         import torch
 
         other = self._other(context)
-        have, need = len(other), len(rows)
-        if have == need:
+        available, required = len(other), len(rows)
+        if available == required:
             return other
         if self.align == "truncate":
-            return other[:need]
+            return other[:required]
         if self.align == "resample":
-            return resampled(other, need)
-        if self.align == "pad" and have < need:
-            return torch.cat([other, context.special("pad").expand(need - have, -1)])
-        ways = "truncate or resample" if self.align == "pad" else "truncate, pad or resample"
-        raise TransformError(f"the prompt has {need} rows here, the other {have}; set align to {ways}")
+            return resampled(other, required)
+        if self.align == "pad" and available < required:
+            return torch.cat([other, context.special("pad").expand(required - available, -1)])
+        options = "truncate or resample" if self.align == "pad" else "truncate, pad or resample"
+        raise TransformError(
+            f"the prompt has {required} rows in the span, the other one {available}. Set transform.align to {options}"
+        )
 
     def _other(self, context: Context) -> Tensor:
         if self.text is not None:
             return context.embed(self.text)
         if self.other is None and context.corpus.next_id(context.prompt_id) == context.prompt_id:
-            raise TransformError("there is no other prompt to mix with; set other or text, or add prompts")
+            raise TransformError(
+                "there is no other prompt to mix with. Set transform.other or transform.text, or add prompts"
+            )
         return context.other(self.other)
 
 
@@ -95,17 +99,17 @@ class Mixture(Transform):
 class Lerp(Mixture):
     """(1 - t)·E + t·E', row by row, E' of another prompt or text; t = 1 is E' exactly.
 
-    Interpolation between prompts; language models answer its in-betweens too (Marro et al. 2025, arXiv:2504.03933).
-    Rows outside the span stay the prompt's own.
+    Interpolation between prompts; language models also respond to points in between (Marro et al. 2025,
+    arXiv:2504.03933). Rows outside the span keep the prompt's values.
 
     Attributes:
-        t: how much of the other, any number: below 0 and above 1 it is an extrapolation.
-        other: a prompt's id, whose untransformed rows in the same span are mixed in; null is the next prompt of the
-            sweep, after the last the first.
-        text: a text's tokens, without template, in place of a prompt.
-        align: what to do if the other has not as many rows: `error`; `truncate` mixes as many rows as both have, and
-            leaves the rest of the prompt's own alone; `pad` continues a shorter one with the pad token, and refuses a
-            longer one; `resample` spreads the other evenly over the prompt's rows, by linear interpolation.
+        t: weight of the other prompt; any number: values below 0 and above 1 extrapolate.
+        other: id of the prompt whose untransformed rows in the same span are mixed in; null for the next prompt of the
+            sweep (the first one follows the last).
+        text: a text whose tokens' rows, without template, are mixed in instead of a prompt's.
+        align: what to do if the other has a different number of rows: `error`; `truncate` mixes as many rows as both
+            have and keeps the prompt's remaining rows; `pad` extends a shorter one with the pad token and rejects a
+            longer one; `resample` spreads the other evenly over the prompt's rows by linear interpolation.
     """
 
     proportional: ClassVar[bool] = True
@@ -121,17 +125,17 @@ class Lerp(Mixture):
 class Slerp(Mixture):
     """ν·(sin((1-t)Ω)·ê + sin(tΩ)·ê') / sin(Ω), Ω the angle of e and e', ν = (1-t)·‖e‖ + t·‖e'‖.
 
-    Spherical interpolation (Shoemake 1985), row by row: directions ê = e/‖e‖ on the great circle, norms in a line;
-    t = 1 is e' exactly.  Where a row is zero or Ω is tiny it is linear; rows in opposite directions are refused.
+    Spherical interpolation (Shoemake 1985), row by row: directions ê = e/‖e‖ on the great circle, norms linearly; t = 1
+    is e' exactly. It is linear where a row is zero or Ω is tiny. Rows in opposite directions are rejected.
 
     Attributes:
-        t: how much of the other, 0 to 1.
-        other: a prompt's id, whose untransformed rows in the same span are mixed in; null is the next prompt of the
-            sweep, after the last the first.
-        text: a text's tokens, without template, in place of a prompt.
-        align: what to do if the other has not as many rows: `error`; `truncate` mixes as many rows as both have, and
-            leaves the rest of the prompt's own alone; `pad` continues a shorter one with the pad token, and refuses a
-            longer one; `resample` spreads the other evenly over the prompt's rows, by linear interpolation.
+        t: weight of the other prompt, 0 to 1.
+        other: id of the prompt whose untransformed rows in the same span are mixed in; null for the next prompt of the
+            sweep (the first one follows the last).
+        text: a text whose tokens' rows, without template, are mixed in instead of a prompt's.
+        align: what to do if the other has a different number of rows: `error`; `truncate` mixes as many rows as both
+            have and keeps the prompt's remaining rows; `pad` extends a shorter one with the pad token and rejects a
+            longer one; `resample` spreads the other evenly over the prompt's rows by linear interpolation.
     """
 
     def __post_init__(self) -> None:
@@ -139,7 +143,7 @@ class Slerp(Mixture):
         require(0 <= self.t <= 1, "transform.t", "must be in [0, 1]", self.t)
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return how far along the arc the rows have come, all of them together."""
+        """Return the fraction of the arc that was covered, over all rows together."""
         other = self._aligned(before, context)
         before, after = before[: len(other)], after[: len(other)]
         whole = float(angles(before, other).sum())
@@ -152,17 +156,17 @@ class Slerp(Mixture):
         if (angle > math.pi - 1e-3).any():
             number = int(angle.argmax())
             raise TransformError(
-                f"row {number} of the span and that of the other have opposite directions, and so no shortest arc"
+                f"row {number} of the span has the opposite direction of the other row, so there is no shortest arc"
             )
-        own_norm: Tensor = rows.double().norm(dim=-1, keepdim=True)
-        other_norm: Tensor = other.double().norm(dim=-1, keepdim=True)
-        norm = torch.lerp(own_norm, other_norm, self.t)
-        # As written, the weights are exactly (1, 0) and (0, 1) at the ends.
-        own = norm * torch.sin((1 - self.t) * angle) / (torch.sin(angle) * own_norm)
-        their = norm * torch.sin(self.t * angle) / (torch.sin(angle) * other_norm)
+        norms: Tensor = rows.double().norm(dim=-1, keepdim=True)
+        other_norms: Tensor = other.double().norm(dim=-1, keepdim=True)
+        norm = torch.lerp(norms, other_norms, self.t)
+        # In this form the weights are exactly (1, 0) and (0, 1) at the ends.
+        weights = norm * torch.sin((1 - self.t) * angle) / (torch.sin(angle) * norms)
+        other_weights = norm * torch.sin(self.t * angle) / (torch.sin(angle) * other_norms)
         linear = angle < 1e-4
-        own, their = own.where(~linear, 1 - self.t), their.where(~linear, self.t)
-        return own.float() * rows + their.float() * other
+        weights, other_weights = weights.where(~linear, 1 - self.t), other_weights.where(~linear, self.t)
+        return weights.float() * rows + other_weights.float() * other
 
 
 @register("baseline")
@@ -173,7 +177,7 @@ class Baseline(Transform):
     The path of Integrated Gradients (Sundararajan et al. 2017, arXiv:1703.01365), whose α is 1 - t.
 
     Attributes:
-        t: how much of the baseline; 0 is the prompt itself, 1 the baseline.
+        t: weight of the baseline; 0 is the prompt itself, 1 the baseline.
         to: b: `zero`; `mean`, the table's mean row; `pad`, the row of the pad token.
     """
 
@@ -190,7 +194,7 @@ class Baseline(Transform):
         require_choice("transform.to", self.to, ("zero", "mean", "pad"))
 
     def check(self, corpus: Corpus) -> None:
-        """Check that there is a pad token, if it is asked for."""
+        """Check that the pad token exists, if it is needed."""
         try:
             if self.to == "pad":
                 corpus.special("pad")

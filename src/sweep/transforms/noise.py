@@ -1,6 +1,6 @@
 """Random noise.
 
-It depends on the point's seed and the prompt alone: at one seed, a stronger noise is the same noise, longer.
+It depends only on the point's seed and the prompt. For a given seed, stronger noise is the same noise, scaled.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sweep.checks import require, require_choice, require_finite
 from sweep.transforms._math import UNITS, row_rms, unit_size
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context
+from sweep.util.validators import require, require_choice, require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 class Noise(Transform):
     """E + σ·Z with Z ~ N(0, 1) for each entry; expected ‖ΔE‖² = σ²·L·d.
 
-    After the embedding corruption of ROME (Meng et al. 2022, arXiv:2202.05262), which gives σ as a multiple of the
-    table's standard deviation.  Z depends on the point's seed and the prompt alone: at one seed, a stronger noise is
-    the same noise, longer.
+    The embedding corruption of ROME (Meng et al. 2022, arXiv:2202.05262), which states σ as a multiple of the table's
+    standard deviation. Z depends only on the point's seed and the prompt. For a given seed, stronger noise is the same
+    noise, scaled.
 
     Attributes:
         sigma: the standard deviation, in `unit`.
         unit: `table_std`, a multiple of the standard deviation of the table's entries; `row_rms`, of the RMS of the
             row that the noise is added to; or `absolute`.
-        distribution: of Z: `normal`, or `uniform` between -√3 and √3, which has the same standard deviation.
+        distribution: distribution of Z: `normal`, or `uniform` between -√3 and √3, with the same standard deviation.
     """
 
     dose: ClassVar[str] = "sigma"
@@ -64,7 +64,7 @@ class Noise(Transform):
         return noise.mul_(size).add_(rows)
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return the RMS of what was added."""
+        """Return the RMS of the added noise, in `unit`."""
         size = unit_size(self.unit, before, context.table)
         whole = size * before.numel() ** 0.5 if isinstance(size, float) else float(size.norm()) * before.shape[1] ** 0.5
         return float((after - before).norm()) / whole if whole else None
@@ -75,7 +75,7 @@ class Noise(Transform):
 class NEFTune(Transform):
     """E + α/√(L·d) · U, U ~ Uniform(-1, 1) for each entry; expected ‖ΔE‖_F = α/√3 whatever L and d.
 
-    NEFTune (Jain et al. 2023, arXiv:2310.05914).  L is the number of rows in the span, d their width.
+    NEFTune (Jain et al. 2023, arXiv:2310.05914). L is the number of rows in the span, d their width.
 
     Attributes:
         alpha: α; 5, 10 and 15 in the paper.
@@ -99,7 +99,7 @@ class NEFTune(Transform):
         return noise.mul_(self.alpha / rows.numel() ** 0.5).add_(rows)
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float:
-        """Return the α whose noise is expected to be as large."""
+        """Return the α for which the expected noise has this norm."""
         return float((after - before).norm()) * 3**0.5
 
 
@@ -108,8 +108,8 @@ class NEFTune(Transform):
 class BernoulliNoise(Transform):
     """E + α/√(L·d) · S, S = ±1 with equal chances for each entry; ‖ΔE‖_F = α exactly, whatever L and d.
 
-    SymNoise (Yadav & Singh 2023, arXiv:2312.01523; also arXiv:2605.23171), which trains with both signs of S; another
-    seed stands for the other.
+    SymNoise (Yadav & Singh 2023, arXiv:2312.01523; also arXiv:2605.23171) trains with both signs of S. Here another
+    seed replaces the other sign.
 
     Attributes:
         alpha: α, the norm of the whole noise.
@@ -134,7 +134,7 @@ class BernoulliNoise(Transform):
         return noise.mul_(2 * size).sub_(size).add_(rows)
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float:
-        """Return the norm of what was added."""
+        """Return the norm of the added noise."""
         return float((after - before).norm())
 
 
@@ -143,12 +143,12 @@ class BernoulliNoise(Transform):
 class SNRNoise(Transform):
     """E + rms·10^(-SNR/20) · Z with Z ~ N(0, 1) for each entry, rms of the row or of all rows.
 
-    Noise at a signal-to-noise ratio: at 20 dB it has a tenth of the rows' RMS, at 0 dB the same.  Zero rows, having no
-    signal, get none if it is per row.
+    Noise at a signal-to-noise ratio: at 20 dB it has a tenth of the rows' RMS, at 0 dB the same RMS. With per=row, zero
+    rows get no noise, because they have no signal.
 
     Attributes:
         snr_db: the signal-to-noise ratio in dB; infinity changes nothing.
-        per: `row`, each row's noise is in proportion to its own RMS; `prompt`, all rows have noise of one size.
+        per: `row`, each row's noise is proportional to its own RMS; `prompt`, all rows have noise of the same size.
     """
 
     dose: ClassVar[str] = "snr_db"
@@ -171,7 +171,7 @@ class SNRNoise(Transform):
         return noise.mul_(signal * 10 ** (-self.snr_db / 20)).add_(rows)
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return the ratio of all rows' energy to that of all noise, in dB; infinity if nothing was added."""
+        """Return the ratio of all rows' energy to that of all noise, in dB; infinity without noise."""
         signal, noise = float(before.norm()), float((after - before).norm())
         if not signal:
             return None
@@ -183,13 +183,13 @@ class SNRNoise(Transform):
 class DXPrivacy(Transform):
     """e + r·u for each row e, u uniform on the sphere and r ~ Gamma(d, 1/ε); expected ‖Δe‖ = d/ε.
 
-    The multivariate Laplace mechanism of dχ-privacy (Feyisetan et al. 2019, arXiv:1910.08902), which then takes each
-    row for the nearest token's: `project`.  In the width of language models that is the token itself or an unrelated
-    one, seldom a similar one (arXiv:2411.13784).
+    The multivariate Laplace mechanism of dχ-privacy (Feyisetan et al. 2019, arXiv:1910.08902), which then replaces each
+    row by the nearest token's: `project`. At the width of language models, that is the same token or an unrelated one,
+    rarely a similar one (arXiv:2411.13784).
 
     Attributes:
         epsilon: ε, in 1 / (absolute distance); infinity changes nothing.
-        project: whether each row becomes that of the token nearest to it by Euclidean distance.
+        project: whether each row is replaced by that of the nearest token by Euclidean distance.
     """
 
     dose: ClassVar[str] = "epsilon"
@@ -203,12 +203,12 @@ class DXPrivacy(Transform):
         require(self.epsilon > 0, "transform.epsilon", "must be above 0", self.epsilon)
 
     def apply(self, rows: Tensor, context: Context) -> Tensor:
-        """Return `rows` with noise added, or the rows of the tokens nearest to that."""
+        """Return `rows` with noise added, or the rows of the tokens nearest to the result."""
         import torch
 
         generator = context.generator()
         noise = torch.randn(rows.shape, generator=generator)
-        # What torch.distributions.Gamma draws from; that class itself takes no generator.
+        # As in torch.distributions.Gamma, which does not accept a generator.
         radius = torch._standard_gamma(torch.full((len(rows), 1), float(rows.shape[1])), generator=generator)
         noisy = noise.mul_(radius / self.epsilon / noise.norm(dim=-1, keepdim=True)).add_(rows)
         if not self.project:
@@ -217,7 +217,7 @@ class DXPrivacy(Transform):
         return context.table.rows(ids[:, 0].tolist())
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return the ε whose noise is expected to be as long; None if the rows were projected."""
+        """Return the ε for which the expected noise has this length; None if the rows were projected."""
         if self.project:
             return None
         length = float((after - before).norm(dim=-1).mean())

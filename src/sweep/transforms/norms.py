@@ -1,4 +1,4 @@
-"""Transforms of the rows' lengths, which keep their directions."""
+"""Norm transforms: change the rows' lengths and keep their directions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sweep.checks import require, require_choice, require_finite
 from sweep.transforms._math import blend, resized, row_rms, share
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context
+from sweep.util.validators import require, require_choice, require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Scale(Transform):
     """c · E.
 
-    An RMSNorm right after the embedding cancels c up to its eps; what c changes is the weight of the embeddings in the
-    residual stream against what the layers add (Zhang & Sennrich 2019, arXiv:1910.07467, for the norm's invariance).
+    An RMSNorm directly after the embedding cancels c up to its eps (Zhang & Sennrich 2019, arXiv:1910.07467, for the
+    norm's invariance). Then c only changes the weight of the embeddings in the residual stream relative to what the
+    layers add.
 
     Attributes:
         factor: c; 1 changes nothing.
@@ -42,7 +43,7 @@ class Scale(Transform):
         return rows * self.factor
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
-        """Return the factor that comes nearest."""
+        """Return the best-fitting factor."""
         return share(after, before)
 
 
@@ -51,14 +52,14 @@ class Scale(Transform):
 class RMSMatch(Transform):
     """ρ · e / rms(e) for each row e, with ρ the RMS to match.
 
-    As LatentWire's `rms_matching` (github.com/SujeethJinesh/LatentWire): puts rows of another source, or those that
-    another transform has made, at the size that the model knows.  Directions are kept, zero rows stay zero.
+    As `rms_matching` in LatentWire (github.com/SujeethJinesh/LatentWire): brings rows from another source, or from
+    another transform, to the size that the model expects. Directions are kept, zero rows stay zero.
 
     Attributes:
-        to: `table`, the RMS of all entries of the table; `prompt`, of all entries of these rows; `original`, that of
-            the row's own tokens before any transform; `value`.
+        to: `table`, the RMS of all entries of the table; `prompt`, of all entries of these rows; `original`, of the
+            row's own tokens before any transform; or `value`.
         value: the RMS if `to` is `value`, absolute.
-        strength: 0 keeps the rows, 1 gives them the whole change; in between, and beyond, in proportion.
+        strength: 0 keeps the rows, 1 applies the whole change; other values scale it linearly.
     """
 
     dose: ClassVar[str] = "strength"
@@ -80,7 +81,7 @@ class RMSMatch(Transform):
         require_finite("transform.strength", self.strength)
 
     def apply(self, rows: Tensor, context: Context) -> Tensor:
-        """Return rows that have the RMS, or are on their way to it."""
+        """Return rows moved towards the RMS."""
         return blend(rows, resized(rows, self._rms(rows, context) * rows.shape[-1] ** 0.5), self.strength)
 
     def _rms(self, rows: Tensor, context: Context) -> Tensor | float:
@@ -94,9 +95,9 @@ class RMSMatch(Transform):
 @register("clip_norm")
 @dataclass(frozen=True, slots=True)
 class ClipNorm(Transform):
-    """e · min(1, C / ‖e‖) for each row e; rows no longer than C are bit-equal.
+    """e · min(1, C / ‖e‖) for each row e; rows no longer than C are bit-identical.
 
-    The clipping that Split-and-Denoise does before its noise (Mai et al. 2023, arXiv:2310.09130).
+    The clipping that Split-and-Denoise applies before its noise (Mai et al. 2023, arXiv:2310.09130).
 
     Attributes:
         max_norm: C, in `unit`; infinity changes nothing.
@@ -115,12 +116,12 @@ class ClipNorm(Transform):
         require_choice("transform.unit", self.unit, ("absolute", "table_rms"))
 
     def apply(self, rows: Tensor, context: Context) -> Tensor:
-        """Return rows none of which is longer than the largest norm."""
+        """Return rows with at most the maximum norm."""
         norms: Tensor = rows.norm(dim=-1, keepdim=True)
         return rows * (self.max_norm * self._size(rows, context) / norms).clamp(max=1.0)
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float:
-        """Return the largest norm there is."""
+        """Return the largest norm."""
         return float(after.norm(dim=-1).max()) / self._size(after, context)
 
     def _size(self, rows: Tensor, context: Context) -> float:
@@ -132,11 +133,11 @@ class ClipNorm(Transform):
 class Normalize(Transform):
     """r · e / ‖e‖ for each row e.
 
-    What is left of the rows if only their directions count.  Zero rows stay zero.
+    Keeps only the rows' directions. Zero rows stay zero.
 
     Attributes:
         norm: r, absolute.
-        strength: 0 keeps the rows, 1 gives them the whole change; in between, and beyond, in proportion.
+        strength: 0 keeps the rows, 1 applies the whole change; other values scale it linearly.
     """
 
     dose: ClassVar[str] = "strength"
@@ -152,5 +153,5 @@ class Normalize(Transform):
         require_finite("transform.strength", self.strength)
 
     def apply(self, rows: Tensor, context: Context) -> Tensor:
-        """Return rows of that norm, or on their way to it."""
+        """Return rows moved towards the norm."""
         return blend(rows, resized(rows, self.norm), self.strength)

@@ -1,4 +1,4 @@
-"""Rows in another order."""
+"""Order transforms: permute rows."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sweep.checks import require
 from sweep.transforms.base import Rearranged, Rearrangement, register
 from sweep.transforms.context import Context
+from sweep.util.validators import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reordering(Rearrangement):
-    """A permutation of the rows of a stretch."""
+    """Base class: a permutation of the rows of a range."""
 
     @abstractmethod
     def order(self, count: int, context: Context) -> Tensor:
-        """Return for each place the number of the row that comes there, [count]."""
+        """Return, for each new position, the index of the row that moves there: (count,), int64."""
 
     def rearrange(self, rows: Tensor, context: Context) -> Rearranged:
         """Return the rows in their new order."""
@@ -37,7 +37,7 @@ class Shuffle(Reordering):
     (arXiv:2104.06644).
 
     Attributes:
-        window: rows in a window; 0 is the whole stretch, 1 moves nothing.
+        window: rows per window; 0 is the whole range, 1 changes nothing.
     """
 
     dose: ClassVar[str] = "window"
@@ -50,7 +50,7 @@ class Shuffle(Reordering):
         _require_window(self.window)
 
     def order(self, count: int, context: Context) -> Tensor:
-        """Return the rows' numbers, sorted by window and, within it, by random numbers that no window changes."""
+        """Return row indices sorted by window, then by random keys that do not depend on the window."""
         import torch
 
         starts, _ = _windows(count, self.window)
@@ -61,12 +61,12 @@ class Shuffle(Reordering):
 @register("reverse")
 @dataclass(frozen=True, slots=True)
 class Reverse(Reordering):
-    """Each of consecutive windows of rows, last row first; twice is the identity.
+    """Each of consecutive windows of rows, last row first; applying it twice is the identity.
 
     After the reversed languages of Kallini et al. 2024 (arXiv:2401.06416).
 
     Attributes:
-        window: rows in a window; 0 is the whole stretch, 1 moves nothing.
+        window: rows per window; 0 is the whole range, 1 changes nothing.
     """
 
     dose: ClassVar[str] = "window"
@@ -79,7 +79,7 @@ class Reverse(Reordering):
         _require_window(self.window)
 
     def order(self, count: int, context: Context) -> Tensor:
-        """Return the rows' numbers, descending within each window."""
+        """Return row indices, descending within each window."""
         import torch
 
         starts, sizes = _windows(count, self.window)
@@ -91,12 +91,12 @@ class Reverse(Reordering):
 class Roll(Reordering):
     """Row i of a window of w rows moves to place (i + shift) mod w of it; -shift moves it back.
 
-    It keeps all neighbours but one pair in each window, and so sets what absolute positions mean apart from what order
-    means.
+    All neighbours but one pair per window stay together. This separates the effect of absolute positions from that of
+    order.
 
     Attributes:
-        shift: places to move by; negative ones move towards the start.
-        window: rows in a window; 0 is the whole stretch.
+        shift: number of positions; negative values move rows towards the start.
+        window: rows per window; 0 is the whole range.
     """
 
     dose: ClassVar[str] = "shift"
@@ -110,7 +110,7 @@ class Roll(Reordering):
         _require_window(self.window)
 
     def order(self, count: int, context: Context) -> Tensor:
-        """Return the rows' numbers, each window's rotated."""
+        """Return row indices, rotated within each window."""
         import torch
 
         starts, sizes = _windows(count, self.window)
@@ -118,11 +118,11 @@ class Roll(Reordering):
 
 
 def _require_window(window: int) -> None:
-    require(window >= 0, "transform.window", "must be a number of rows, or 0 for the whole stretch", window)
+    require(window >= 0, "transform.window", "must be a number of rows, or 0 for the whole range", window)
 
 
 def _windows(count: int, window: int) -> tuple[Tensor, Tensor]:
-    """Return for each of `count` rows where its window starts and how many rows that has, [count] each."""
+    """Return, for each of `count` rows, the start and the size of its window: (count,), int64 each."""
     import torch
 
     numbers = torch.arange(count)

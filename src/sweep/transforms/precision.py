@@ -1,4 +1,4 @@
-"""Rounding to number formats of fewer bits."""
+"""Precision transforms: round to number formats with fewer bits."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sweep.checks import require, require_choice, require_finite
 from sweep.transforms._math import blend
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context
+from sweep.util.validators import require, require_choice, require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,14 +24,14 @@ CASTS = {"bf16": "bfloat16", "fp16": "float16"}
 class Quantize(Transform):
     """s · round(e / s) for each entry e, s = the largest |e| of a group / the format's largest number.
 
-    Symmetric scaling by the largest magnitude.  For int8 and int4 the error is at most s / 2; fp8 rounds to the numbers
-    of its format (Micikevicius et al. 2022, arXiv:2209.05433).  bf16 and fp16 are plain casts, s = 1.
+    Symmetric scaling by the largest magnitude. For int8 and int4 the error is at most s / 2. fp8 rounds to the numbers
+    of its format (Micikevicius et al. 2022, arXiv:2209.05433). bf16 and fp16 are plain casts, s = 1.
 
     Attributes:
         format: `int8` (-127 … 127), `int4` (-7 … 7), `fp8_e4m3` (to 448), `fp8_e5m2` (to 57344), `bf16` or `fp16`.
-        granularity: what shares a scale: a `row`; the `tensor`, all rows; a `group` of neighbours in a row.
-        group_size: entries in a group; the last one of a row is shorter where this does not divide the width.
-        strength: 0 keeps the rows, 1 gives them the whole change; in between, and beyond, in proportion.
+        granularity: entries that share a scale: a `row`; the `tensor`, all rows; or a `group` of neighbours in a row.
+        group_size: entries per group; the last group of a row is shorter if this does not divide the width.
+        strength: 0 keeps the rows, 1 applies the whole change; other values scale it linearly.
     """
 
     dose: ClassVar[str] = "strength"
@@ -58,7 +58,7 @@ class Quantize(Transform):
         require_finite("transform.strength", self.strength)
 
     def apply(self, rows: Tensor, context: Context) -> Tensor:
-        """Return rounded rows, or rows on their way there."""
+        """Return rows moved towards their rounded values."""
         return blend(rows, self._rounded(rows), self.strength)
 
     def _rounded(self, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A prompt's rows on their way through transforms, and which of its tokens each of them stems from."""
+"""Rows of a prompt as they pass through transforms, with the tokens that each row originates from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import TransformError
+from sweep.inputs.span import Origins
 from sweep.transforms.base import Rearranged, Rearrangement
 from sweep.transforms.context import Context
-from sweep.transforms.span import Origins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,84 +21,96 @@ class Rows:
     """A prompt's rows.
 
     Attributes:
-        tensor: [n, hidden_size] in fp32.
-        origins: for each row the prompt's tokens, by number, that it stems from; None while the rows are the prompt's
-            own, in their order.
-        token_ids: for each row the token that it stands for, None for one from outside; None as `origins` is.
+        tensor: (n, hidden_size), float32.
+        origins: for each row, the indices of the prompt's tokens it originates from; None while the rows are the
+            prompt's own, in order.
+        token_ids: for each row, the token it stands for, None for external rows. The attribute is None as `origins` is.
     """
 
     tensor: Tensor
     origins: Origins | None = None
     token_ids: Sequence[int | None] | None = None
 
-    def stems(self) -> Origins:
-        """Return `origins`, spelled out."""
+    def resolved_origins(self) -> Origins:
+        """Return `origins`, with None replaced by one token per row."""
         return [(i,) for i in range(len(self.tensor))] if self.origins is None else self.origins
 
 
 def rearrange(
-    transform: Rearrangement, rows: Rows, chosen: Sequence[int], context: Context
+    transform: Rearrangement, rows: Rows, selected: Sequence[int], context: Context
 ) -> tuple[Rows, Tensor, Tensor]:
-    """Hand each stretch of the chosen rows to a transform and put together what becomes of them.
+    """Apply a transform to each contiguous range of the selected rows and reassemble the prompt.
+
+    Args:
+        transform: the transform.
+        rows: all rows of the prompt.
+        selected: indices of the selected rows, ascending.
+        context: the context of the whole span.
 
     Returns:
-        All rows; what the transform was given of them, and what it made of that, stretch after stretch.
+        All rows; the selected rows before; and the selected rows after the transform, range by range.
 
     Raises:
-        TransformError: as the transform does, or no row is left.
+        TransformError: the transform failed, or no row is left.
     """
     import torch
 
-    tensor, stems = rows.tensor, rows.stems()
-    ids: Sequence[int | None] = rows.token_ids or context.corpus.layout(context.prompt_id).token_ids
+    tensor, old_origins = rows.tensor, rows.resolved_origins()
+    old_ids: Sequence[int | None] = rows.token_ids or context.corpus.layout(context.prompt_id).token_ids
     pieces: list[Tensor] = []
-    given: list[Tensor] = []
-    made: list[Tensor] = []
+    before: list[Tensor] = []
+    after: list[Tensor] = []
     origins: list[tuple[int, ...]] = []
     token_ids: list[int | None] = []
-    at = 0
-    parts = [(chosen[0], chosen[-1] + 1)] if transform.whole else stretches(chosen)
-    for number, (start, stop) in enumerate(parts):
-        within = replace(context, origins=stems[start:stop])
-        done = transform.rearrange(tensor[start:stop], within.fork(number) if number else within)
-        require_rows(done.rows, (len(done.parents), tensor.shape[1]))
-        pieces += [tensor[at:start], done.rows]
-        given.append(tensor[start:stop])
-        made.append(done.rows)
-        origins += [*stems[at:start], *_origins(done, stems[start:stop])]
-        token_ids += [*ids[at:start], *_token_ids(done, ids[start:stop])]
-        at = stop
-    result = torch.cat([*pieces, tensor[at:]])
-    if not len(result):
+    position = 0
+    ranges = [(selected[0], selected[-1] + 1)] if transform.whole else contiguous_ranges(selected)
+    for number, (start, stop) in enumerate(ranges):
+        range_context = replace(context, origins=old_origins[start:stop])
+        result = transform.rearrange(tensor[start:stop], range_context.fork(number) if number else range_context)
+        require_rows(result.rows, (len(result.parents), tensor.shape[1]))
+        pieces += [tensor[position:start], result.rows]
+        before.append(tensor[start:stop])
+        after.append(result.rows)
+        origins += [*old_origins[position:start], *_origins(result, old_origins[start:stop])]
+        token_ids += [*old_ids[position:start], *_token_ids(result, old_ids[start:stop])]
+        position = stop
+    combined = torch.cat([*pieces, tensor[position:]])
+    if not len(combined):
         raise TransformError("no row of the prompt is left")
-    return Rows(result, [*origins, *stems[at:]], [*token_ids, *ids[at:]]), torch.cat(given), torch.cat(made)
+    return (
+        Rows(combined, [*origins, *old_origins[position:]], [*token_ids, *old_ids[position:]]),
+        torch.cat(before),
+        torch.cat(after),
+    )
 
 
-def stretches(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the contiguous stretches [start, stop) of ascending numbers."""
+def contiguous_ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the contiguous ranges [start, stop) in a list of ascending integers."""
     breaks = [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1]
     edges = [0, *breaks, len(numbers)]
     return [(numbers[a], numbers[b - 1] + 1) for a, b in pairwise(edges)]
 
 
 def require_rows(rows: Any, shape: Sequence[int]) -> None:
-    """Raise a `TransformError` unless `rows` is an fp32 tensor of a shape."""
+    """Raise a `TransformError` unless `rows` is a float32 tensor of the given shape."""
     import torch
 
     if not isinstance(rows, torch.Tensor) or rows.dtype != torch.float32:
         got = rows.dtype if isinstance(rows, torch.Tensor) else type(rows).__name__
-        raise TransformError(f"must return rows in torch.float32, not {got}")
+        raise TransformError(f"must return rows in torch.float32; got {got}")
     if list(rows.shape) != list(shape):
-        raise TransformError(f"made rows of shape {list(rows.shape)} of {list(shape)}")
+        raise TransformError(f"must return rows of shape {list(shape)}; got {list(rows.shape)}")
 
 
-def _origins(done: Rearranged, stems: Origins) -> list[tuple[int, ...]]:
-    # Rows that stem from the same ones are common: a whole stretch may have become a few of them.
-    joined = {parents: tuple(sorted({token for p in parents for token in stems[p]})) for parents in set(done.parents)}
-    return [joined[parents] for parents in done.parents]
+def _origins(result: Rearranged, old_origins: Origins) -> list[tuple[int, ...]]:
+    # Many rows can share their parents, for example when each has the whole range as its parents.
+    joined = {
+        parents: tuple(sorted({token for p in parents for token in old_origins[p]})) for parents in set(result.parents)
+    }
+    return [joined[parents] for parents in result.parents]
 
 
-def _token_ids(done: Rearranged, ids: Sequence[int | None]) -> Sequence[int | None]:
-    inherited = [ids[parents[0]] if parents else None for parents in done.parents]
-    own = done.token_ids or inherited
-    return [before if token is None else token for token, before in zip(own, inherited, strict=True)]
+def _token_ids(result: Rearranged, ids: Sequence[int | None]) -> Sequence[int | None]:
+    inherited = [ids[parents[0]] if parents else None for parents in result.parents]
+    token_ids = result.token_ids or inherited
+    return [old if token is None else token for token, old in zip(token_ids, inherited, strict=True)]

@@ -1,4 +1,4 @@
-"""Rows drawn to the rows of tokens: nearest ones, mixtures of near ones, mixtures of given ones."""
+"""Vocabulary transforms: move rows towards token rows, or towards mixtures of them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
-from sweep.checks import require, require_choice, require_finite
 from sweep.errors import ConfigError, TransformError
 from sweep.transforms._math import blend
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context, Corpus
+from sweep.util.validators import require, require_choice, require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,12 +24,12 @@ METRICS = ("l2", "cosine", "dot")
 class NearestToken(Transform):
     """(1-s) · e_i + s · W_v with v = argmin_v d(e_i, W_v).
 
-    The projection of PEZ (Wen et al. 2023, arXiv:2302.03668).  By l2 a prompt's own rows stay as they are: this is for
-    rows that another transform has moved.
+    The projection of PEZ (Wen et al. 2023, arXiv:2302.03668). With l2, a prompt's own rows stay the same, so this is
+    for rows that another transform has moved.
 
     Attributes:
-        strength: s in [0, 1]; 1 gives rows of the table, bit-equal.
-        metric: d: `l2`, the distance; `cosine`, 1 - cosine; `dot`, minus the dot product, which favours long rows.
+        strength: s in [0, 1]; 1 gives rows of the table, bit-identical.
+        metric: d: `l2`, the distance; `cosine`, 1 - cosine; `dot`, the negative dot product, which favours long rows.
     """
 
     dose: ClassVar[str] = "strength"
@@ -54,16 +54,16 @@ class NearestToken(Transform):
 class KnnBlend(Transform):
     """(1-α) · e_i + α · Σ_v p_v W_v over the k nearest tokens, p = softmax(-d(e_i, W_v) / τ).
 
-    After the projector of LatentWire (github.com/SujeethJinesh/LatentWire), whose metric is cosine, temperature 0.1 and
-    α the share of e_i instead.  The mixture is in the convex hull of the k tokens; with k = 1 it is one of them.
+    After the projector of LatentWire (github.com/SujeethJinesh/LatentWire), with metric cosine, temperature 0.1, and α
+    as the weight of e_i instead. The mixture is in the convex hull of the k tokens; with k = 1 it is one of them.
 
     Attributes:
         alpha: α in [0, 1].
-        k: how many tokens; all that there are, if there are fewer.
-        temperature: τ, more than 0.  In `unit` for l2 and dot; cosine has none.
-        metric: d: `l2`, the distance, not squared; `cosine`, 1 - cosine; `dot`, minus the dot product.
-        unit: of the temperature: `table_std`, so that it means the same for every model: for l2 multiples of
-            std · √d, about the length of a token's row, and of its square for dot; or `absolute`.
+        k: number of tokens; all tokens if there are fewer.
+        temperature: τ, above 0. In `unit` for l2 and dot; without a unit for cosine.
+        metric: d: `l2`, the distance, not squared; `cosine`, 1 - cosine; `dot`, the negative dot product.
+        unit: unit of the temperature: `absolute`; or `table_std`, comparable between models. For l2 it is std · √d,
+            about the length of a token's row; for dot it is the square of that.
     """
 
     dose: ClassVar[str] = "alpha"
@@ -102,9 +102,9 @@ class KnnBlend(Transform):
 class Anchor(Transform):
     """W_v + ε · (e_i - W_v) / ‖e_i - W_v‖ with v the nearest token by l2: at distance ε from it.
 
-    After the anchors of LatentWire (github.com/SujeethJinesh/LatentWire), which only shorten the way from the token.
-    There is no neutral ε.  A row that is its token, as all of an untransformed prompt are, has no direction to be moved
-    in and stays as it is: this is for rows that another transform has moved.
+    After the anchors of LatentWire (github.com/SujeethJinesh/LatentWire), which only shorten the distance to the token.
+    No ε is neutral. A row equal to its token has no direction to move in and stays the same, as all rows of an
+    untransformed prompt do. This is for rows that another transform has moved.
 
     Attributes:
         epsilon: ε, 0 or more, in `unit`; 0 is `nearest_token`.
@@ -135,11 +135,11 @@ class Anchor(Transform):
 class TokenMixture(Transform):
     """(1-s) · e_i + s · Σ_v p_v W_v, p the normalised weights of given tokens, the same for all rows.
 
-    The soft tokens of Soft Thinking (Zhang et al. 2025, arXiv:2505.15778), with given weights.  A single token's row is
-    taken over bit-equal at s = 1.
+    The soft tokens of Soft Thinking (Zhang et al. 2025, arXiv:2505.15778), with given weights. With a single token and
+    s = 1, its row is used bit-identically.
 
     Attributes:
-        tokens: text → weight, 0 or more; each text must be one token of the model: ` good` and `good` are often two.
+        tokens: text → weight, 0 or more; each text must be one token of the model. ` good` and `good` often differ.
         strength: s in [0, 1].
     """
 
@@ -148,7 +148,7 @@ class TokenMixture(Transform):
     proportional: ClassVar[bool] = True
     examples: ClassVar = ({"tokens": {"a": 1.0}}, {"tokens": {"a": 1.0, "b": 3.0}, "strength": 0.5})
 
-    tokens: dict[str, float] | None = None  # not {}, to which Hydra would add only by +transform.tokens
+    tokens: dict[str, float] | None = None  # with {}, Hydra would require +transform.tokens to add entries
     strength: float = 1.0
 
     def __post_init__(self) -> None:
@@ -179,9 +179,9 @@ class TokenMixture(Transform):
         return _mixture(context.corpus, tuple(self._weights.items())).expand_as(rows)
 
 
-@lru_cache(maxsize=64)  # not once for each prompt
+@lru_cache(maxsize=64)  # computed once per point, not once per prompt
 def _mixture(corpus: Corpus, weights: tuple[tuple[str, float], ...]) -> Tensor:
-    """Return the weighted mean of some tokens' rows, [hidden_size]."""
+    """Return the weighted mean of tokens' rows: (hidden_size,)."""
     tokenized = {text: corpus.tokenize(text) for text, _ in weights}
     for text, ids in tokenized.items():
         if len(ids) != 1:
@@ -193,13 +193,13 @@ def _mixture(corpus: Corpus, weights: tuple[tuple[str, float], ...]) -> Tensor:
 
 
 def _nearest(rows: Tensor, context: Context, metric: str) -> Tensor:
-    """Return the row of each row's nearest token, [n, hidden_size]."""
+    """Return the row of each row's nearest token: (n, hidden_size)."""
     _, ids = context.table.nearest(rows, 1, metric)
     return context.table.rows(ids[:, 0])
 
 
 def _length(unit: str, context: Context) -> float:
-    """Return how long a row of one unit in each entry is."""
+    """Return the norm of a row with one unit in each entry; 1 for absolute units."""
     return context.table.std * context.table.hidden_size**0.5 if unit == "table_std" else 1.0
 
 

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Atomic file replacement: readers see the old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from pathlib import Path
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> Path:
-    """Have a file written under another name beside it, then give it its own, and return it."""
-    # Not by the process id alone: in containers of one file system it may be the same.
+    """Write a file under a temporary name in the same folder, then rename it to `path`.
+
+    Args:
+        path: the file to create or replace.
+        write: writes the contents to the path that it is given.
+
+    Returns:
+        `path`.
+    """
+    # Random, not the process id: containers that share a file system can have equal ids.
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")
     try:
         write(temporary)

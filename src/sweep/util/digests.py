@@ -1,4 +1,4 @@
-"""Files by their contents, read once as long as they do not change."""
+"""Content digests of files, cached until a file changes."""
 
 from __future__ import annotations
 
@@ -7,73 +7,94 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from filelock import FileLock
 
-from sweep.disk.atomic import replace
+from sweep.util import state_files
+from sweep.util.atomic import replace
 
+FileVersion = tuple[int, int, int]  # size, modification time in ns, inode; a change means new contents
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _BLOB = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
 
 def file_digest(path: Path) -> str:
-    """Return a file's SHA-256."""
+    """Return a file's SHA-256 as hexadecimal digits."""
+    return _file_digest(path, file_version(path))
+
+
+def file_version(path: Path) -> FileVersion:
+    """Return size, modification time and inode, which identify a file's contents without reading it."""
     stat = path.stat()
-    return _file_digest(path, stat.st_mtime_ns, stat.st_size)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
+def file_versions(folder: Path, patterns: Sequence[str]) -> dict[str, FileVersion]:
+    """Return the version of each file in `folder` itself that matches a pattern, by file name."""
+    matches = {path for pattern in patterns for path in folder.glob(pattern)}
+    return {path.name: file_version(path) for path in sorted(matches) if path.is_file()}
+
+
+@cache
 def code_digest(definition: type | Callable[..., object]) -> str | None:
-    """Return the SHA-256 of the module in which a class or function is defined; None: it has no file."""
+    """Return the SHA-256 of the module that defines a class or function; None if the module has no file.
+
+    Cached for the life of the process, which keeps running the code it imported even if the file changes.
+    """
     try:
         file = inspect.getsourcefile(definition)
-    except TypeError:  # of an interactive session, or compiled
+    except TypeError:  # defined interactively, or compiled
         file = None
     return file_digest(Path(file)) if file and Path(file).is_file() else None
 
 
 def folder_digest(folder: Path, patterns: Sequence[str], memory: Path) -> str:
-    """Return a hash of the names and contents of a folder's own files.
+    """Return a hash of the names and contents of the files in `folder` itself that match a pattern.
 
-    Weights take long to read (about 1 s a GB), so what was read is remembered in the file `memory`, by path, size, time
-    and inode.  In the hub's cache, files are links to blobs that are called by their hashes, and nothing is read.
+    Weights take long to read (about 1 s per GB). Digests are therefore cached in the file `memory`, by path, size, time
+    and inode. In the Hugging Face cache, files are links to blobs named by their hashes, so nothing is read.
     """
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    known = _remembered(memory)
-    found: dict[str, str] = {}
-    fresh: dict[str, str] = {}
+    cached = _read_cache(memory)
+    digests: dict[str, str] = {}
+    computed: dict[str, str] = {}
     for path in files:
         blob = path.resolve()
         if blob.parent.name == "blobs" and _BLOB.fullmatch(blob.name):
-            found[path.name] = blob.name
+            digests[path.name] = blob.name
             continue
         stat = blob.stat()
         key = f"{blob}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
-        found[path.name] = known.get(key) or fresh.setdefault(key, file_digest(blob))
-    if fresh:
-        _remember(memory, fresh)
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+        digests[path.name] = cached.get(key) or computed.setdefault(key, file_digest(blob))
+    if computed:
+        _update_cache(memory, computed)
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1024)
-def _file_digest(path: Path, modified: int, size: int) -> str:
+def _file_digest(path: Path, version: FileVersion) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _remembered(memory: Path) -> dict[str, str]:
+def _read_cache(memory: Path) -> dict[str, str]:
     try:
-        known = json.loads(memory.read_text("utf-8"))
+        document = state_files.parse(state_files.read(memory))
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    # A damaged entry would change the fingerprint of unchanged files.
+    items = document.items() if isinstance(document, dict) else ()
+    return {key: digest for key, digest in items if isinstance(digest, str) and _SHA256.fullmatch(digest)}
 
 
-def _remember(memory: Path, fresh: dict[str, str]) -> None:
+def _update_cache(memory: Path, computed: dict[str, str]) -> None:
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(memory.with_suffix(".lock")):
-            known = _remembered(memory) | fresh
-            replace(memory, lambda path: path.write_text(json.dumps(known), "utf-8"))
-    except OSError:  # the next run reads the files again
+            merged = _read_cache(memory) | computed
+            replace(memory, lambda path: path.write_text(json.dumps(merged), "utf-8"))
+    except OSError:  # without the cache, the next run reads the files again
         return

@@ -1,4 +1,4 @@
-"""What libraries read from the environment when they are imported; to be imported before them."""
+"""Environment variables that libraries read at import time. Import this module before them."""
 
 import os
 

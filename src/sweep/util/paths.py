@@ -1,4 +1,4 @@
-"""Where the configuration and the embedded model lie, in a checkout and in an installed wheel alike."""
+"""Locations of the configuration and the demo model, in a checkout and in an installed wheel."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 
 from sweep.errors import ConfigError
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 DEMO_MODEL = PACKAGE / "demo_model"
 
 
 def conf_dir() -> Path:
-    """Return `$SWEEP_CONF`, else the wheel's `sweep/conf`, else the checkout's `conf`.
+    """Return `$SWEEP_CONF`, else `sweep/conf` of the wheel, else `conf` of the checkout.
 
     Raises:
-        ConfigError: none of them holds a `config.yaml`.
+        ConfigError: none of them contains a `config.yaml`.
     """
-    named = os.environ.get("SWEEP_CONF")
-    candidates = [Path(named)] if named else [PACKAGE / "conf", PACKAGE.parents[1] / "conf"]
+    override = os.environ.get("SWEEP_CONF")
+    candidates = [Path(override)] if override else [PACKAGE / "conf", PACKAGE.parents[1] / "conf"]
     for folder in candidates:
         if (folder / "config.yaml").is_file():
             return folder.resolve()
-    raise ConfigError(f"No config.yaml in {' or '.join(map(str, candidates))}; $SWEEP_CONF names the folder to use.")
+    raise ConfigError(f"No config.yaml in {' or '.join(map(str, candidates))}. Set $SWEEP_CONF to its folder.")

@@ -1,29 +1,38 @@
-"""Secrets stay out of what is logged, shown and published: passwords in addresses, and tokens of the environment."""
+"""Redaction of secrets from logs, output and published data: passwords in URLs and tokens in the environment."""
 
 from __future__ import annotations
 
+import html
+import json
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
-from sweep.disk.atomic import replace
+import yaml
+
+from sweep.util import state_files
+from sweep.util.atomic import replace
 
 MASK = "***"
 
-_NAMED = re.compile(
+_SECRET_NAME = re.compile(
     r"TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL|_(?:PWD|PASS|KEY)$", re.IGNORECASE
 )
+_PERCENT = re.compile(r"%[0-9A-F]{2}")
 _SWITCHES = frozenset({"enabled", "disabled", "required", "optional", "default", "always"})
-_SHORTEST = 6  # what is shorter would also hide words that happen to be the same
+_SHORTEST = 6  # characters; shorter values would also mask ordinary words
 
-# In an address, what stands between "user:" and the last "@", slashes and all; where there is no user, what stands
-# before an "@" that comes before the path; and what a query calls a secret.
+# Three patterns for URLs: everything between "user:" and the last "@", slashes included; without a user name,
+# everything before an "@" that precedes the path; and query parameters with the name of a secret.
 _PASSWORD = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://[^\s/:@]*:)(?P<secret>[^\s'\"]+)(?=@)")
-_ALONE = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://)(?P<secret>[^\s/:@]+(?:@[^\s/:@]+)*)(?=@)")
-# Not every name with "key" in it: MLflow's pages have an `orderByKey`.
+_NO_USER = re.compile(r"(?P<start>[a-zA-Z][\w+.-]*://)(?P<secret>[^\s/:@]+(?:@[^\s/:@]+)*)(?=@)")
+# Not every name that contains "key": URLs of MLflow's pages have an `orderByKey`.
 _NAMES = (
     r"[\w-]*(?:token|passw(?:or)?d|pwd|secret|signature|(?:api|access|private|account|auth)[_-]?key)[\w-]*|key|sig|pass"
 )
@@ -31,33 +40,71 @@ _QUERY = re.compile(rf"(?P<start>[?&;](?:{_NAMES})=)(?P<secret>[^\s&;#'\"]+)", r
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return a text with `***` for passwords in addresses and for the values of variables that hold secrets."""
-    for pattern in (_PASSWORD, _ALONE, _QUERY):
-        text = pattern.sub(rf"\g<start>{MASK}", text)
-    for secret in _secrets(environment):
-        text = text.replace(secret, MASK)
+    """Replace passwords in URLs, and values of environment variables that hold secrets, by `***`.
+
+    Values are found in every form that `encodings_of` returns.
+    """
+    if "://" in text or "=" in text:  # every match contains one of the two
+        for pattern in (_PASSWORD, _NO_USER, _QUERY):
+            text = pattern.sub(rf"\g<start>{MASK}", text)
+    # The undecoded items of `os.environ` are cheap to read, and equal for the hundreds of texts of a point.
+    for form in _forms(frozenset(getattr(environment, "_data", environment).items())):
+        text = text.replace(form, MASK)
     return text
 
 
+@lru_cache(maxsize=4)
+def _forms(environment: frozenset[tuple[str | bytes, str | bytes]]) -> tuple[str, ...]:
+    """Return all written forms of the secrets among environment variables, longest first."""
+    secrets = _secrets({os.fsdecode(name): os.fsdecode(value) for name, value in environment})
+    return tuple(sorted({form for secret in secrets for form in encodings_of(secret)}, key=len, reverse=True))
+
+
+@lru_cache(maxsize=256)
+def encodings_of(secret: str) -> frozenset[str]:
+    """Return the written forms of a secret: plain, repr, JSON, YAML, shell, URL, HTML, and any two combined."""
+    return frozenset(outer for inner in _encodings(secret) for outer in _encodings(inner))
+
+
+def _encodings(text: str) -> set[str]:
+    addresses = {quote(text), quote(text, safe=""), quote_plus(text)}
+    return {
+        text,
+        repr(text)[1:-1],
+        text.replace("\\", "\\\\"),  # repr with the other quotes
+        text.replace("\\", "\\\\").replace("'", "\\'"),
+        json.dumps(text)[1:-1],
+        json.dumps(text, ensure_ascii=False)[1:-1],
+        text.replace("'", "''"),  # YAML
+        yaml.safe_dump(text, default_style='"', width=math.inf).strip()[1:-1],
+        text.replace("'", "'\"'\"'"),  # a shell
+        *addresses,
+        *(_PERCENT.sub(lambda match: match[0].lower(), address) for address in addresses),
+        html.escape(text),
+        html.escape(text, quote=False),
+        html.escape(text).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+    }
+
+
 def redact_file(path: Path) -> None:
-    """Take the secrets out of a text file that something else has written."""
+    """Redact a text file that another program wrote. Files that cannot be read or replaced stay as they are."""
     with suppress(OSError):
-        text = path.read_text("utf-8", "replace")
+        text = state_files.read(path).decode("utf-8", "replace")
         if (clean := redact(text)) != text:
             replace(path, lambda temporary: temporary.write_text(clean, "utf-8"))
 
 
 def _secrets(environment: Mapping[str, str]) -> list[str]:
-    found = [value for name, value in environment.items() if _NAMED.search(name) and len(value) >= _SHORTEST]
-    # Paths of files that hold secrets, and switches, are none.
-    return sorted((v for v in found if v.lower() not in _SWITCHES and not os.path.exists(v)), key=len, reverse=True)
+    values = [value for name, value in environment.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST]
+    # Switches, and paths of files that hold a secret, are not secrets themselves.
+    return sorted((v for v in values if v.lower() not in _SWITCHES and not os.path.exists(v)), key=len, reverse=True)
 
 
 class Redact(logging.Filter):
-    """Lets log records pass without their secrets."""
+    """Logging filter that redacts secrets in messages."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrite the record's message; a traceback is rewritten when it is formatted."""
+        """Redact the record's message and keep the record. The formatter redacts tracebacks."""
         message = record.getMessage()
         if (clean := redact(message)) != message:
             record.msg, record.args = clean, None

@@ -1,4 +1,4 @@
-"""Checks on single values, whose errors name the key and, where a name was mistyped, the nearest one that exists."""
+"""Checks of single configuration values. Errors name the key and, for a misspelt name, the closest valid one."""
 
 from __future__ import annotations
 
@@ -10,26 +10,47 @@ from sweep.errors import ConfigError
 
 
 def require(holds: bool, key: str, rule: str, value: object) -> None:
-    """Raise a `ConfigError` that names the key, the rule and the value, unless the rule holds."""
+    """Raise an error unless a rule holds.
+
+    Args:
+        holds: whether the rule holds.
+        key: the configuration key.
+        rule: continues the key to a sentence, such as "must be at least 1".
+        value: shown in the error; None shows nothing.
+
+    Raises:
+        ConfigError: names the key, the rule and the value.
+    """
     if not holds:
-        got = "" if value is None else f"; got {value!r}"
-        raise ConfigError(f"{key} {rule}{got}.")
+        suffix = "" if value is None else f"; got {value!r}"
+        raise ConfigError(f"{key} {rule}{suffix}.")
 
 
-def require_choice(key: str, value: str, choices: Sequence[str], what: str = "value") -> None:
-    """Raise a `ConfigError` with the nearest choice, unless `value` is one of them."""
+def require_choice(key: str, value: str, choices: Sequence[str], what: str = "valid value") -> None:
+    """Raise an error unless `value` is one of `choices`.
+
+    Args:
+        key: the configuration key.
+        value: the configured value.
+        choices: the valid values.
+        what: what the choices are, as a noun.
+
+    Raises:
+        ConfigError: names the key and the value, the closest choice, and the choices.
+    """
     if value not in choices:
-        raise ConfigError(f"{key}: {value!r} is no {what}. {did_you_mean(value, choices)}")
+        article = "an" if what[0] in "aeiou" else "a"
+        raise ConfigError(f"{key}: {value!r} is not {article} {what}. {did_you_mean(value, choices)}")
 
 
 def did_you_mean(name: str, choices: Sequence[str]) -> str:
-    """Return a sentence with the nearest of the choices, and all of them when they are few."""
+    """Return a sentence with the closest choice, and the choices (at most 24)."""
     near = difflib.get_close_matches(str(name), choices, 1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    known = ", ".join(choices) if len(choices) <= 24 else f"{', '.join(choices[:24])} …"
-    return f"{hint}Known: {known or 'none'}."
+    shown = ", ".join(choices) if len(choices) <= 24 else f"{', '.join(choices[:24])} …"
+    return f"{hint}Available: {shown or 'none'}."
 
 
 def require_finite(key: str, value: float) -> None:
-    """Raise a `ConfigError` for NaN and infinity."""
+    """Raise a `ConfigError` if a number is NaN or infinite."""
     require(math.isfinite(value), key, "must be a finite number", value)

@@ -1,4 +1,4 @@
-"""What helpers are asked for, and what they answer."""
+"""Worker pool interface and its results."""
 
 from __future__ import annotations
 
@@ -7,36 +7,44 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from sweep.config import SweepConfig
-from sweep.disk.archive import Archive, Archived
+from sweep.config.schema import SweepConfig
+from sweep.core.values import Floats
 from sweep.errors import SweepError
-from sweep.outcome import Finished
-from sweep.remote import Loss
-from sweep.scoring.values import Floats
+from sweep.planning.results import Finished
+from sweep.processes.child import CallLoss
+from sweep.storage.archive import Archive, Archived
+from sweep.util.compact import compact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sweep.engines.base import Request
-    from sweep.inputs.corpus import Corpus
-    from sweep.request import Measured
+    from sweep.inputs.prompt_set import PromptSet
+    from sweep.planning.request_builder import Measured
 
 
-class HelperLost(SweepError):
-    """A process has died of what it was asked to do, or cannot be asked."""
+class WorkerLost(SweepError):
+    """A worker process died during a task, or could not be given the task.
 
-    def __init__(self, reason: str, loss: Loss) -> None:
-        super().__init__(f"A process that builds requests and scores points {reason}.")
+    Attributes:
+        loss: state of the task when it was lost.
+    """
+
+    def __init__(self, reason: str, loss: CallLoss) -> None:
+        super().__init__(f"A worker process that builds requests and scores points {reason}.")
         self.loss = loss
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A request that has been built, and what its perturbation is.
+    """A request that was built, with its perturbation measures.
 
     Attributes:
-        request: whose key is the prompt's number; without embeddings, if they were not to be sent.
-        seconds: that building took, of which transform_seconds in transforms.
+        request: its key is the number of the prompt. It has no embeddings if they were only measured.
+        measured: perturbation of the embeddings.
+        seconds: time to build the request.
+        transform_seconds: the part of `seconds` spent in transforms.
     """
 
     request: Request
@@ -47,7 +55,7 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Unbuilt:
-    """Why a request could not be built, and where."""
+    """A request that could not be built: the reason and the traceback."""
 
     reason: str
     traceback: str | None
@@ -55,11 +63,11 @@ class Unbuilt:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A point that has been scored and archived.
+    """A point that was scored and archived.
 
     Attributes:
-        values: as of `PointResult`.
-        seconds: that it took.
+        values: see `PointResult`.
+        seconds: time to score and archive the point.
     """
 
     archived: Archived
@@ -67,34 +75,44 @@ class Scored:
     seconds: float
 
 
-class Helpers(Protocol):
-    """Builds requests and scores points, in any order, while its caller goes on."""
+class WorkerPool(Protocol):
+    """Builds requests and scores points in the background, in any order.
+
+    `build` and `score` are called on the main thread, which also feeds the engine.
+    """
 
     def prepare(self) -> None:
-        """Start what takes its time to start; nothing need be asked yet."""
+        """Start the workers. Optional: the first task starts them too."""
 
     def build(
-        self, corpus: Corpus, config: SweepConfig, prompts: Sequence[int], unsent: frozenset[int], most: int
+        self,
+        corpus: PromptSet,
+        config: SweepConfig,
+        prompts: Sequence[int],
+        measure_only: frozenset[int],
+        max_rows: int,
     ) -> Future[list[Built | Unbuilt]]:
-        """Have requests of one point built.
+        """Build requests of one point.
 
         Args:
-            prompts: which ones, by number.
-            unsent: those of them that are only measured.
-            most: the most rows that leave room for an answer.
+            corpus: the prompts and the model's embedding table.
+            config: the point's configuration.
+            prompts: numbers of the prompts.
+            measure_only: numbers of the prompts whose embeddings are measured but not returned.
+            max_rows: largest number of rows that leaves room for an answer.
 
-        Raises (when the result is asked for):
-            HelperLost: processes have died of it.
-            ConfigError: the model's table cannot be read.
+        Raises (by the future):
+            WorkerLost: worker processes died during the task.
+            ConfigError: the model's embedding table cannot be read.
         """
 
-    def score(self, corpus: Corpus, finished: Finished, archive: Archive) -> Future[Scored]:
-        """Have a point scored and archived.
+    def score(self, corpus: PromptSet, finished: Finished, archive: Archive) -> Future[Scored]:
+        """Score a point and archive it.
 
-        Raises (when the result is asked for):
-            HelperLost: processes have died of it.
-            JournalError: as of `Archive.add`.
+        Raises (by the future):
+            WorkerLost: worker processes died during the task.
+            JournalError: see `Archive.add`.
         """
 
     def close(self) -> None:
-        """End threads or processes, whatever they are in the middle of.  Closing twice is allowed."""
+        """End threads or processes without waiting for their tasks. Closing twice is allowed."""

@@ -1,7 +1,7 @@
-"""Helpers in processes of their own, so that the engine's Python need not share an interpreter with them.
+"""Worker pool of processes, so that the engine does not share its Python interpreter with the workers.
 
-Building and measuring a request takes about a millisecond, scoring a point a millisecond for each prompt, and looking
-up nearest tokens in a large vocabulary a second.
+Building and measuring a request takes about a millisecond. Scoring a point takes a millisecond per prompt, and the
+search for nearest tokens in a large vocabulary takes a second.
 """
 
 from __future__ import annotations
@@ -19,206 +19,227 @@ from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
-from sweep.config import SweepConfig
-from sweep.disk.archive import Archive
+from sweep.config.schema import SweepConfig
 from sweep.errors import SweepError
-from sweep.helpers.base import Built, HelperLost, Scored, Unbuilt
-from sweep.helpers.helper import Helper
-from sweep.helpers.threads import Threads
-from sweep.inputs.corpus import Corpus
-from sweep.outcome import Finished
-from sweep.remote import Loss, Remote
+from sweep.inputs.prompt_set import PromptSet
+from sweep.planning.results import Finished
+from sweep.processes.child import CallLoss, ChildProcess
+from sweep.storage.archive import Archive
+from sweep.workers.base import Built, Scored, Unbuilt, WorkerLost
+from sweep.workers.thread_pool import ThreadPool
+from sweep.workers.worker_main import PoolWorker
 
 log = logging.getLogger(__name__)
 
-END_SECONDS = 0.5  # that a process may take to end
-# glibc's allocator is to keep what it has been given: with its own habits, a matrix of a megabyte has fresh pages each
-# time, which cost more than what is computed.
+END_SECONDS = 0.5  # for a process to end
+# Keeps glibc's allocator from returning memory to the system. By default, each matrix of a megabyte gets new pages,
+# which cost more than the computation.
 ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the most that it takes
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the maximum
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-QUEUED = 2  # points that one process has to score before another one is given some
-DEATHS = 2  # of processes at work on the same thing, after which it is not tried again
+QUEUED = 4  # points that the first process has to score before idle ones take some
+MAX_CRASHES = 2  # processes that may die during a task before the task fails
 
 
-class Processes:
-    """Some processes, each of which does one thing after the other; see `Helpers`.
+class ProcessPool:
+    """Worker processes that each execute one task at a time; see `WorkerPool`.
 
-    What one of them was at work on when it died is tried once more, as is what it had before it.  What they cannot be
-    given, or cannot read, is done in this process; all is, if they do not even start.  Points go to the first of them,
-    and to others when that has enough; but not to the last, so that requests need not wait for a point.
+    If a process dies, its current task is retried once, and so are the tasks in its queue. Tasks that cannot be
+    pickled are executed in this process, and so are all tasks if the processes do not start.
+
+    Points go to the first process. While it has 4 or more queued, idle processes other than the last take them. So
+    requests never wait for a point.
+
+    Methods may be called from any thread. Results arrive on the threads that read the answers of the processes.
     """
 
-    def __init__(self, number: int, plugins: Sequence[str], threads: int, nice: int = 0) -> None:
-        """Remember how many there are to be.
+    def __init__(self, size: int, plugins: Sequence[str], threads: int, nice: int = 0, *, on_gpu: bool = False) -> None:
+        """Configure the pool without starting processes.
 
         Args:
-            number: of processes.
-            plugins: modules to be imported there.
-            threads: that each may use where more than one is of use.
-            nice: as of `Remote`.
+            size: number of processes.
+            plugins: modules to import in each process.
+            threads: PyTorch threads of each process for large matrix products.
+            nice: see `ChildProcess`.
+            on_gpu: whether the first process may use a GPU for scoring. More processes would need more GPU memory.
         """
-        self._number, self._plugins, self._threads, self._nice = number, tuple(plugins), threads, nice
-        self._here = Threads()
-        self._remotes: list[Remote] = []
-        self._points = [0] * number  # that each has to score
+        self._size, self._plugins, self._threads, self._nice = size, tuple(plugins), threads, nice
+        self._on_gpu = on_gpu
+        self._local_pool = ThreadPool()
+        self._processes: list[ChildProcess] = []
+        self._points = [0] * size  # number of points that each process has to score
         self._lock = threading.Lock()
-        self._closed = self._useless = False
-        self._numbers = count()
-        self._corpora: WeakValueDictionary[int, Corpus] = WeakValueDictionary()
-        self._known: WeakKeyDictionary[Corpus, int] = WeakKeyDictionary()
-        self._forgotten: deque[int] = deque()
-        self._last: tuple[SweepConfig, bytes] | None = None
+        self._closed = self._start_failed = False
+        self._new_numbers = count()
+        self._corpora: WeakValueDictionary[int, PromptSet] = WeakValueDictionary()
+        self._numbers: WeakKeyDictionary[PromptSet, int] = WeakKeyDictionary()
+        self._unused_numbers: deque[int] = deque()
+        self._last_config: tuple[SweepConfig, bytes] | None = None
 
     def prepare(self) -> None:
-        """As of `Helpers`."""
-        self._here.prepare()
+        """Start the processes; see `WorkerPool.prepare`."""
+        self._local_pool.prepare()
         with self._lock:
-            while len(self._remotes) < self._number and not self._closed:
-                self._remotes.append(Remote(Helper, self._given, HelperLost, nice=self._nice, variables=ALLOCATOR))
+            while len(self._processes) < self._size and not self._closed:
+                arguments = partial(self._worker_arguments, self._on_gpu and not self._processes)
+                self._processes.append(
+                    ChildProcess(PoolWorker, arguments, WorkerLost, nice=self._nice, variables=ALLOCATOR)
+                )
 
     def build(
-        self, corpus: Corpus, config: SweepConfig, prompts: Sequence[int], unsent: frozenset[int], most: int
+        self,
+        corpus: PromptSet,
+        config: SweepConfig,
+        prompts: Sequence[int],
+        measure_only: frozenset[int],
+        max_rows: int,
     ) -> Future[list[Built | Unbuilt]]:
-        """As of `Helpers`."""
-        here = partial(self._here.build, corpus, config, prompts, unsent, most)
+        """Build requests of one point; see `WorkerPool.build`."""
+        run_locally = partial(self._local_pool.build, corpus, config, prompts, measure_only, max_rows)
         try:
-            if self._last is None or self._last[0] is not config:
-                self._last = config, pickle.dumps(config, pickle.HIGHEST_PROTOCOL)
-        except Exception as error:  # a transform of the user's that has something in it which cannot travel
-            log.info("%s cannot be built elsewhere: %s", config.transform.name, error)
-            return here()
-        arguments = self._number_of(corpus), self._last[1], prompts, unsent, most
+            if self._last_config is None or self._last_config[0] is not config:
+                self._last_config = config, pickle.dumps(config, pickle.HIGHEST_PROTOCOL)
+        except Exception as error:  # a user's transform that cannot be pickled
+            log.info("%s cannot be sent to a worker process: %s", config.transform.name, error)
+            return run_locally()
+        arguments = self._number_of(corpus), self._last_config[1], prompts, measure_only, max_rows
         dtype = corpus.table.dtype
-        return self._try(_Job("build", arguments, here, lambda packed: packed.unpack(dtype)))
+        return self._submit(_Task("build", arguments, run_locally, lambda packed: packed.unpack(dtype)))
 
-    def score(self, corpus: Corpus, finished: Finished, archive: Archive) -> Future[Scored]:
-        """As of `Helpers`."""
-        here = partial(self._here.score, corpus, finished, archive)
-        return self._try(_Job("score", (self._number_of(corpus), finished, archive), here))
+    def score(self, corpus: PromptSet, finished: Finished, archive: Archive) -> Future[Scored]:
+        """Score a point and archive it; see `WorkerPool.score`."""
+        run_locally = partial(self._local_pool.score, corpus, finished, archive)
+        return self._submit(_Task("score", (self._number_of(corpus), finished, archive), run_locally))
 
     def close(self) -> None:
-        """As of `Helpers`."""
+        """End the processes without waiting for their tasks; see `WorkerPool.close`."""
         with self._lock:
             self._closed = True
-        for remote in self._remotes:
-            remote.end(END_SECONDS)
-        self._here.close()
+        for process in self._processes:
+            process.close(END_SECONDS)
+        self._local_pool.close()
 
-    def _given(self) -> tuple[Any, ...]:
-        """Return what a process that takes another one's place is made of."""
-        return self._plugins, self._threads, {n: pickle.dumps(corpus) for n, corpus in list(self._corpora.items())}
+    def _worker_arguments(self, on_gpu: bool) -> tuple[Any, ...]:
+        """Return the arguments of `PoolWorker`, with the prompt sets in use when the process starts."""
+        return (
+            self._plugins,
+            self._threads,
+            on_gpu,
+            {n: pickle.dumps(corpus) for n, corpus in list(self._corpora.items())},
+        )
 
-    def _number_of(self, corpus: Corpus) -> int:
-        """Return a corpus's number, by which all processes know it."""
+    def _number_of(self, corpus: PromptSet) -> int:
+        """Return the number by which all processes identify a prompt set; send them a new one."""
         self.prepare()
-        while self._forgotten:
-            self._tell_all("forget", self._forgotten.popleft())
-        known = self._known.get(corpus)
-        if known is None:
-            known = self._known[corpus] = next(self._numbers)
-            self._corpora[known] = corpus
-            self._tell_all("take", known, pickle.dumps(corpus, pickle.HIGHEST_PROTOCOL))
-            # Only noted, as whoever lets go of a corpus may be in the middle of asking.
-            finalize(corpus, self._forgotten.append, known).atexit = False
-        return known
+        while self._unused_numbers:
+            self._call_all("remove_corpus", self._unused_numbers.popleft())
+        number = self._numbers.get(corpus)
+        if number is None:
+            number = self._numbers[corpus] = next(self._new_numbers)
+            self._corpora[number] = corpus
+            self._call_all("add_corpus", number, pickle.dumps(corpus, pickle.HIGHEST_PROTOCOL))
+            # The finalizer only records the number, because it may run during a call to a process.
+            finalize(corpus, self._unused_numbers.append, number).atexit = False
+        return number
 
-    def _tell_all(self, method: str, *arguments: Any) -> None:
-        for remote in () if self._useless else self._remotes:
-            with suppress(HelperLost):  # then it is started anew, and told so
-                remote.ask(method, *arguments)
+    def _call_all(self, method: str, *arguments: Any) -> None:
+        for process in () if self._start_failed else self._processes:
+            with suppress(WorkerLost):  # a new process gets the prompt sets when it starts
+                process.call(method, *arguments)
 
-    def _try(self, job: _Job) -> Future[Any]:
-        self._ask(job)
-        return job.asked
+    def _submit(self, task: _Task) -> Future[Any]:
+        self._send(task)
+        return task.future
 
-    def _ask(self, job: _Job) -> None:
-        if self._useless:
-            return self._do_here(job)
+    def _send(self, task: _Task) -> None:
+        if self._start_failed:
+            return self._run_locally(task)
         with self._lock:
-            place = self._choose(job)
-            self._points[place] += job.is_point
+            index = self._choose(task)
+            self._points[index] += task.is_point
         try:
-            answer = self._remotes[place].ask(job.method, *job.arguments)
-        except HelperLost as lost:
-            self._take_back(place, job)
-            self._lost(job, lost)
+            answer = self._processes[index].call(task.method, *task.arguments)
+        except WorkerLost as error:
+            self._release(index, task)
+            self._handle_loss(task, error)
         else:
-            answer.add_done_callback(partial(self._answered, place, job))
+            answer.add_done_callback(partial(self._handle_answer, index, task))
 
-    def _choose(self, job: _Job) -> int:
-        """Return which process is to do something: the first of equals."""
-        places = range(len(self._remotes))
-        if job.is_point:
-            return min(places[:-1] or places, key=lambda place: self._points[place] // QUEUED)
-        return min(places[::-1], key=lambda place: (self._points[place] > 0, self._remotes[place].pending))
+    def _choose(self, task: _Task) -> int:
+        """Return the index of the process for a task."""
+        indices = range(len(self._processes))
+        if task.is_point:
+            # Processes after the first score only when they have nothing to build, or the engine would wait.
+            free = [index for index in indices[:-1] or indices if not index or not self._processes[index].pending]
+            return min(free, key=lambda index: self._points[index] // QUEUED)
+        return min(indices[::-1], key=lambda index: (self._points[index] > 0, self._processes[index].pending))
 
-    def _take_back(self, place: int, job: _Job) -> None:
+    def _release(self, index: int, task: _Task) -> None:
         with self._lock:
-            self._points[place] -= job.is_point
+            self._points[index] -= task.is_point
 
-    def _answered(self, place: int, job: _Job, answer: Future[Any]) -> None:
-        self._take_back(place, job)
+    def _handle_answer(self, index: int, task: _Task, answer: Future[Any]) -> None:
+        self._release(index, task)
         try:
-            job.asked.set_result(job.read(answer.result()))
-        except HelperLost as lost:
-            self._lost(job, lost)
+            task.future.set_result(task.decode(answer.result()))
+        except WorkerLost as error:
+            self._handle_loss(task, error)
         except SweepError as error:
-            job.asked.set_exception(error)
+            task.future.set_exception(error)
         except Exception:
-            log.info("Something could not be done elsewhere.", exc_info=True)
-            self._do_here(job)
+            log.info("A task failed in a worker process and is repeated in the main process.", exc_info=True)
+            self._run_locally(task)
 
-    def _lost(self, job: _Job, lost: HelperLost) -> None:
+    def _handle_loss(self, task: _Task, error: WorkerLost) -> None:
         if self._closed:
-            job.asked.cancel()
+            task.future.cancel()
             return
-        if lost.loss is Loss.STILLBORN and not self._useless:
-            self._useless = True
-            log.warning("%s  The sweep's own process does what it was for; sweep.log says more.", lost)
-        job.deaths += lost.loss is Loss.AT_WORK
-        if lost.loss in (Loss.AT_WORK, Loss.WAITING) and job.deaths < DEATHS:
-            self._ask(job)
-        elif job.deaths:  # this process is not to die of it too
-            job.asked.set_exception(lost)
+        if error.loss is CallLoss.START_FAILED and not self._start_failed:
+            self._start_failed = True
+            log.warning("%s The main process does its work instead; see sweep.log.", error)
+        task.crashes += error.loss is CallLoss.RUNNING
+        if error.loss in (CallLoss.RUNNING, CallLoss.QUEUED) and task.crashes < MAX_CRASHES:
+            self._send(task)
+        elif task.crashes:  # it could crash the main process, too
+            task.future.set_exception(error)
         else:
-            self._do_here(job)
+            self._run_locally(task)
 
-    def _do_here(self, job: _Job) -> None:
+    def _run_locally(self, task: _Task) -> None:
         with self._lock:
-            done = job.here()
-        done.add_done_callback(partial(_pass_on, job.asked))
+            local = task.run_locally()
+        local.add_done_callback(partial(_copy_result, task.future))
 
 
-def _pass_on(asked: Future[Any], done: Future[Any]) -> None:
-    if done.cancelled():
-        asked.cancel()
-    elif (error := done.exception()) is not None:
-        asked.set_exception(error)
+def _copy_result(target: Future[Any], source: Future[Any]) -> None:
+    if source.cancelled():
+        target.cancel()
+    elif (error := source.exception()) is not None:
+        target.set_exception(error)
     else:
-        asked.set_result(done.result())
+        target.set_result(source.result())
 
 
 @dataclass(slots=True)
-class _Job:
-    """Something that a process is asked to do.
+class _Task:
+    """A call of a `PoolWorker` method.
 
     Attributes:
-        here: does it in this process.
-        read: makes of the answer what was asked for.
-        deaths: of processes that were at work on it.
+        run_locally: executes the task in this process.
+        decode: converts the answer of the process to the result.
+        crashes: number of processes that died during the task.
     """
 
     method: str
     arguments: tuple[Any, ...]
-    here: Callable[[], Future[Any]]
-    read: Callable[[Any], Any] = lambda value: value
-    asked: Future[Any] = field(default_factory=Future)
-    deaths: int = 0
+    run_locally: Callable[[], Future[Any]]
+    decode: Callable[[Any], Any] = lambda value: value
+    future: Future[Any] = field(default_factory=Future)
+    crashes: int = 0
 
     @property
     def is_point(self) -> bool:
-        """Whether a point is to be scored, and not requests built."""
+        """Whether the task scores a point; if not, it builds requests."""
         return self.method == "score"

@@ -1,36 +1,39 @@
-"""From a point's answers to what is published of it: scored, summarised, and laid out in rows."""
+"""Score a finished point: scores, summaries and the table of its generations."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 
-from sweep.inputs.corpus import Corpus
-from sweep.outcome import CONTROL, OWN, Finished, PointResult, as_yaml
-from sweep.parsing import parse
-from sweep.point import Point
-from sweep.redaction import redact
+from sweep.config.loader import parse
+from sweep.core.records import PointRecord
+from sweep.core.values import Floats, Scores
+from sweep.inputs.prompt_set import PromptSet
+from sweep.inputs.prompts import Prompt
+from sweep.planning.results import CONTROL, OWN, Finished, PointResult, as_yaml
+from sweep.points.point import Point
 from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import nearest_token_flips
 from sweep.scoring.scorers import select
-from sweep.scoring.values import Floats, Scores
-from sweep.tracking.records import PointRecord
+from sweep.util.redaction import redact
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a point.
+class ScoredPoint:
+    """A scored point.
 
     Attributes:
-        record: what is published of it.
-        values: as of `PointResult`.
-        rows: one for each of its generations.
+        record: the data to publish.
+        values: see `PointResult`.
+        rows: one row per generation.
     """
 
     record: PointRecord
@@ -38,20 +41,22 @@ class Outcome:
     rows: list[dict[str, Any]]
 
 
-def conclude(finished: Finished, corpus: Corpus) -> Outcome:
-    """Score a finished point; of one that failed, say so.
+def score_point(finished: Finished, corpus: PromptSet, *, on_gpu: bool = False) -> ScoredPoint:
+    """Score a finished point. The record of a failed point contains its error and no scores.
 
     Args:
-        corpus: its prompts and its model's table.
+        finished: the point and its answers.
+        corpus: the point's prompts and the model's embedding table.
+        on_gpu: whether the search for nearest tokens may use a GPU.
 
     Raises:
-        ScorerError: a scorer of the user's failed.
+        ScorerError: a user's scorer failed.
     """
     began = time.monotonic()
-    point, against = finished.point, finished.against
+    point, control = finished.point, finished.control
     scoring = point.config.scoring
     scored: list[list[Scores]] = []
-    of_prompts: list[Scores] = []
+    prompt_scores: list[Scores] = []
     if finished.error is None:
         scorers = select(scoring.quality)
         scored = [
@@ -59,46 +64,46 @@ def conclude(finished: Finished, corpus: Corpus) -> Outcome:
                 score(
                     answer,
                     encoded.prompt.references,
-                    against.answers[i][k] if against.answers else None,
+                    control.answers[i][k] if control.answers else None,
                     scorers,
                     scoring.logprobs,
                 )
-                | _own_probability(finished, i, k)
+                | _answer_logprob(finished, i, k)
                 for k, answer in enumerate(answers)
             ]
             for i, (encoded, answers) in enumerate(zip(corpus.prompts, finished.answers, strict=True))
         ]
-        of_prompts = _of_prompts(finished, corpus)
-    values = by_measure([mean_scores(samples) | own for samples, own in zip(scored, of_prompts, strict=True)])
+        prompt_scores = _prompt_scores(finished, corpus, on_gpu)
+    values = by_measure([mean_scores(samples) | once for samples, once in zip(scored, prompt_scores, strict=True)])
     summaries = summarise_scores(values, scoring.confidence)
-    own_costs = finished.costs.metrics() | {"cost/score_seconds": time.monotonic() - began}
+    costs = finished.costs.metrics() | {"cost/score_seconds": time.monotonic() - began}
     reused = {"sweep.reused": str(finished.costs.reused)} if finished.costs.reused else {}
     record = PointRecord(
         index=finished.index,
         name=point.name,
         role=point.role,
-        fingerprint=finished.identity.fingerprint,
+        fingerprint=finished.point_fingerprint.fingerprint,
         started=finished.started,
         ended=finished.ended,
         parameters=point.parameters() | {"prompts.count": len(corpus.prompts)},
         axes=point.axes,
         summaries=summaries,
-        metrics=own_costs | {f"cost/shared/{name}": value for name, value in finished.shared.items()},
-        tags={**finished.tags, **reused, "sweep.result": finished.identity.result_key},
+        metrics=costs | {f"cost/shared/{name}": value for name, value in finished.shared.items()},
+        tags={**finished.tags, **reused, "sweep.result": finished.point_fingerprint.result_key},
         config=as_yaml(point),
         error=finished.error and redact(finished.error),
         traceback=finished.traceback and redact(finished.traceback),
     )
-    return Outcome(record, values, _rows(finished, corpus, scored, of_prompts) if scored else [])
+    return ScoredPoint(record, values, _rows(finished, corpus, scored, prompt_scores) if scored else [])
 
 
 def restore(record: PointRecord, rows: Any, point: Point | None = None) -> PointResult:
-    """Return an archived point as it was when it was concluded.
+    """Return the result of an archived point, as it was after scoring.
 
     Args:
-        record: what is published of it.
-        rows: its generations, a pandas DataFrame.
-        point: what it is of; None: as its record says.
+        record: the published data.
+        rows: pandas DataFrame of the point's generations.
+        point: the point; None: create it from the record.
     """
     if point is None:
         config: Any = OmegaConf.create(yaml.safe_load(record.config))
@@ -110,46 +115,59 @@ def restore(record: PointRecord, rows: Any, point: Point | None = None) -> Point
     return PointResult(record.index, point, record.summaries, values, record.error)
 
 
-def _own_probability(finished: Finished, prompt: int, sample: int) -> Scores:
-    given = finished.forced.get((prompt, OWN, sample))
-    return {} if given is None else {"divergence/answer_logprob": given}
+def _answer_logprob(finished: Finished, prompt: int, sample: int) -> Scores:
+    logprob = finished.forced.get((prompt, OWN, sample))
+    return {} if logprob is None else {"divergence/answer_logprob": logprob}
 
 
-def _of_prompts(finished: Finished, corpus: Corpus) -> list[Scores]:
-    """Return what is measured once for a prompt: the perturbation, and the control's answers, over their samples."""
-    scores = _perturbations(finished, corpus)
+def _prompt_scores(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[Scores]:
+    """Return scores per prompt: the perturbation, and log-probabilities of the control's answers, averaged."""
+    scores = _perturbations(finished, corpus, on_gpu)
     point, forced = finished.point, finished.forced
-    # The control's own answers are the control's answers under the control's prompt.
-    kind, before = (OWN, forced) if point.is_control else (CONTROL, finished.against.forced)
-    for j, own in enumerate(scores):
+    # For the control, the control's answers are its own answers.
+    kind, reference = (OWN, forced) if point.is_control else (CONTROL, finished.control.forced)
+    for j, prompt_scores in enumerate(scores):
         samples = range(point.config.sampling.n)
-        given = {k: forced[j, kind, k] for k in samples if (j, kind, k) in forced}
-        changes = [given[k] - before[j, OWN, k] for k in given if (j, OWN, k) in before]
-        if given:
-            own["divergence/control_answer_logprob"] = sum(given.values()) / len(given)
+        logprobs = {k: forced[j, kind, k] for k in samples if (j, kind, k) in forced}
+        changes = [logprobs[k] - reference[j, OWN, k] for k in logprobs if (j, OWN, k) in reference]
+        if logprobs:
+            prompt_scores["divergence/control_answer_logprob"] = sum(logprobs.values()) / len(logprobs)
         if changes:
-            own["divergence/control_answer_logprob_change"] = sum(changes) / len(changes)
+            prompt_scores["divergence/control_answer_logprob_change"] = sum(changes) / len(changes)
     return scores
 
 
-def _perturbations(finished: Finished, corpus: Corpus) -> list[Scores]:
-    scores = [dict(own.perturbation) for own in finished.measured]
+def _perturbations(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[Scores]:
+    scores = [dict(measured.perturbation) for measured in finished.measured]
     if finished.point.config.scoring.nearest_rows:
-        flips = nearest_token_flips([own.neighbours for own in finished.measured], corpus.table)
-        for own, flip in zip(scores, flips, strict=True):
-            own["perturbation/nearest_token_flips"] = flip
+        flips = nearest_token_flips([m.neighbours for m in finished.measured], corpus.table, on_gpu=on_gpu)
+        for prompt_scores, flip in zip(scores, flips, strict=True):
+            prompt_scores["perturbation/nearest_token_flips"] = flip
     return scores
+
+
+def content_digest(prompt: Prompt) -> str:
+    """Return a digest of a prompt's content without its id and system messages.
+
+    It identifies prompts across files, because files may give one id to different prompts. System messages are
+    excluded so that answers under different system messages can be compared.
+    """
+    content = asdict(prompt)
+    del content["id"], content["references"], content["places"]
+    messages = [m for m in content["messages"] or () if m["role"] not in ("system", "developer")]
+    text = json.dumps(content | {"messages": messages}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _rows(
-    finished: Finished, corpus: Corpus, scored: Sequence[Sequence[Scores]], of_prompts: Sequence[Scores]
+    finished: Finished, corpus: PromptSet, scored: Sequence[Sequence[Scores]], prompt_scores: Sequence[Scores]
 ) -> list[dict[str, Any]]:
-    """Return a row for each generation: `prompt` differs in every one, and `generation` comes second."""
+    """Return one row per generation. The column `prompt` is unique, and `generation` is the second column."""
     name, role = finished.point.name, finished.point.role
     texts = Counter(encoded.prompt.text for encoded in corpus.prompts)
     rows = []
-    for encoded, answers, samples, own in zip(corpus.prompts, finished.answers, scored, of_prompts, strict=True):
-        prompt = encoded.prompt
+    for encoded, answers, samples, once in zip(corpus.prompts, finished.answers, scored, prompt_scores, strict=True):
+        prompt, digest = encoded.prompt, content_digest(encoded.prompt)
         for k, (answer, scores) in enumerate(zip(answers, samples, strict=True)):
             label = prompt.text if texts[prompt.text] == 1 else f"{prompt.text} [{prompt.id}]"
             label += f" #{k + 1}" if len(answers) > 1 else ""
@@ -157,6 +175,7 @@ def _rows(
                 "prompt": label,
                 "generation": answer.text,
                 "prompt_id": prompt.id,
+                "prompt_digest": digest,
                 "reference": " | ".join(prompt.references),
                 "finish_reason": answer.finish_reason,
                 "sample": k,
@@ -166,5 +185,5 @@ def _rows(
                 "role": role,
             }
             row |= {f"axis/{key}": value for key, value in finished.point.axes}
-            rows.append(row | scores | own)
+            rows.append(row | scores | once)
     return rows

@@ -1,4 +1,4 @@
-"""Helpers in this process: for one that has a single core, or is to take no more memory than it must."""
+"""Worker pool of threads in this process: for a single core, or to save memory."""
 
 from __future__ import annotations
 
@@ -9,42 +9,47 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 
-from sweep.config import SweepConfig
-from sweep.cores import helping_hands
-from sweep.disk.archive import Archive
-from sweep.helpers import jobs
-from sweep.helpers.base import Built, Scored, Unbuilt
-from sweep.inputs.corpus import Corpus
-from sweep.outcome import Finished
+from sweep.config.schema import SweepConfig
+from sweep.inputs.prompt_set import PromptSet
+from sweep.planning.results import Finished
+from sweep.processes.cpu import default_worker_count
+from sweep.storage.archive import Archive
+from sweep.workers import tasks
+from sweep.workers.base import Built, Scored, Unbuilt
 
 SWITCH_SECONDS = 1e-4
 
 
-class Threads:
-    """Some threads that build, and one that scores; see `Helpers`."""
+class ThreadPool:
+    """Several threads that build requests and one that scores points; see `WorkerPool`."""
 
     def prepare(self) -> None:
-        """Note how many threads products of matrices may have, before an engine whose core is elsewhere takes them."""
-        _ = self._products
+        """Remember the number of PyTorch threads before an engine in another process reduces it."""
+        _ = self._torch_threads
 
     def build(
-        self, corpus: Corpus, config: SweepConfig, prompts: Sequence[int], unsent: frozenset[int], most: int
+        self,
+        corpus: PromptSet,
+        config: SweepConfig,
+        prompts: Sequence[int],
+        measure_only: frozenset[int],
+        max_rows: int,
     ) -> Future[list[Built | Unbuilt]]:
-        """As of `Helpers`."""
-        return self._builders.submit(jobs.build_some, corpus, config, prompts, unsent, most)
+        """Build requests of one point; see `WorkerPool.build`."""
+        return self._builders.submit(tasks.build_requests, corpus, config, prompts, measure_only, max_rows)
 
-    def score(self, corpus: Corpus, finished: Finished, archive: Archive) -> Future[Scored]:
-        """As of `Helpers`."""
-        return self._scorer.submit(jobs.score, corpus, finished, archive)
+    def score(self, corpus: PromptSet, finished: Finished, archive: Archive) -> Future[Scored]:
+        """Score a point and archive it; see `WorkerPool.score`."""
+        return self._scorer.submit(tasks.score, corpus, finished, archive)
 
     def close(self) -> None:
-        """As of `Helpers`, but for what is being done, which Python's threads cannot be kept from."""
+        """Cancel waiting tasks. Running tasks continue, because Python cannot stop threads."""
         for pool in (self.__dict__.pop(name, None) for name in ("_builders", "_scorer")):
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     @cached_property
-    def _products(self) -> int:
+    def _torch_threads(self) -> int:
         import torch
 
         return torch.get_num_threads()
@@ -53,35 +58,36 @@ class Threads:
     def _scorer(self) -> ThreadPoolExecutor:
         import torch
 
-        return ThreadPoolExecutor(1, "scorer", torch.set_num_threads, (self._products,))
+        return ThreadPoolExecutor(1, "scorer", torch.set_num_threads, (self._torch_threads,))
 
     @cached_property
     def _builders(self) -> ThreadPoolExecutor:
         import torch
 
-        # A thread that comes back from PyTorch or NumPy waits so long for one that is in Python, some thirty times a
-        # request: with Python's own 5 ms, building took a hundred times as long beside a busy thread as alone.
+        # A thread that returns from PyTorch or NumPy waits one switch interval for a thread that runs Python, about
+        # thirty times per request. With Python's default of 5 ms, building took a hundred times as long next to a busy
+        # thread as alone.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
-        count = helping_hands()
+        count = default_worker_count()
         pool = ThreadPoolExecutor(count, "builder")
-        # One OpenMP thread for each: matrices of this size gain nothing from more, and where other processes want the
-        # cores, threads that wait for each other take ten times as long.  PyTorch sets the number for the thread that
-        # says so and for threads to come, for which it is set back.
-        before, limited = torch.get_num_threads(), threading.Barrier(count + 1)
+        # One OpenMP thread per builder: matrices of this size gain nothing from more. If other processes use the cores,
+        # threads that wait for each other take ten times as long. PyTorch sets the number for the calling thread and
+        # for future threads, so the latter is restored afterwards.
+        before, all_limited = torch.get_num_threads(), threading.Barrier(count + 1)
         for _ in range(count):
-            pool.submit(_limit, limited)
+            pool.submit(_limit_torch_threads, all_limited)
         try:
-            limited.wait()
-        except BaseException:  # an interrupt; else they would wait for ever, and the process for them
-            limited.abort()
+            all_limited.wait()
+        except BaseException:  # on an interrupt, the builders would otherwise wait forever and block the exit
+            all_limited.abort()
             raise
         torch.set_num_threads(before)
         return pool
 
 
-def _limit(limited: threading.Barrier) -> None:
+def _limit_torch_threads(all_limited: threading.Barrier) -> None:
     import torch
 
     torch.set_num_threads(1)
     with suppress(threading.BrokenBarrierError):
-        limited.wait()
+        all_limited.wait()

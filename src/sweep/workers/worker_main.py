@@ -1,4 +1,4 @@
-"""What lives in a helping process, and how what it makes travels."""
+"""Worker process: the object that runs in it, and the format in which it returns requests."""
 
 from __future__ import annotations
 
@@ -7,74 +7,93 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
-from sweep.disk.archive import Archive
-from sweep.helpers import jobs
-from sweep.helpers.base import Built, Scored, Unbuilt
-from sweep.inputs.corpus import Corpus
-from sweep.outcome import Finished
+from sweep.inputs.embedding_table import EmbeddingTable
+from sweep.inputs.prompt_set import PromptSet
+from sweep.planning.results import Finished
+from sweep.storage.archive import Archive
+from sweep.workers import tasks
+from sweep.workers.base import Built, Scored, Unbuilt
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
 
-class Helper:
-    """Does what `Helpers` are asked for, with corpora that it knows by number."""
+class PoolWorker:
+    """Executes tasks of a `ProcessPool` in a worker process. Prompt sets are identified by number.
 
-    def __init__(self, plugins: Sequence[str], threads: int, corpora: dict[int, bytes]) -> None:
-        """Import what will be needed."""
+    Owned by the main thread of the worker process.
+    """
+
+    def __init__(self, plugins: Sequence[str], threads: int, on_gpu: bool, corpora: dict[int, bytes]) -> None:
+        """Import the plugins and PyTorch.
+
+        Args:
+            plugins: modules that register transforms.
+            threads: PyTorch threads for scoring.
+            on_gpu: whether scoring may use a GPU.
+            corpora: pickled prompt sets by number.
+        """
         import torch
 
         for module in plugins:
             importlib.import_module(module)
-        self._threads, self._pickled = threads, corpora
-        self._corpora: dict[int, Corpus] = {}
+        self._threads, self._on_gpu, self._pickled = threads, on_gpu, corpora
+        self._corpora: dict[int, PromptSet] = {}
+        self._tables: WeakValueDictionary[bytes, EmbeddingTable] = WeakValueDictionary()
         self._config: tuple[bytes, Any] = b"", None
         torch.set_num_threads(1)
 
-    def take(self, number: int, corpus: bytes) -> None:
-        """Know a corpus by its number."""
+    def add_corpus(self, number: int, corpus: bytes) -> None:
+        """Store a pickled prompt set under its number."""
         self._pickled[number] = corpus
 
-    def forget(self, number: int) -> None:
-        """Know it no more."""
+    def remove_corpus(self, number: int) -> None:
+        """Remove a prompt set, if it exists."""
         self._pickled.pop(number, None)
         self._corpora.pop(number, None)
 
-    def build(self, number: int, config: bytes, prompts: Sequence[int], unsent: frozenset[int], most: int) -> Packed:
-        """Do `jobs.build_some`."""
+    def build(
+        self, number: int, config: bytes, prompts: Sequence[int], measure_only: frozenset[int], max_rows: int
+    ) -> Packed:
+        """Call `tasks.build_requests` with the prompt set of that number."""
         if self._config[0] != config:
             self._config = config, pickle.loads(config)
-        return Packed.of(jobs.build_some(self._corpus(number), self._config[1], prompts, unsent, most))
+        return Packed.of(tasks.build_requests(self._corpus(number), self._config[1], prompts, measure_only, max_rows))
 
     def score(self, number: int, finished: Finished, archive: Archive) -> Scored:
-        """Do `jobs.score`."""
+        """Call `tasks.score` with the prompt set of that number."""
         import torch
 
-        torch.set_num_threads(self._threads)  # nearest tokens are looked up by large products
+        torch.set_num_threads(self._threads)  # the search for nearest tokens uses large matrix products
         try:
-            return jobs.score(self._corpus(number), finished, archive)
+            return tasks.score(self._corpus(number), finished, archive, on_gpu=self._on_gpu)
         finally:
             torch.set_num_threads(1)
 
-    def left_alone(self) -> float:
-        """End at once: what is not answered is not missed."""
+    def on_caller_gone(self) -> float:
+        """End immediately: pending results are not needed."""
         return 0.0
 
-    def _corpus(self, number: int) -> Corpus:
+    def _corpus(self, number: int) -> PromptSet:
         if number not in self._corpora:
-            self._corpora[number] = pickle.loads(self._pickled.pop(number))
+            corpus = self._corpora[number] = pickle.loads(self._pickled.pop(number))
+            # Prompt sets of one model share the embedding table and the data derived from it, also on a GPU.
+            table_key = pickle.dumps(corpus.table.__reduce__()[1])
+            corpus.table = self._tables.setdefault(table_key, corpus.table)
         return self._corpora[number]
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Requests as they travel: their embeddings, whatever their dtype, as one array of bytes.
+    """Requests in the format that is sent between processes: all embeddings in one array of bytes.
 
     Attributes:
-        built: without embeddings.
-        lengths: how many rows each one's have; None: they are not sent.
+        built: the requests without embeddings.
+        lengths: number of embedding rows of each request; None: without embeddings.
+        array: (sum of lengths, hidden * bytes per entry), uint8: the concatenated rows. None if there are none.
     """
 
     built: list[Built | Unbuilt]
@@ -83,17 +102,17 @@ class Packed:
 
     @classmethod
     def of(cls, built: Sequence[Built | Unbuilt]) -> Packed:
-        """Pack."""
+        """Pack requests."""
         import torch
 
-        embeds = [own.request.embeds if isinstance(own, Built) else None for own in built]
-        sent = [rows for rows in embeds if rows is not None]
-        array = torch.cat(sent).view(torch.uint8).numpy() if sent else None
+        embeds = [result.request.embeds if isinstance(result, Built) else None for result in built]
+        present = [rows for rows in embeds if rows is not None]
+        array = torch.cat(present).view(torch.uint8).numpy() if present else None
         lengths = [None if rows is None else len(rows) for rows in embeds]
-        return cls([_with(own, None) for own in built], lengths, array)
+        return cls([_with_embeds(result, None) for result in built], lengths, array)
 
     def unpack(self, dtype: torch.dtype) -> list[Built | Unbuilt]:
-        """Return what was packed."""
+        """Return the requests, with embeddings of a dtype."""
         import torch
 
         if self.array is None:
@@ -101,8 +120,8 @@ class Packed:
         rows = torch.from_numpy(self.array).view(dtype)
         pieces = iter(torch.split(rows, [length for length in self.lengths if length is not None]))
         pairs = zip(self.built, self.lengths, strict=True)
-        return [own if length is None else _with(own, next(pieces)) for own, length in pairs]
+        return [result if length is None else _with_embeds(result, next(pieces)) for result, length in pairs]
 
 
-def _with(built: Built | Unbuilt, embeds: torch.Tensor | None) -> Built | Unbuilt:
+def _with_embeds(built: Built | Unbuilt, embeds: torch.Tensor | None) -> Built | Unbuilt:
     return replace(built, request=replace(built.request, embeds=embeds)) if isinstance(built, Built) else built

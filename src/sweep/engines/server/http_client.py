@@ -1,35 +1,47 @@
-"""HTTP with one server: bodies of any size sent in pieces, and replies told from silence."""
+"""HTTP client for one server: sends bodies of any size in chunks, limits the time and size of replies.
+
+The timeouts of httpx apply to single reads and writes, and a server that sends a byte now and then never exceeds them.
+So each call has a limit for its total time.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import logging
-import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 import torch
 
-from sweep.redaction import MASK, redact
+from sweep.engines.server.replies import (
+    ERROR_BYTES,
+    IDENTITY,
+    Reply,
+    error_message,
+    parse,
+    printable_line,
+    read_body,
+    retry_after,
+)
+from sweep.util.redaction import MASK, redact
 
-PIECE = 3 << 18  # bytes of a tensor sent at a time; of three, base64 makes four
-IDLE_SECONDS = 2.0  # that a connection is kept, shorter than servers keep it: else some are found closed when used
-LONGEST_REASON = 300
+CHUNK_BYTES = 3 << 18  # of a tensor per write; a multiple of 3, because base64 turns three bytes into four
+IDLE_SECONDS = 2.0  # for which an idle connection is kept; servers keep it longer, so it is open when used again
+MAX_GET_BYTES = 1 << 22  # of a reply to GET
 
 
-logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
 
 
-class Lost(Exception):
-    """There was no reply.
+class ConnectionLost(Exception):
+    """No reply was received.
 
     Attributes:
-        refused: whether there was no connection either.
+        refused: whether the connection itself failed.
     """
 
     def __init__(self, reason: str, refused: bool) -> None:
@@ -37,121 +49,108 @@ class Lost(Exception):
         self.refused = refused
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What a server said.
-
-    Attributes:
-        status: HTTP's.
-        content: the JSON object; empty if it was none.
-        reason: of one that is an error: in the server's own words, without the key.
-        retry_after: seconds that the server asks to be left alone.
-    """
-
-    status: int
-    content: dict[str, Any]
-    reason: str
-    retry_after: float | None
-
-
-class Http:
-    """The connections to one server."""
+class HttpClient:
+    """The connections to one server. Owned by the thread of the event loop."""
 
     def __init__(self, url: str, key: str | None, connect: float, read: float, connections: int) -> None:
-        """Connect to nothing yet.
+        """Create the client without connecting.
 
         Args:
             url: the server's address.
-            key: is sent along, and kept out of everything that is said.
-            connect, read: seconds until a connection must stand, and until a reply must come.
-            connections: the most at a time.
+            key: API key to send. It is removed from all messages.
+            connect: seconds to establish a connection.
+            read: seconds from the connection to the end of the reply.
+            connections: maximum number of connections.
         """
         self.url, self.has_key, self._key = url, key is not None, key
+        self._seconds = connect + read
         self._client = httpx.AsyncClient(
             base_url=url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={"Accept-Encoding": IDENTITY} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(read, connect=connect, pool=None),
             limits=httpx.Limits(
                 max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=IDLE_SECONDS
             ),
         )
 
-    async def get(self, path: str, timeout: float) -> Reply:
-        """Ask for what is at a path.
+    async def get(self, path: str, seconds: float) -> Reply:
+        """Send a GET request and wait up to `seconds` for the whole reply.
 
         Raises:
-            Lost: there was no reply.
+            ConnectionLost: no reply was received.
         """
-        return await self._request("GET", path, timeout=timeout)
+        return await self._request("GET", path, seconds, MAX_GET_BYTES)
 
-    async def post(self, path: str, fields: dict[str, Any], embeds: torch.Tensor | None = None) -> Reply:
-        """Send JSON, with embeddings as `prompt_embeds`.
+    async def post(
+        self,
+        path: str,
+        fields: dict[str, Any],
+        embeds: torch.Tensor | None = None,
+        *,
+        max_bytes: int,
+        seconds: float | None = None,
+    ) -> Reply:
+        """Send a POST request with a JSON object, and embeddings as its field `prompt_embeds`.
+
+        Args:
+            path: path of the URL.
+            fields: fields of the JSON object.
+            embeds: (tokens, hidden_size), any dtype.
+            max_bytes: maximum size of the reply.
+            seconds: limit until the end of the reply; None: the sum of `connect` and `read`.
 
         Raises:
-            Lost: there was no reply.
+            ConnectionLost: no reply was received.
         """
+        seconds = self._seconds if seconds is None else seconds
         head = json.dumps(fields, ensure_ascii=True, allow_nan=False).encode()
         headers = {"Content-Type": "application/json"}
         if embeds is None:
-            return await self._request("POST", path, headers=headers, content=head)
-        tensor = _saved(embeds)
+            return await self._request("POST", path, seconds, max_bytes, headers=headers, content=head)
+        tensor = _serialise(embeds)
         head, tail = head[:-1] + b', "prompt_embeds": "', b'"}'
         length = len(head) + 4 * -(-len(tensor) // 3) + len(tail)
         headers["Content-Length"] = str(length)
-        return await self._request("POST", path, headers=headers, content=_pieces(head, tensor, tail))
+        chunks = _chunks(head, tensor, tail)
+        return await self._request("POST", path, seconds, max_bytes, headers=headers, content=chunks)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
 
-    async def _request(self, method: str, path: str, **arguments: Any) -> Reply:
+    async def _request(self, method: str, path: str, seconds: float, max_bytes: int, **arguments: Any) -> Reply:
         try:
-            response = await self._client.request(method, path, **arguments)
-        except httpx.HTTPError as error:
+            async with asyncio.timeout(seconds), self._client.stream(method, path, **arguments) as response:
+                body, problem = await read_body(response, max_bytes if response.is_success else ERROR_BYTES)
+        except TimeoutError as error:
+            raise ConnectionLost(f"no complete answer within {seconds:g} s", refused=False) from error
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             refused = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol))
-            raise Lost(self._clean(f"{type(error).__name__}: {error}".removesuffix(": ")), refused) from error
-        try:
-            content = response.json()
-        except ValueError:
-            content = {}
-        plain = content if isinstance(content, dict) else {}
-        return Reply(response.status_code, plain, self._reason(response, plain), _retry_after(response))
-
-    def _reason(self, response: httpx.Response, content: dict[str, Any]) -> str:
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+            raise ConnectionLost(self._first_line(reason), refused) from error
+        content, parse_problem = ({}, problem) if problem else parse(body)
         if response.is_success:
-            return ""
-        error = content.get("error")
-        said = error.get("message") if isinstance(error, dict) else error or content.get("detail")
-        text = str(said or response.text).strip()
-        return self._clean(f"HTTP {response.status_code}: {text}".removesuffix(": "))
+            problem = self._first_line(problem or parse_problem)
+            return Reply(response.status_code, content, "", problem, retry_after(response))
+        reason = self._first_line(error_message(response, body, content))
+        return Reply(response.status_code, content, reason, "", retry_after(response))
 
-    def _clean(self, text: str) -> str:
-        """Return the first line without secrets."""
+    def _first_line(self, text: str) -> str:
+        """Return the first line of a text, without secrets."""
         if self._key:
             text = text.replace(self._key, MASK)
-        return redact(text.split("\n")[0])[:LONGEST_REASON]
+        return printable_line(redact(text))
 
 
-def _saved(tensor: torch.Tensor) -> memoryview:
-    """Return a tensor's file; as a copy, since PyTorch saves of a part the whole."""
+def _serialise(tensor: torch.Tensor) -> memoryview:
+    """Return a tensor in PyTorch's file format; of a copy, because PyTorch saves the whole storage of a view."""
     file = io.BytesIO()
     torch.save(tensor.detach().cpu().clone(memory_format=torch.contiguous_format), file)
     return file.getbuffer()
 
 
-async def _pieces(head: bytes, tensor: memoryview, tail: bytes) -> AsyncIterator[bytes]:
+async def _chunks(head: bytes, tensor: memoryview, tail: bytes) -> AsyncIterator[bytes]:
     yield head
-    for start in range(0, len(tensor), PIECE):
-        yield base64.b64encode(tensor[start : start + PIECE])
+    for start in range(0, len(tensor), CHUNK_BYTES):
+        yield base64.b64encode(tensor[start : start + CHUNK_BYTES])
     yield tail
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds that a reply's `Retry-After` says, in seconds or as a date (RFC 9110)."""
-    text = response.headers.get("Retry-After", "").strip()
-    if text.isdecimal():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None

@@ -1,4 +1,4 @@
-"""Many requests to a server at a time, each of them until it is answered, from an event loop on a thread of its own."""
+"""Requests in flight to a server: each is retried until it is answered or fails."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import logging
 import math
 import queue
 import random
-import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sweep.engines import server_protocol as protocol
 from sweep.engines.base import Failure, Generation, Request
-from sweep.engines.server import ServerConfig
-from sweep.engines.server_http import Http, Lost, Reply
-from sweep.engines.server_meeting import COMPLETIONS, MODELS, UNAUTHORISED, Met
-from sweep.engines.server_protocol import Question
+from sweep.engines.server import answers, protocol
+from sweep.engines.server.answers import ROUNDING, RequestFailed, validate
+from sweep.engines.server.config import ServerConfig
+from sweep.engines.server.event_loop import DROP_SECONDS, ServerLoop
+from sweep.engines.server.handshake import COMPLETIONS, MODELS, UNAUTHORISED, Handshake
+from sweep.engines.server.http_client import ConnectionLost
+from sweep.engines.server.protocol import ServerRequest
+from sweep.engines.server.replies import Reply
 from sweep.errors import EngineDied, EngineError
 
 log = logging.getLogger(__name__)
@@ -27,102 +29,61 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BUSY = (429, 503)
-GONE = (500, 502, 504)  # of a server that is asked no more than which models it has
-TRIES = 4  # of a request whose connection breaks, or at which the server fails, while the server is there
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0  # seconds before a request is sent again, doubled each time
-LOOK_SECONDS = 5.0
-DROP_SECONDS = 5.0
-ROUNDING = 1e-3
+DOWN = (500, 502, 504)  # status of the list of models that means that the server is down
+ATTEMPTS = 4  # for a request whose connection breaks or at which the server fails, while the server is up
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0  # seconds before the next attempt, doubled each time
+PROBE_SECONDS = 5.0
 
 NAN = "The model computed non-finite logits (vLLM: NaN in its log-probabilities)"
 
 
-class Refused(Exception):
-    """The server does not answer this request, and the fault is the request's."""
+class ServerLost(Exception):
+    """The server is down or has been replaced."""
 
 
-class Away(Exception):
-    """The server is gone, or not to be relied on."""
+class InFlight:
+    """Requests in flight for one call of `Engine.generate`.
 
-
-class Talk:
-    """What is said with one server.
+    `send`, `receive` and `drop` are called by the thread of the engine, everything else by the loop's thread.
 
     Attributes:
-        http: the connections to it.
+        size: number of requests in flight.
     """
 
-    def __init__(self, config: ServerConfig, key: str | None) -> None:
-        self._config = config
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="server", daemon=True)
-        self._thread.start()
-        # Some more, to look whether the server is there when all are taken.
-        connections = config.max_in_flight + 8
-        self.http = Http(config.base_url, key, config.connect_timeout, config.read_timeout, connections)
-
-    def run(self, work: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
-        """Return what a coroutine returns that runs on the other thread."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)
-
-    def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Have a function called on the other thread."""
-        self._loop.call_soon_threadsafe(function, *arguments)
-
-    def flight(self, met: Met) -> Flight:
-        """Return what has requests answered, as yet without any."""
-        return Flight(self, self._config, met)
-
-    def close(self) -> None:
-        """Close all connections and end the thread."""
-        with suppress(TimeoutError):
-            self.run(self.http.close(), DROP_SECONDS)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(DROP_SECONDS)
-        if not self._thread.is_alive():
-            self._loop.close()
-
-
-class Flight:
-    """Requests on their way, for one call of `Engine.generate`.
-
-    Attributes:
-        size: how many there are.
-    """
-
-    def __init__(self, talk: Talk, config: ServerConfig, met: Met) -> None:
+    def __init__(self, loop: ServerLoop, config: ServerConfig, handshake: Handshake) -> None:
         self.size = 0
-        self._talk, self._http, self._met = talk, talk.http, met
+        self._loop, self._http, self._handshake = loop, loop.http, handshake
         self._url, self._patience = config.base_url, config.patience
-        self._at_once = asyncio.Semaphore(config.max_in_flight)
-        self._done: queue.SimpleQueue[Generation | Failure | BaseException] = queue.SimpleQueue()
+        self._slots = asyncio.Semaphore(config.max_in_flight)
+        self._results: queue.SimpleQueue[Generation | Failure | BaseException] = queue.SimpleQueue()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._heard = time.monotonic()
-        self._ending = self._told = False
-        self._are_logprobs: asyncio.Task[bool] | None = None
+        self._last_answer = time.monotonic()
+        self._ending = self._warned_busy = False
+        self._raw_logprobs: asyncio.Task[bool] | None = None
+        self._ids, self._repeats_ids = answers.request_ids(), False
 
-    def send(self, request: Request, room: int) -> None:
-        """Have a request answered with `room` tokens at most."""
+    def send(self, request: Request, max_tokens: int) -> None:
+        """Send a request that is answered with at most `max_tokens` tokens."""
         if not self.size:
-            self._heard = time.monotonic()
+            self._last_answer = time.monotonic()
         self.size += 1
-        self._talk.call(self._begin, request, room)
+        self._loop.call(self._start, request, max_tokens)
 
     def receive(self) -> Generation | Failure:
         """Wait for the next answer.
 
         Raises:
-            EngineDied: the server is gone, and either has come back or is not waited for any longer.
-            EngineError: it does not let us in any more.
+            EngineDied: the server went down. It may be back, or `engine.patience` is exceeded.
+            EngineError: the server rejects the API key, or has been busy for too long.
         """
-        answer = self._done.get()
+        answer = self._results.get()
         if isinstance(answer, BaseException):
             raise answer
         self.size -= 1
         return answer
 
     def drop(self) -> None:
-        """Forget what is on its way; the server notices, and gives it up."""
+        """Cancel all requests in flight; the server aborts them when their connections close."""
 
         async def cancel() -> None:
             tasks = set(self._tasks)
@@ -133,185 +94,208 @@ class Flight:
         if self.size:
             self.size = 0
             with suppress(TimeoutError):
-                self._talk.run(cancel(), DROP_SECONDS)
+                self._loop.run(cancel(), DROP_SECONDS)
 
-    def _begin(self, request: Request, room: int) -> None:
-        task = asyncio.ensure_future(self._carry(request, room))
+    def _start(self, request: Request, max_tokens: int) -> None:
+        task = asyncio.ensure_future(self._process(request, max_tokens))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _carry(self, request: Request, room: int) -> None:
-        """Put the answer to a request, or what ends all of this, where it is received."""
+    async def _process(self, request: Request, max_tokens: int) -> None:
+        """Queue the answer to a request, or the error that ends all requests."""
         try:
             if request.scored:
-                answer: Generation | Failure = await self._force(request)
+                answer: Generation | Failure = await self._score(request)
             else:
-                answer = await self._answer(request, room)
-        except Refused as error:
+                answer = await self._complete(request, max_tokens)
+        except RequestFailed as error:
             answer = Failure(request.key, str(error))
-        except Away as error:
-            await self._end(str(error))
+        except ServerLost as error:
+            try:
+                await self._end(str(error))
+            except Exception as unexpected:
+                self._results.put(unexpected)
             return
         except Exception as error:
-            self._done.put(error)
+            self._results.put(error)
             return
-        self._done.put(answer)
+        self._results.put(answer)
 
-    async def _answer(self, request: Request, room: int) -> Generation:
-        asked = protocol.question(self._met.model, request, room)
+    async def _complete(self, request: Request, max_tokens: int) -> Generation:
+        server_request = protocol.completion_request(self._handshake.model, request, max_tokens)
         if request.sampling.logprobs:
-            await self._require_logprobs(request)
-        generation = _read(protocol.generation, request, await self._ask(asked))
-        if protocol.looks_broken(generation.completions) and not request.sampling.logprobs:
-            generation = _read(protocol.generation, request, await self._ask(protocol.with_logprobs(asked)))
-        most = asked.fields["max_tokens"]
+            await self._require_raw_logprobs(request)
+        limit, vocabulary = server_request.fields["max_tokens"], self._handshake.vocabulary
+        read = answers.generation_of
+        generation = validate(read, request, *await self._post(server_request), limit, vocabulary)
+        if protocol.suggests_nan(generation.completions) and not request.sampling.logprobs:
+            server_request = protocol.with_logprobs(server_request)
+            generation = validate(read, request, *await self._post(server_request), limit, vocabulary)
         for completion in generation.completions:
-            if completion.finish_reason == "length" and len(completion.token_ids) < most:
-                raise Refused(
-                    f"the server cut its answer after {len(completion.token_ids)} tokens of {most}; "
-                    "start it with --generation-config vllm"
+            if completion.finish_reason == "length" and len(completion.token_ids) < limit:
+                raise RequestFailed(
+                    f"the server cut its answer after {len(completion.token_ids)} of {limit} tokens; "
+                    "start the server with --generation-config vllm"
                 )
         return generation
 
-    async def _force(self, request: Request) -> Generation:
-        """Ask for the log-probability of each token of a forced answer, all at a time."""
-        await self._require_logprobs(request)
+    async def _score(self, request: Request) -> Generation:
+        """Request the log-probabilities of all tokens of a forced answer concurrently."""
+        await self._require_raw_logprobs(request)
         length = len(request.token_ids)
-        places = range(length - request.scored, length)
-        asking = [self._probability(request, place, request.token_ids[place]) for place in places]
-        return Generation(request.key, (), tuple(await _all(asking)))
+        positions = range(length - request.scored, length)
+        requests = [self._logprob(request, position, request.token_ids[position]) for position in positions]
+        return Generation(request.key, (), tuple(await _gather(requests)))
 
-    async def _probability(self, request: Request, place: int, token: int) -> float:
-        embeds = None if request.embeds is None else request.embeds[:place]
-        asked = protocol.forcing(self._met.model, request.token_ids[:place], embeds, token)
-        return _read(protocol.logprob, await self._ask(asked), token)
+    async def _logprob(self, request: Request, position: int, token: int) -> float:
+        embeds = None if request.embeds is None else request.embeds[:position]
+        model = self._handshake.model
+        server_request = protocol.forced_token_request(model, request.token_ids[:position], embeds, token)
+        return validate(answers.logprob_of, *await self._post(server_request), server_request.prompt_tokens, token)
 
-    async def _require_logprobs(self, request: Request) -> None:
-        """Make sure, once, that log-probabilities are the model's own: servers can be told to report others."""
-        if self._are_logprobs is None:
-            self._are_logprobs = asyncio.ensure_future(self._look_at_logprobs(request.token_ids[:1]))
-            self._tasks.add(self._are_logprobs)
-        if not await asyncio.shield(self._are_logprobs):
-            raise Refused("the server's log-probabilities are not the model's: it needs --logprobs-mode raw_logprobs")
+    async def _require_raw_logprobs(self, request: Request) -> None:
+        """Check once that the server reports the model's log-probabilities; it can be configured to report others."""
+        if self._raw_logprobs is None:
+            self._raw_logprobs = asyncio.ensure_future(self._has_raw_logprobs(request.token_ids[:1]))
+            self._tasks.add(self._raw_logprobs)
+        if not await asyncio.shield(self._raw_logprobs):
+            raise RequestFailed(
+                "the server does not report the model's log-probabilities; start it with --logprobs-mode raw_logprobs"
+            )
 
-    async def _look_at_logprobs(self, prompt: tuple[int, ...]) -> bool:
-        """Force two tokens, whose probabilities are 1 each after the mask, and no more together before it."""
-        name = self._met.model
-        two = [protocol.forcing(name, prompt, None, token) for token in (0, 1)]
-        first, second = [_read(protocol.logprob, await self._ask(asked)) for asked in two]
-        most = _read(protocol.logprob, await self._ask(protocol.unforced(name, prompt)))
-        return max(first, second, most) <= ROUNDING and math.exp(first) + math.exp(second) <= 1 + ROUNDING
+    async def _has_raw_logprobs(self, prompt: tuple[int, ...]) -> bool:
+        """Force two tokens: after the mask, each has probability 1; before it, their sum is at most 1."""
+        name = self._handshake.model
+        forced = [protocol.forced_token_request(name, prompt, None, token) for token in (0, 1)]
+        first, second = [validate(answers.logprob_of, *await self._post(one), one.prompt_tokens) for one in forced]
+        top = validate(answers.logprob_of, *await self._post(protocol.top_token_request(name, prompt)), len(prompt))
+        return max(first, second, top) <= ROUNDING and math.exp(first) + math.exp(second) <= 1 + ROUNDING
 
-    async def _ask(self, asked: Question) -> dict[str, Any]:
-        """Return the server's answer, however often that takes.
+    async def _post(self, server_request: ServerRequest) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Send a request, repeatedly if necessary; return the server's answer and its choices.
 
         Raises:
-            Refused: the request is at fault.
-            Away: the server is gone.
-            EngineError: it does not let us in, or has said nothing for too long but that it is busy.
+            RequestFailed: the server rejects the request or fails at it.
+            ServerLost: the server is down or has been replaced.
+            EngineError: the server rejects the API key, or has been busy for too long.
         """
-        failed, began = 0, time.monotonic()
+        failures, began = 0, time.monotonic()
         for attempt in itertools.count():
-            wait = None
+            wait, request_id = None, next(self._ids)
+            fields = server_request.fields | {"request_id": request_id}
             try:
-                async with self._at_once:
-                    reply = await self._http.post(COMPLETIONS, asked.fields, asked.embeds)
-            except Lost as error:
-                failed, reason = failed + 1, str(error)
-                await self._look(reason)
-                if failed == TRIES:
-                    raise Away(f"broke off a request {TRIES} times: {reason}") from error
+                async with self._slots:
+                    reply = await self._http.post(
+                        COMPLETIONS, fields, server_request.embeds, max_bytes=server_request.max_bytes
+                    )
+            except ConnectionLost as error:
+                failures, reason = failures + 1, str(error)
+                await self._check_server(reason)
+                if failures == ATTEMPTS:
+                    raise ServerLost(f"broke the connection of a request {ATTEMPTS} times: {reason}") from error
             else:
                 reason = reply.reason
-                if reply.status < 300 and not _read(protocol.given_up, reply.content):
-                    self._heard = time.monotonic()
-                    return reply.content
+                if reply.status < 300 and not reply.problem:
+                    choices = self._choices(server_request, reply.content, request_id)
+                    if not answers.is_unfinished(choices):
+                        self._last_answer = time.monotonic()
+                        return reply.content, choices
                 if reply.status in BUSY:
                     wait = reply.retry_after
-                    self._tell_busy(reason)
+                    self._log_busy(reason)
                 elif reply.status < 300 or reply.status >= 500:
-                    failed, reason = failed + 1, reason or "it gave the request up"
-                    await self._look(reason)
-                    if failed == TRIES:
-                        raise Refused(f"the server failed at it {TRIES} times: {reason}")
+                    failures, reason = failures + 1, reason or reply.problem or "it aborted the request"
+                    await self._check_server(reason)
+                    if failures == ATTEMPTS:
+                        raise RequestFailed(f"the server failed at it {ATTEMPTS} times: {reason}")
                 else:
-                    raise self._refusal(reply)
-            if time.monotonic() - max(began, self._heard) > self._patience:
-                raise EngineError(f"The server at {self._url} has answered nothing for {self._patience:g} s: {reason}")
+                    raise self._rejection(reply)
+            if time.monotonic() - max(began, self._last_answer) > self._patience:
+                raise EngineError(
+                    f"The server at {self._url} has not answered any request for {self._patience:g} s "
+                    f"(engine.patience): {reason}"
+                )
             await asyncio.sleep(self._pause(attempt, wait))
         raise AssertionError
 
-    def _refusal(self, reply: Reply) -> Exception:
-        self._heard = time.monotonic()
+    def _choices(self, server_request: ServerRequest, content: dict[str, Any], request_id: str) -> list[dict[str, Any]]:
+        """Return an answer's choices after checking that it belongs to the request and comes from the same server.
+
+        Raises:
+            RequestFailed: the answer is invalid or belongs to another request.
+            ServerLost: another server answers now.
+        """
+        fingerprint = content.get("system_fingerprint")
+        if isinstance(fingerprint, str) and fingerprint != self._loop.fingerprint:
+            before, self._loop.fingerprint = self._loop.fingerprint, fingerprint
+            if before is not None:
+                raise ServerLost(f"has been replaced (now {fingerprint[:100]!r}, before {before[:100]!r})")
+        repeats = validate(answers.check_request_id, content, request_id, self._handshake.names)
+        self._repeats_ids = self._repeats_ids or repeats
+        if self._repeats_ids and not repeats:
+            raise RequestFailed("the server's answer belongs to another request: it lacks the request id")
+        return validate(answers.choices_of, content, server_request.count)
+
+    def _rejection(self, reply: Reply) -> Exception:
+        self._last_answer = time.monotonic()
         if reply.status in UNAUTHORISED:
-            return EngineError(f"The server at {self._url} does not let us in any more: {reply.reason}")
+            return EngineError(f"The server at {self._url} does not accept the API key any more: {reply.reason}")
         if reply.status == 404:
-            return Away(f"serves {self._met.model!r} no more: {reply.reason}")
+            return ServerLost(f"does not serve {self._handshake.model!r} any more: {reply.reason}")
         if protocol.NAN_IN_JSON in reply.reason:
-            return Refused(NAN)
-        return Refused(f"the server refused it: {reply.reason}")
+            return RequestFailed(NAN)
+        return RequestFailed(f"the server rejected it: {reply.reason}")
 
     def _pause(self, attempt: int, wait: float | None) -> float:
-        """Return the seconds to wait before another attempt: twice as many each time, and not all requests as many."""
+        """Return the seconds before the next attempt: exponential backoff with jitter, plus the server's `wait`."""
         seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt, 16)) * random.uniform(0.5, 1.0)
         if wait is not None:
             seconds += wait
         return min(seconds, self._patience)
 
-    def _tell_busy(self, reason: str) -> None:
-        log.log(logging.INFO if self._told else logging.WARNING, "The server is busy, and asked again: %s", reason)
-        self._told = True
+    def _log_busy(self, reason: str) -> None:
+        level = logging.INFO if self._warned_busy else logging.WARNING
+        log.log(level, "The server is busy; requests are sent again: %s", reason)
+        self._warned_busy = True
 
-    async def _look(self, reason: str) -> None:
-        """See whether a server is there that has just not answered; one that is only slow is.
+    async def _check_server(self, reason: str) -> None:
+        """Check that a server that did not answer a request is up; a slow server counts as up.
 
         Raises:
-            Away: it is not.
+            ServerLost: the server is down.
         """
         try:
-            reply = await self._http.get(MODELS, LOOK_SECONDS)
-        except Lost as error:
+            reply = await self._http.get(MODELS, PROBE_SECONDS)
+        except ConnectionLost as error:
             if error.refused:
-                raise Away(f"is gone: {reason}") from error
+                raise ServerLost(f"is down: {reason}") from error
         else:
-            if reply.status in GONE:
-                raise Away(f"is gone: {reason}")
+            if reply.status in DOWN:
+                raise ServerLost(f"is down: {reason}")
             log.info("A request is sent again: %s", reason)
 
-    async def _end(self, how: str) -> None:
-        """Wait for the server to be back, as long as there is patience; whether it is or not, this flight is over."""
+    async def _end(self, cause: str) -> None:
+        """Wait up to `engine.patience` until the server is back, then end all requests in flight in any case."""
         if self._ending:
             return
         self._ending = True
         until = time.monotonic() + self._patience
-        log.warning("The server at %s %s. It is waited for, for up to %g s.", self._url, how, self._patience)
+        log.warning("The server at %s %s. Waiting up to %g s for it.", self._url, cause, self._patience)
         for attempt in itertools.count():
             await asyncio.sleep(self._pause(attempt, None))
             try:
-                if (await self._http.get(MODELS, LOOK_SECONDS)).status < 300:
+                if (await self._http.get(MODELS, PROBE_SECONDS)).status < 300:
                     break
-            except Lost:
+            except ConnectionLost:
                 pass
             if time.monotonic() > until:
                 break
-        self._done.put(EngineDied(f"The server at {self._url} {how}"))
+        self._results.put(EngineDied(f"The server at {self._url} {cause}"))
 
 
-def _read(read: Callable[..., T], *arguments: object) -> T:
-    """Return what is read from an answer.
-
-    Raises:
-        Refused: it is not what vLLM answers.
-    """
-    try:
-        return read(*arguments)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise Refused(f"the server's answer is not vLLM's ({type(error).__name__}: {error})") from error
-
-
-async def _all(asking: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """Return all results; of one that fails, the others are cancelled."""
-    tasks = [asyncio.ensure_future(work) for work in asking]
+async def _gather(coroutines: list[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return all results; if one fails, cancel the others."""
+    tasks = [asyncio.ensure_future(work) for work in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
     finally:

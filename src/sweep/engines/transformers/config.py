@@ -1,28 +1,39 @@
-"""The configuration of the Transformers engine, which `transformers_engine` is: the reference where vLLM cannot run."""
+"""Configuration of the Transformers engine: `engine=transformers`. It runs where vLLM cannot."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from sweep.checks import require, require_choice
+from sweep.core.provenance import PACKAGES
 from sweep.engines.base import Engine, EngineConfig, ModelFiles
+from sweep.engines.settings import MAX_MODEL_LEN, TF32_VARIABLES, Effect, changes, no_change
+from sweep.util.validators import require, require_choice
 
 DEVICES = ("cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True, slots=True)
 class TransformersConfig(EngineConfig):
-    """Transformers in this process, on any platform.  None means: what is fastest on the hardware at hand.
+    """Transformers in this process, on any platform. None selects the fastest setting for the hardware.
 
     Attributes:
-        max_batch_size: answers that are generated at a time.
-        device: `cpu`, `cuda` or `mps`; None: the GPU if there is one.
-        threads: on a CPU; None: one for a small model, else one for each core.
+        max_batch_size: Answers generated at a time; 1 or more.
+        device: cpu, cuda or mps; null means the GPU if there is one.
+        threads: Threads on a CPU; 1 or more, null means 1 for small models, else one for each core.
     """
 
     name: ClassVar[str] = "transformers"
+    packages: ClassVar[tuple[str, ...]] = PACKAGES["transformers"]
+    effects: ClassVar[Mapping[str, Effect]] = {
+        **MAX_MODEL_LEN,
+        "max_batch_size": no_change("It only sets the size of the batch, which is halved when memory runs out."),
+        "device": changes("Devices use different kernels, which round differently."),
+        "threads": changes("Sums are split between threads, which changes their last bits."),
+    }
+    variables: ClassVar[Mapping[str, Effect]] = TF32_VARIABLES
 
     max_batch_size: int = 32
     device: str | None = None
@@ -39,12 +50,12 @@ class TransformersConfig(EngineConfig):
         """Load the model; see `EngineConfig.open`.
 
         Raises:
-            ConfigError: PyTorch sees no such device.
+            ConfigError: PyTorch does not find the device.
         """
-        from sweep.engines.transformers_engine import TransformersEngine
+        from sweep.engines.transformers.engine import TransformersEngine
 
         return TransformersEngine(self, model, max_model_len)
 
     def smaller(self) -> TransformersConfig | None:
-        """Return half as many answers at a time."""
+        """Return the configuration with half the batch size."""
         return replace(self, max_batch_size=self.max_batch_size // 2) if self.max_batch_size > 1 else None

@@ -1,4 +1,4 @@
-"""How vLLM is started: its environment, its arguments, and where its core runs."""
+"""Start vLLM: environment variables, arguments, and the process in which its core runs."""
 
 from __future__ import annotations
 
@@ -6,50 +6,51 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sweep.engines import lifeline
 from sweep.engines.base import ModelFiles
 from sweep.engines.threads import threads_for
-
-if TYPE_CHECKING:
-    from sweep.engines.vllm import VLLMConfig
+from sweep.engines.vllm import invariance
+from sweep.engines.vllm.config import VLLMConfig
+from sweep.processes import parent_death
 
 CPU_KV_CACHE_GIB = 0.5
-INVARIANT = "VLLM_BATCH_INVARIANT"
-USERS_INVARIANT = os.environ.get(INVARIANT)
 
 
-def start(config: VLLMConfig, model: ModelFiles, max_model_len: int, cache_dir: Path, last_words: Path) -> Any:
-    """Return a `vllm.LLM` whose processes end when this one does.
+def start(config: VLLMConfig, model: ModelFiles, max_model_len: int, cache_dir: Path, error_file: Path) -> Any:
+    """Return a `vllm.LLM` whose processes end when this process ends.
 
     Args:
-        last_words: a file that does not exist yet, for the exception of which one of its processes dies.
+        config: configuration of the engine.
+        model: the model's files.
+        max_model_len: longest sequence of prompt and answer, in tokens.
+        cache_dir: folder for vLLM's caches.
+        error_file: path that does not exist yet. A process of vLLM that fails writes its exception there.
 
     Raises:
-        Exception: whatever vLLM raised.
+        Exception: any exception of vLLM.
     """
     import torch
 
-    on_gpu, in_process = place(config)
+    on_gpu, in_process = placement(config)
     threads = 1 if on_gpu else config.threads or threads_for(model.folder)
-    # Where the core is elsewhere, what is left here is small, as is what a core on a GPU does on the CPU: with a thread
-    # for each core, OpenMP keeps all of them busy waiting for 20 ms after each tensor.
+    # If the core runs in another process or on a GPU, little work is left here. With a thread per core, OpenMP keeps
+    # all cores busy for 20 ms after each tensor.
     torch.set_num_threads(threads if in_process else 1)
     import_vllm(config, cache_dir)
     import vllm
 
-    # An engine that has run in this process has left the environment of its time in a cache, where also
-    # whether this one is to run here would be looked up.
+    # An earlier engine in this process left its environment variables in a cache, including the one that decides
+    # where the core runs.
     vllm.envs.disable_envs_cache()
     if in_process:
         _import_model_class(model)
-    with lifeline.tied(last_words), _tied_inspection(last_words), _core_threads(threads):
+    with parent_death.tied_children(error_file), _tied_inspection(error_file), _core_threads(threads):
         return vllm.LLM(**_arguments(config, model, max_model_len, in_process, on_gpu))
 
 
-def place(config: VLLMConfig) -> tuple[bool, bool]:
-    """Return whether the engine is to run on a GPU, and whether in this process."""
+def placement(config: VLLMConfig) -> tuple[bool, bool]:
+    """Return whether the engine runs on a GPU, and whether its core runs in this process."""
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -57,12 +58,12 @@ def place(config: VLLMConfig) -> tuple[bool, bool]:
 
 
 def import_vllm(config: VLLMConfig, cache_dir: Path) -> None:
-    """Import all of vLLM that is needed here, in the environment that it is to read."""
-    on_gpu, in_process = place(config)
+    """Import vLLM after setting the environment variables that it reads at import."""
+    on_gpu, in_process = placement(config)
     _set_environment(in_process, on_gpu, config.batch_invariant, cache_dir)
     import vllm
 
-    _ = vllm.LLM  # which it imports when it is first asked for it
+    _ = vllm.LLM  # imported lazily on first access
 
 
 def _arguments(
@@ -70,8 +71,8 @@ def _arguments(
 ) -> dict[str, Any]:
     """Return the arguments of `vllm.LLM`.
 
-    On a CPU, eager execution with a KV cache of stated size skips compilation and warm-up, and naming the
-    one-process executor saves the process in between.
+    On a CPU, eager execution with a fixed KV cache size skips compilation and warm-up. Selecting the single-process
+    executor saves the intermediate process.
     """
     arguments: dict[str, Any] = {
         "model": str(model.folder),
@@ -95,7 +96,7 @@ def _arguments(
 
 
 def _set_environment(in_process: bool, on_gpu: bool, batch_invariant: bool, cache_dir: Path) -> None:
-    """Set what vLLM reads at import; what the user has set stays."""
+    """Set the variables that vLLM reads at import; keep those that the user has set."""
     settings = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
@@ -104,7 +105,7 @@ def _set_environment(in_process: bool, on_gpu: bool, batch_invariant: bool, cach
         "VLLM_CACHE_ROOT": str(cache_dir / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache_dir / "torchinductor"),
         "TRITON_CACHE_DIR": str(cache_dir / "triton"),
-        # A fork would inherit threads' locks, and a CUDA that asking for GPUs has already woken.
+        # A forked process would inherit locks of threads, and CUDA, which the search for GPUs has initialised.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if not on_gpu:
@@ -113,16 +114,16 @@ def _set_environment(in_process: bool, on_gpu: bool, batch_invariant: bool, cach
         os.environ.setdefault(key, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
     if batch_invariant:
-        os.environ[INVARIANT] = "1"
-    elif USERS_INVARIANT is None:  # an engine before may have been
-        os.environ.pop(INVARIANT, None)
+        os.environ[invariance.INVARIANT] = "1"
+    elif invariance.USER_INVARIANT is None:  # an earlier engine may have set it
+        os.environ.pop(invariance.INVARIANT, None)
     else:
-        os.environ[INVARIANT] = USERS_INVARIANT
+        os.environ[invariance.INVARIANT] = invariance.USER_INVARIANT
 
 
 @contextmanager
 def _core_threads(threads: int) -> Iterator[None]:
-    """Let a core in another process have so many: on a CPU as many as one in this, as last bits depend on them."""
+    """Set the threads of a core in another process; last bits on a CPU depend on their number."""
     variable = "OMP_NUM_THREADS"
     if variable in os.environ:
         yield
@@ -135,13 +136,13 @@ def _core_threads(threads: int) -> Iterator[None]:
 
 
 @contextmanager
-def _tied_inspection(last_words: Path) -> Iterator[None]:
-    """Tie also the process in which vLLM looks at a model's class when it sees it for the first time."""
+def _tied_inspection(error_file: Path) -> Iterator[None]:
+    """Also tie the process in which vLLM inspects the class of a model that it does not know yet."""
     from vllm.model_executor.models import registry
 
     original = registry._SUBPROCESS_COMMAND
     run = f"import runpy; runpy.run_module({registry.__name__!r}, run_name='__main__', alter_sys=True)"
-    registry._SUBPROCESS_COMMAND = lifeline.command(run, last_words)
+    registry._SUBPROCESS_COMMAND = parent_death.tied_command(run, error_file)
     try:
         yield
     finally:
@@ -149,9 +150,9 @@ def _tied_inspection(last_words: Path) -> Iterator[None]:
 
 
 def _import_model_class(model: ModelFiles) -> None:
-    """Import the model's class here, lest vLLM start a process (10 s) only to look at it.
+    """Import the model's class in this process; otherwise vLLM starts a process (10 s) only to inspect it.
 
-    Classes that need more than an import to be found, such as a repository's own, are left to vLLM.
+    Classes that an import does not find, such as those in a model's repository, are left to vLLM.
     """
     import json
 

@@ -1,0 +1,1 @@
+"""Application: the sweep folder, its lock, the dry run and the runner."""

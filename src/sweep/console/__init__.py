@@ -1,0 +1,1 @@
+"""Console: terminal output, streams and signals."""

@@ -1,0 +1,1 @@
+"""Server engine: sends prompt embeddings to a running vLLM server."""

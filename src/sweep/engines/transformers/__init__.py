@@ -1,0 +1,1 @@
+"""Transformers engine: a decoding loop over a model's forward pass."""

@@ -1,0 +1,1 @@
+"""vLLM engine: vLLM's offline engine, fed with prompt embeddings."""

@@ -1,0 +1,1 @@
+"""Execution: runs the requests of planned points on an engine, with prefetch and resume."""

@@ -1,0 +1,1 @@
+"""Planning: turns points into engine groups with their inputs read and checked."""

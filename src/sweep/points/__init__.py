@@ -1,0 +1,1 @@
+"""Points: resolved configurations, their controls and their fingerprints."""

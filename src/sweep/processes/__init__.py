@@ -1,0 +1,1 @@
+"""Child processes, threads, and ways to end with the parent."""

@@ -1,0 +1,1 @@
+"""Utilities without knowledge of sweeps: files, digests, text and validation."""

@@ -1,0 +1,330 @@
+"""Commands and Python blocks of README and docs run.
+
+Fast: `scripts/sweep …` as a dry run in this process, Python blocks on a small sweep. Slow: the same commands for real, on
+the scripted engine, and `scripts/test …` as a collection. All others are in `NOT_RUN`, each with the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from doc_pages import ROOT, Block, Command, blocks, commands
+from safetensors.torch import save_file
+from test_pages import update_docs
+
+from sweep.engines import ENGINES
+from sweep.inputs.prompt_files import READERS
+from sweep.transforms import TRANSFORMS
+from tiny_models import make_model
+
+CommandLine = Callable[..., tuple[int, str, str]]
+
+# Commands that no test here runs, by how they begin, and why.
+NOT_RUN = {
+    "scripts/ui": "a server that runs until it is stopped; tests/test_schedules.py and tests/tracking have its parts",
+    "vllm serve": "a server on a GPU; tests/engines/test_server.py has one on a CPU",
+    "pip install": "changes the environment and needs a network",
+    "pip uninstall": "changes the environment",
+    "crontab": "replaces the user's crontab; tests/test_schedules.py has it",
+    "scrontab": "needs Slurm",
+    "mkdir -p": "a step before the next command",
+    "cp scripts/schedule/systemd/*": "changes the user's systemd units; tests/test_schedules.py has it",
+    "systemctl": "changes the user's systemd units; tests/test_schedules.py has it",
+    "loginctl": "changes the user's systemd units",
+    "kubectl": "needs a Kubernetes cluster; tests/test_schedules.py checks the manifests",
+    "scripts/schedule/kubernetes/shards/run": "needs a Kubernetes cluster; tests/test_schedules.py has it",
+    ".venv/bin/python scripts/bench/": "takes minutes to hours, some of it on a GPU",
+    "echo $?": "a step after a sweep",
+    "grep -rn": "a search in the repository",
+}
+# Commands that this process answers before Hydra does, or that need no sweep.
+ANSWERS = ("--help", "--version")
+# Sweeps that cannot be made of the command line in this process, and why. They are run as processes, if slow tests are.
+FRESH = {"hydra/launcher=serial": "Hydra looks for plugins when a process starts"}
+# Sweeps that are not run for real, and why; their dry runs are.
+DRY_ONLY = {
+    "hydra/launcher=slurm": "needs a cluster; tests/launch/test_slurm.py has one",
+    "hydra/launcher=ray": "needs a cluster; tests/launch/test_ray.py has one",
+    "hydra.launcher.workers=8": "starts eight engines; tests/launch/test_shards.py has workers",
+    "engine=server": "needs a server; tests/engines/test_server.py has one",
+    "tracking.uri=http": "needs a server; tests/tracking/test_tracking_server.py has one",
+    "experiment=scale_demo": "takes a minute",
+    "engine=constant": "the example engine gives token ids that mean nothing",
+}
+
+
+def sweeps() -> list[Command]:
+    """Return the different commands that start a sweep, or check one."""
+    found = {frozenset(_apart(command.sweep)): command for command in commands() if command.sweep is not None}
+    return [command for command in found.values() if not set(command.words) & {*ANSWERS, "-sc"}]
+
+
+def _apart(arguments: list[str]) -> list[str]:
+    """Return the arguments without those that a test replaces."""
+    return [argument for argument in arguments if not argument.startswith(("sweep.dir=", "sweep.dry_run="))]
+
+
+def key(command: Command) -> str:
+    return f"{command.block.place} {command.text}"[:100]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every file that commands of the docs name."""
+    made = tmp_path_factory.mktemp("docs")
+    make_model(made / "my-model")
+    width, names = 64, ("happy", "rows")
+    for name in names:
+        save_file(
+            {"vector": torch.randn(1, width, generator=torch.Generator().manual_seed(0))}, made / f"{name}.safetensors"
+        )
+    peft = made / "my-peft-checkpoint"
+    peft.mkdir()
+    save_file({"prompt_embeddings": torch.zeros(4, width)}, peft / "adapter_model.safetensors")
+    (peft / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "token_dim": width})
+    )
+    (made / "mine.jsonl").write_text('{"id": "france", "prompt": "The capital of France?", "reference": "Paris"}\n')
+    (made / "qa.jsonl").write_text('{"doc": {"question": "The capital of France?", "answer": "Paris"}}\n')
+    (made / "questions.md").write_text("# Why is the sky blue?\n\nText.\n")
+    for block in blocks("python"):
+        if name := re.match(r"# ([\w/]+\.py)\n", block.text):
+            (made / name[1]).parent.mkdir(exist_ok=True)
+            (made / name[1]).write_text(block.text)
+    return made
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Be in that folder; forget afterwards what modules in it have registered."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    modules = set(sys.modules)
+    registries: tuple[dict[str, Any], ...] = (TRANSFORMS, ENGINES, READERS)
+    before = [dict(registry) for registry in registries]
+    yield folder
+    for registry, entries in zip(registries, before, strict=True):
+        # What this package's own modules have registered stays: they are imported once.
+        for name in [name for name, value in registry.items() if not value.__module__.startswith("sweep.")]:
+            if name not in entries:
+                del registry[name]
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
+
+
+def arguments(command: Command, folder: Path, *more: str) -> list[str]:
+    """Return a command's arguments with a tiny model in the place of one from a hub, and outputs in a folder."""
+    given = _apart(command.sweep or [])
+    replaced = [argument for argument in given if not argument.startswith(("model=", "model.id="))]
+    # The files of vectors here have the width of the tiny model.
+    named = any(argument.startswith(("model", "transform.path", "transform.vector.path")) for argument in given)
+    model = [f"model.id={folder / 'my-model'}"] if named else []
+    return [*replaced, *model, f"sweep.dir={folder / 'outputs'}", *more]
+
+
+def test_every_command_is_run_or_listed() -> None:
+    unknown = []
+    for command in commands():
+        words = " ".join(command.words)
+        tested = command.sweep is not None or command.words[:1] == ["scripts/test"]
+        tested |= words.startswith((".venv/bin/python -m pytest", ".venv/bin/python scripts/docs/update_docs.py"))
+        tested |= words.startswith("python -m sweep.shard")
+        if not tested and not words.startswith(tuple(NOT_RUN)):
+            unknown.append(f"{command.block.place}: {command.text}")
+    assert not unknown, "run them, or add them to NOT_RUN with the reason"
+
+
+def test_what_is_listed_is_there() -> None:
+    texts = [" ".join(command.words) for command in commands()]
+    assert [start for start in NOT_RUN if not any(text.startswith(start) for text in texts)] == []
+    every = " ".join(texts)
+    assert [start for start in (*FRESH, *DRY_ONLY) if start not in every] == []
+
+
+def test_files_that_commands_name_exist() -> None:
+    missing = []
+    for command in commands():
+        for word in command.words:
+            if re.match(r"(scripts|tests|docs|conf)/[\w/.-]+$", word) and not (ROOT / word).exists():
+                missing.append(f"{command.block.place}: {word}")
+    assert not missing
+
+
+def real() -> list[Command]:
+    """Return the sweeps that slow tests run for real."""
+    return [c for c in sweeps() if not any(start in word for word in c.words for start in (*DRY_ONLY, *FRESH))]
+
+
+def checked() -> list[Command]:
+    """Return one sweep of each kind: of those that have the same keys and options, the first.
+
+    The others run for real in the slow tests.
+    """
+    run_for_real = {command.text for command in real()}
+    kinds: dict[frozenset[str], Command] = {}
+    for command in sweeps():
+        given = _apart(command.sweep or [])
+        if set(given) & set(FRESH):
+            continue
+        keys = (word.partition("=")[0] for word in given)
+        kind = [key if "." in key else word for key, word in zip(keys, given, strict=True)]
+        kinds.setdefault(frozenset(kind if command.text in run_for_real else given), command)
+    return [command for kind, command in kinds.items() if not any(kind < other for other in kinds)]
+
+
+@pytest.mark.parametrize("command", checked(), ids=key)
+def test_a_sweep_passes_its_dry_run(command: Command, here: Path, no_engine: None, command_line: CommandLine) -> None:
+    code, out, err = command_line(*arguments(command, here, "sweep.dry_run=true"))
+    assert code == 0, err
+    assert re.search(r"\d+ points", out)
+
+
+def test_answers_without_a_sweep(command_line: CommandLine) -> None:
+    found = {tuple(c.sweep) for c in commands() if c.sweep and set(c.sweep) & set(ANSWERS)}
+    assert found == {("--help",), ("--version",)}
+    for given in found:
+        code, out, _ = command_line(*given)
+        assert code == 0 and "sweep" in out
+
+
+def python_blocks() -> list[Block]:
+    """Return the blocks that are not files of their own."""
+    return [block for block in blocks("python") if not re.match(r"# [\w/]+\.py\n", block.text)]
+
+
+@pytest.mark.parametrize("block", python_blocks(), ids=lambda block: block.place)
+def test_a_python_block_runs(
+    block: Block,
+    here: Path,
+    command_line: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if "sweep.load" in block.text and not (here / "outputs" / "sweeps").is_dir():
+        small = ["plugins=[sweep.testing.scripted]", "engine=scripted", f"model.id={here / 'my-model'}"]
+        small += ["prompts.limit=2", "sampling.max_tokens=4", "transform=scale", "transform.factor=1.5"]
+        code, _, err = command_line(*small, f"sweep.dir={here / 'outputs'}")
+        assert code == 0, err
+    # A block that starts a sweep as a process takes its time only to import.
+    started: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        started.append(command)
+        code, *_ = command_line(*command[3:], f"sweep.dir={here / 'outputs'}")
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    exec(compile(block.text, block.place, "exec"), {"__name__": "__docs__"})
+    assert all(command[:3] == [sys.executable, "-m", "sweep"] for command in started)
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("json", "yaml")], ids=lambda block: block.place)
+def test_data_blocks_can_be_read(block: Block) -> None:
+    if block.language == "yaml":
+        yaml.safe_load(block.text)
+    else:
+        for line in block.text.splitlines():
+            json.loads(line)
+
+
+def test_modules_of_the_docs_pass_their_own_tests(here: Path) -> None:
+    import my_negation  # type: ignore[import-not-found]  # written by `folder`
+    import test_my_transforms  # type: ignore[import-not-found]
+
+    from sweep.testing import check_transform
+
+    test_my_transforms.test_fade()
+    check_transform(my_negation.Negate)
+
+
+def test_equal_files_in_several_pages_are_equal() -> None:
+    texts: dict[str, set[str]] = {}
+    for block in blocks("python"):
+        if name := re.match(r"# ([\w/]+\.py)\n", block.text):
+            texts.setdefault(name[1], set()).add(block.text)
+    assert [name for name, found in texts.items() if len(found) > 1] == []
+
+
+# Slow: for real
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", real(), ids=key)
+def test_a_sweep_runs(command: Command, here: Path, command_line: CommandLine, tmp_path: Path) -> None:
+    given = arguments(command, here)
+    plugins = [word for word in given if word.startswith("plugins=")]
+    others = [word for word in given if not word.startswith(("plugins=", "engine=", "sweep.dir="))]
+    modules = ["sweep.testing.scripted", *re.findall(r"[\w.]+", plugins[0].partition("=")[2])] if plugins else []
+    modules = modules or ["sweep.testing.scripted"]
+    short = ["sampling.max_tokens=4", f"sweep.dir={tmp_path}", "engine=scripted"]
+    if not any(word.startswith(("prompts.limit=", "experiment=")) for word in others):
+        short.append("prompts.limit=4")
+    if "hydra/sweeper=optuna" in given:
+        others = [word for word in others if not word.startswith("hydra.sweeper.n_trials=")] + [
+            "hydra.sweeper.n_trials=4"
+        ]
+    code, out, err = command_line(*others, f"plugins=[{','.join(modules)}]", *short)
+    assert code == 0, out + err
+    assert list(tmp_path.glob("sweeps/*/points/*.parquet")) or "hydra/launcher=plan" in given
+
+
+@pytest.mark.slow
+def test_shards_of_a_plan(here: Path, command_line: CommandLine, tmp_path: Path) -> None:
+    [planned] = [c for c in sweeps() if "hydra/launcher=plan" in c.words]
+    scripted = ["plugins=[sweep.testing.scripted]", "engine=scripted", "sampling.max_tokens=4", f"sweep.dir={tmp_path}"]
+    assert command_line(*(planned.sweep or []), *scripted)[0] == 0
+    [shard] = [c for c in commands() if "sweep.shard" in c.words]
+    done = subprocess.run([sys.executable, *shard.words[1:]], cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_launcher_of_the_docs(here: Path, tmp_path: Path) -> None:
+    [command] = [c for c in sweeps() if set(c.words) & set(FRESH)]
+    scripted = ["plugins=[sweep.testing.scripted]", "engine=scripted", "sampling.max_tokens=4", f"sweep.dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sweep", *(command.sweep or []), *scripted],
+        cwd=here,
+        env=os.environ | {"PYTHONPATH": str(here)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("sweeps/*/points/*.parquet"))) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in commands() if c.words[:1] == ["scripts/test"]], ids=key)
+def test_test_commands_find_tests(command: Command) -> None:
+    given = [word for word in command.words[1:] if word != "--all"]
+    collect = [sys.executable, "-m", "pytest", *given, "-n", "0", "-m", "", "--collect-only"]
+    done = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + shlex.join(collect)
+
+
+@pytest.mark.slow
+def test_measures_are_listed(here: Path, command_line: CommandLine, tmp_path: Path) -> None:
+    small = ["plugins=[sweep.testing.scripted]", "engine=scripted", "prompts.limit=2", "sampling.max_tokens=4"]
+    code, _, err = command_line(
+        *small, "transform=scale", "transform.factor=1.5", "scoring=full", f"sweep.dir={tmp_path}"
+    )
+    assert code == 0, err
+    [points] = tmp_path.glob("sweeps/*/report/points.csv")
+    with points.open() as file:
+        columns = next(csv.reader(file))
+    groups = ("quality/", "divergence/", "health/", "perturbation/", "cost/")
+    measured = {column for column in columns if column.startswith(groups) and column.count("/") == 1}
+    assert measured and measured <= update_docs().measure_names()

@@ -1,0 +1,138 @@
+"""Tests that the table of fingerprint keys is complete and correct, and equals the one in the docs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import PROMPTS
+from sweep.config.schema import SweepConfig
+from sweep.points import fingerprint_keys
+from sweep.points.fingerprint import Fingerprints
+from sweep.points.point import Point
+from tiny_models import TEMPLATE, make_model, make_tokenizer
+
+Configure = Callable[..., SweepConfig]
+
+# For each key, a value that differs from the base configuration, and other keys that it needs to have an effect.
+VALUES: dict[str, Any] = {
+    "model.id": "",  # a copy
+    "model.revision": "main",
+    "model.dtype": "bfloat16",
+    "model.trust_remote_code": True,
+    "model.embedder": "transformers",
+    "prompts.items": [{"id": "hello", "prompt": "Other"}],
+    "prompts.path": "",  # a file of other prompts
+    "prompts.chat": False,
+    "prompts.system": "Be brief.",
+    "prompts.limit": 1,
+    "prompts.id_key": "number",
+    "prompts.prompt_key": "other",
+    "prompts.reference_key": "answer",
+    "prompts.placeholders": ["x"],
+    "prompts.special_tokens": "escape",
+    "prompts.chat_template_kwargs": {"enable_thinking": False},
+    "prompts.date": "2027-01-01",
+    "sampling.max_tokens": 9,
+    "sampling.temperature": 0.5,
+    "sampling.top_p": 0.5,
+    "sampling.top_k": 5,
+    "sampling.repetition_penalty": 1.5,
+    "sampling.seed": 1,
+    "sampling.n": 2,
+    "sampling.stop": ["."],
+    "sampling.ignore_eos": True,
+    "scoring.logprobs": 5,
+    "scoring.confidence": 0.9,
+    "scoring.nearest_rows": 0,
+    "scoring.noise_floor": False,
+    "scoring.teacher_forced": True,
+    "scoring.quality": ["chrf"],
+    "scoring.primary": "contains",
+    "tracking.uri": "sqlite:////tmp/x.db",
+    "tracking.experiment": "other",
+    "tracking.traces": True,
+    "tracking.patience": 1.0,
+    "tracking.in_process": False,
+    "sweep.dir": "/tmp/elsewhere",
+    "sweep.name": "x",
+    "sweep.dry_run": True,
+    "sweep.resume": "false",
+    "sweep.on_error": "stop",
+    "sweep.max_failures": 1,
+    "sweep.objective": "maximize:quality/contains",
+    "sweep.helpers": 1,
+    "sweep.gpu_scoring": False,
+    "seed": 1,
+    "verbose": True,
+    "plugins": ["json"],
+    "transform.*": {"name": "scale", "factor": 1.6},
+}
+NEEDS = {"sampling.n": {"temperature": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two copies of a model whose template reads a variable and the clock."""
+    folders = []
+    for name in ("one", "two"):
+        folder = make_model(tmp_path_factory.mktemp(name) / "model")
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = (
+            "{{ strftime_now('%Y-%m-%d') }}{% if enable_thinking is defined %}!{% endif %}" + TEMPLATE
+        )
+        tokenizer.save_pretrained(folder)
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+def test_every_key_has_its_line() -> None:
+    assert list(fingerprint_keys.KEYS) == list(dict.fromkeys(fingerprint_keys.KEYS))
+    assert set(fingerprint_keys.KEYS) == set(fingerprint_keys.configured_keys())
+    assert set(VALUES) == set(fingerprint_keys.KEYS)
+
+
+@pytest.mark.parametrize("key", fingerprint_keys.KEYS)
+def test_a_key_is_in_the_fingerprint_as_its_line_says(
+    configure: Configure, models: tuple[Path, Path], tmp_path: Path, key: str
+) -> None:
+    items = [entry | {"other": "Otherwise {x}", "number": i, "answer": "none"} for i, entry in enumerate(PROMPTS)]
+    base: dict[str, Any] = {
+        "model": {"id": str(models[0])},
+        "prompts": {"items": items, "date": "2026-11-29"},
+        "transform": {"name": "scale", "factor": 1.5},
+        "sampling": {"max_tokens": 8} | NEEDS.get(key, {}),
+        "seed": 0,
+    }
+    if key == "prompts.special_tokens":
+        base["prompts"]["items"] = ["Hi<eos>"]
+    section, _, name = key.partition(".")
+    value = VALUES[key]
+    if key == "model.id":
+        value = str(models[1])
+    elif key == "prompts.path":
+        (path := tmp_path / "p.txt").write_text("Other\n")
+        value = str(path)
+    elif key == "prompts.placeholders":
+        base["prompts"]["prompt_key"] = "other"
+    changed = dict(base)
+    changed[section] = value if name in ("", "*") else base.get(section, {}) | {name: value}
+    one, other = (
+        Fingerprints().identify([Point(replace(configure(), **_parsed(configure, c)))])[0].fingerprint
+        for c in (base, changed)
+    )
+    assert (one != other) is fingerprint_keys.KEYS[key].changes_generations
+
+
+def _parsed(configure: Configure, changes: dict[str, Any]) -> dict[str, Any]:
+    config = configure(**{section: dict(v) if isinstance(v, dict) else v for section, v in changes.items()})
+    return {section: getattr(config, section) for section in changes}
+
+
+def test_the_docs_show_the_table() -> None:
+    page = Path(__file__).parents[2] / "docs" / "fingerprint.md"
+    assert fingerprint_keys.markdown() in page.read_text("utf-8")
