@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_gpu_model import SHAPES, make_model, write_prompts
+from bench_gpu_nan import nan_check
 from bench_gpu_session import (
     Inputs,
     Report,
@@ -98,6 +99,7 @@ def stage_plain(options: argparse.Namespace, report: Report) -> None:
 
 def stage_figures(options: argparse.Namespace, report: Report) -> None:
     """Open one engine and measure on it."""
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # to send a function to the engine's core
     session = Session(options, report)
     names = ["parity"] if options.parity_only else options.only or list(MEASURES)
     for index, name in enumerate(names):
@@ -312,6 +314,7 @@ MEASURES: dict[str, tuple[Callable[[Session], Any], float]] = {  # with weights 
     "figure 3": (figure3, 2.0),
     "figure 5": (figure5, 3.0),
     "noise floor as a sweep reports it": (floor_of_a_sweep, 0.5),
+    "NaN check": (nan_check, 1.0),
     "profile": (profile, 0.7),
 }
 
