@@ -121,7 +121,11 @@ class Checks:
             process.wait()
         seconds = time.monotonic() - began
         time.sleep(1.0)
-        left = [p.pid for p in psutil.process_iter() if group_of(p.pid) == process.pid]
+        left = [
+            f"{other.pid} {other.name()}"
+            for other in psutil.process_iter(["status"])
+            if group_of(other.pid) == process.pid and other.info["status"] != psutil.STATUS_ZOMBIE
+        ]
         after = used_memory()
         lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
         print(f"## {label}: exit {code}, {seconds:.1f} s, {before} -> {after} MiB, processes left: {left}", flush=True)

@@ -15,7 +15,7 @@ import torch
 from sweep.engines import VLLMConfig
 from sweep.engines.base import Engine, Failure, ModelFiles, Request, Sampling
 from sweep.engines.vllm import failures, invariance, startup
-from sweep.errors import EngineError
+from sweep.errors import EngineError, EngineOutOfMemory
 from sweep.inputs.embedding_table import EmbeddingTable
 
 
@@ -69,6 +69,22 @@ def test_a_crash_is_reported_although_the_cache_folder_was_removed(tmp_path: Pat
         "vLLM's core process died: see sweep.log"
     )
     processes.clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "smaller_may_help"),
+    [
+        ("AcceleratorError: CUDA error: out of memory", False),
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", True),
+        ("ValueError: Free memory on device cuda:0 (1.2/139.8 GiB) on startup is less than desired", True),
+    ],
+)
+def test_a_full_gpu_is_not_tried_again_with_fewer_requests(tmp_path: Path, text: str, smaller_may_help: bool) -> None:
+    error_file = tmp_path / "error"
+    error_file.write_text(text)
+    error = failures.start_error(RuntimeError("Engine core initialization failed"), error_file)
+    assert isinstance(error, EngineOutOfMemory) == smaller_may_help
+    assert ("other processes hold the GPU's memory" in str(error)) != smaller_may_help
 
 
 @pytest.mark.parametrize("user", [None, "0", "1"])

@@ -24,6 +24,7 @@ GRACE = 1.0  # seconds for a core to end by itself: it has nothing to save
 END_TIMEOUT = 5.0  # seconds from the end of the core to the end of its workers, which the kernel kills
 EXIT_CODE_TIMEOUT = 0.5  # seconds; it can be read only once, and another thread of vLLM may be reading it
 
+GPU_FULL = "CUDA error: out of memory"  # not even a CUDA context fits; PyTorch's allocator says "CUDA out of memory"
 NAN_LOGITS = "NaNs detected in logits"
 # The request number in an id like `0_17-9f86d081`: sample, request number, random suffix.
 INTERNAL_ID = re.compile(r"'(?:\d+_)?(\d+)-\w+'")
@@ -117,6 +118,8 @@ def start_error(error: Exception, error_file: Path) -> EngineError:
     if isinstance(error, ModuleNotFoundError) and error.name == "vllm":
         return EngineError("vLLM is not installed. Install it, or set engine=transformers, which does not need it")
     text = _read(error_file) or describe(error)
+    if GPU_FULL in text:  # not `EngineOutOfMemory`: fewer requests do not help
+        return EngineError(f"vLLM did not start: other processes hold the GPU's memory (vLLM: {GPU_FULL})")
     return error_type(text, EngineError)(f"vLLM did not start: {advice(error, text) or first_line(text)}")
 
 
