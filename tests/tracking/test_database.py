@@ -165,7 +165,7 @@ def refuse(*_: object, **__: object) -> None:
     [
         (True, (LocalArtifactRepository, "log_artifacts")),
         (True, (Database, "insert")),
-        (False, (MlflowClient, "log_artifacts")),
+        (False, (LocalArtifactRepository, "log_artifacts")),
         (False, (MlflowClient, "set_terminated")),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from point_records import RECORD, TABLE
 from sweep.config.schema import TrackingConfig
@@ -81,7 +82,7 @@ def test_what_could_not_be_published_is_said_and_not_what_came_after(
         raise OSError(reason)
 
     monkeypatch.setattr(point_publishing, "has_known_schema", lambda: False)
-    monkeypatch.setattr(MlflowClient, "log_artifacts", lambda *_: refuse("no room"))
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifacts", lambda *_: refuse("no room"))
     monkeypatch.setattr(MlflowClient, "delete_run", lambda *_: refuse("no way back"))
     with pytest.raises(TrackingError, match="MLflow failed to publish the point factor=2: no room"):
         tracker.publish(DONE, TABLE, retry=False)

@@ -168,8 +168,10 @@ class PublishQueue:
         for point, run_id in zip(points, done, strict=False):
             if run_id is None:
                 self._uncertain.add(point.key)
-                return done.index(None)
-            self._log_published(point, run_id)
+            else:
+                self._log_published(point, run_id)
+        if None in done:  # points after the first failure have another turn, which skips those in the log
+            return done.index(None)
         self._log_reachable()
         return len(done)
 

@@ -101,7 +101,7 @@ class CompleteRuns:
         run = CompleteRun(run_id, uri, record, point_run.tags_of(record, tags))
         self._runs.append(run)
         try:
-            point_run.write_files(record, table, _repository(uri).log_artifacts)
+            point_run.write_files(self._at, uri, record, table)
         except BaseException:
             self._delete_files(run)
             self._runs.pop()
@@ -123,7 +123,7 @@ class CompleteRuns:
 
     def _delete_files(self, run: CompleteRun) -> None:
         with suppress(Exception):  # unreferenced files do no harm
-            _repository(run.artifact_uri).delete_artifacts()
+            self._at.file_store(run.artifact_uri).delete_artifacts()
 
 
 @cache
@@ -146,12 +146,6 @@ def _append(uri: str, *parts: str) -> str:
     from mlflow.utils.uri import append_to_uri_path
 
     return str(append_to_uri_path(uri, *parts))
-
-
-def _repository(uri: str) -> Any:
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    return get_artifact_repository(uri)
 
 
 def _storable(value: float) -> tuple[bool, float]:

@@ -18,6 +18,7 @@ from sweep.util.redaction import redact
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 
 class Connection:
@@ -77,6 +78,12 @@ class Connection:
     def experiment(self) -> str:
         """The experiment's id; raises like `connect`."""
         return self._opened.experiment
+
+    def file_store(self, address: str) -> ArtifactRepository:
+        """Return the store of a run's files; the client would ask for the run's address again."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(address, tracking_uri=self._opened.uri)
 
     @property
     def is_sqlite(self) -> bool:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from functools import partial
 
 from sweep.core.records import PointRecord, Publication, Table
 from sweep.errors import TrackingError
@@ -15,6 +17,7 @@ from sweep.tracking import point_run
 from sweep.tracking.complete_runs import CompleteRuns, has_known_schema
 from sweep.tracking.connection import Connection, as_tracking_error
 
+CONNECTIONS = 4  # simultaneous calls to a tracking server
 TOGETHER_SECONDS = 0.5  # time limit of a call that publishes several points, since an interrupted sweep waits for it
 
 
@@ -42,16 +45,21 @@ def publish_all(at: Connection, points: Sequence[Publication], parent: str | Non
     end = time.monotonic() + TOGETHER_SECONDS
     if not retry and _can_insert(at):
         return [*_insert_all(at, points, parent, end)]
+    # A server answers several calls at once. Databases and traces are written by one thread.
+    together = 1 if at.database.is_sql or at.traces is not None else CONNECTIONS
     done: list[str | None] = []
-    for point in points:
-        if time.monotonic() > end:
-            break
-        try:
-            done.append(publish(at, point, parent, retry=retry))
-        except TrackingError:
-            done.append(None)
-            break
+    with ThreadPoolExecutor(together) as pool:
+        while len(done) < len(points) and None not in done and time.monotonic() <= end:
+            some = points[len(done) : len(done) + together]
+            done += pool.map(partial(_publish_or_none, at, parent, retry), some)
     return done
+
+
+def _publish_or_none(at: Connection, parent: str | None, retry: bool, point: Publication) -> str | None:
+    try:
+        return publish(at, point, parent, retry=retry)
+    except TrackingError:
+        return None
 
 
 def _insert_all(at: Connection, points: Sequence[Publication], parent: str | None, end: float) -> list[str]:
@@ -77,9 +85,9 @@ def _create_run(at: Connection, record: PointRecord, table: Table, tags: Mapping
     """Create, fill and end a point's run, and return its id; a run that cannot be filled is deleted."""
     # Traces are written by another MLflow client, which could not write during an open transaction.
     with nullcontext() if at.traces is not None else at.database.transaction():
-        run_id = point_run.create(at, record, tags)
+        run_id, files = point_run.create(at, record, tags)
         try:
-            point_run.fill(at, run_id, record, table)
+            point_run.fill(at, run_id, files, record, table)
         except BaseException:
             with suppress(Exception):  # the next attempt deletes it; the original exception matters more
                 point_run.delete(at, run_id)

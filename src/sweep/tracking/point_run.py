@@ -6,8 +6,7 @@ import getpass
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,25 +21,28 @@ log = logging.getLogger(__name__)
 TABLE = "generations.json"
 
 
-def create(at: Connection, record: PointRecord, tags: Mapping[str, str]) -> str:
-    """Create a point's run with status RUNNING, and return its id.
+def create(at: Connection, record: PointRecord, tags: Mapping[str, str]) -> tuple[str, str]:
+    """Create a point's run with status RUNNING.
 
     Args:
         at: the connection.
         record: the point.
         tags: additional tags, such as the parent's id.
+
+    Returns:
+        The run's id, and the address of its files.
     """
     name, started = limits.fit(record.name, limits.NAME), milliseconds(record.started)
     run = at.client.create_run(at.experiment, started, tags_of(record, tags), run_name=name)
-    return str(run.info.run_id)
+    return str(run.info.run_id), str(run.info.artifact_uri)
 
 
-def fill(at: Connection, run_id: str, record: PointRecord, table: Table) -> None:
+def fill(at: Connection, run_id: str, files: str, record: PointRecord, table: Table) -> None:
     """Log the point's files, metrics, parameters and traces, then end the run: FINISHED means complete."""
     from mlflow.entities import Metric, Param
 
     ended = milliseconds(record.ended)
-    write_files(record, table, partial(at.client.log_artifacts, run_id))
+    write_files(at, files, record, table)
     metrics = [Metric(key, value, ended, 0) for key, value in limits.unique_keys(metrics_of(record))]
     at.client.log_batch(run_id, metrics, [Param(key, value) for key, value in parameters_of(record).items()])
     if at.traces is not None:
@@ -121,23 +123,17 @@ def milliseconds(seconds: float) -> int:
     return int(seconds * 1000)
 
 
-def write_files(record: PointRecord, table: Table, log_artifacts: Callable[[str], object]) -> None:
-    """Write a point's table, configuration and traceback.
-
-    Args:
-        record: the point.
-        table: its generations.
-        log_artifacts: copies the files of a folder to the run.
-    """
+def write_files(at: Connection, files: str, record: PointRecord, table: Table) -> None:
+    """Write a point's table, configuration and traceback to the address of its run's files."""
     # The escapes that `encodable` writes for lone surrogates are valid in JSON, too.
-    files = {TABLE: json.dumps({"columns": table.columns, "data": table.rows}, ensure_ascii=False)}
-    files["config.yaml"] = redact(record.config)
+    texts = {TABLE: json.dumps({"columns": table.columns, "data": table.rows}, ensure_ascii=False)}
+    texts["config.yaml"] = redact(record.config)
     if record.traceback:
-        files["traceback.txt"] = redact(record.traceback)
+        texts["traceback.txt"] = redact(record.traceback)
     with TemporaryDirectory(prefix="sweep-") as folder:
-        for name, text in files.items():
+        for name, text in texts.items():
             Path(folder, name).write_text(limits.encodable(text), encoding="utf-8")
-        log_artifacts(folder)
+        at.file_store(files).log_artifacts(folder)
 
 
 def metrics_of(record: PointRecord) -> Iterator[tuple[str, float]]:

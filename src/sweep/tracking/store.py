@@ -220,4 +220,6 @@ def _set_environment() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    # MLflow would load each run again to print its address.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.pop("MLFLOW_RUN_ID", None)  # all child runs would become the run that it names

@@ -184,7 +184,7 @@ class Tracker:
             retry: whether an earlier attempt may have published one of them.
 
         Returns:
-            Run ids of the first points, in order. The last one is None if that point could not be published.
+            Run ids of the first points, in order; None for each point that could not be published.
 
         Raises:
             TrackingError: MLflow failed; it is unknown which points were published.
