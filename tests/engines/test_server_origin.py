@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from servers import ScriptedServer, as_http, free_port, scripted_server
+from scripted_server import ScriptedServer, as_http, scripted_server
+from servers import free_port
 from sweep.app.dry_run import DryRun
 from sweep.app.sweep_runner import SweepRunner
 from sweep.config.schema import SweepConfig

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 from schedule_files import SCHEDULE, checkout_in, isolated, lines, logs, needs, needs_root, run, wait_until
 
+CRONTABS = [SCHEDULE / "crontab", SCHEDULE / "crontab.slurm", SCHEDULE / "scrontab"]
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A checkout with a stand-in for scripts/sweep."""
     return checkout_in(tmp_path)
-
-
-CRONTABS = [SCHEDULE / "crontab", SCHEDULE / "crontab.slurm", SCHEDULE / "scrontab"]
 
 
 def entry(path: Path) -> str:

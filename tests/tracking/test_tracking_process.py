@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 
 import point_records
 from point_records import TABLE
-from servers import Door, free_port
+from proxies import Door
+from servers import free_port
 from sweep.app.sweep_runner import SweepRunner
 from sweep.config.schema import SweepConfig, TrackingConfig
 from sweep.console.terminal import Terminal

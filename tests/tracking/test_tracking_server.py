@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from servers import Door, free_port, losing_replies, mlflow_server
+from proxies import Door, losing_replies
+from servers import free_port, mlflow_server
 from sweep.app.sweep_runner import SweepRunner
 from sweep.config.schema import SweepConfig, TrackingConfig
 from sweep.console.terminal import Terminal
