@@ -5,61 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
-import optuna
 import pytest
-import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from mlflow import MlflowClient
-from mlflow.entities import Run
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from conftest import MAX_MODEL_LEN, missing
-from hydra_plugins.sweep_sweepers._space import read_space
-from hydra_plugins.sweep_sweepers._study import Study, StudyFile
+from hydra_plugins.sweep_sweepers._study import StudyFile
+from searches import CLOSEST, SCALE, Counting, Sweep, params_of, runs_of, trials_of
 from shards import DEFAULT_PROCESSES, SCRIPTED
-from sweep.config.objective import Objective
-from sweep.engines.base import Engine, Failure, Generation, Request
-from sweep.errors import ConfigError, SweepError, SweepHeld
-from sweep.execution.scheduler import Key
+from sweep.errors import SweepHeld
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.testing import ScriptedConfig
-
-SCALE = ["transform=scale", "transform.factor=interval(1,3)"]
-CLOSEST = "sweep.objective=closest:perturbation/relative_l2:0.5"  # of scale: |factor - 1|
-Sweep = Callable[..., tuple[int, str, str]]
-
-
-class Counting:
-    """Scripted engine that records its requests, and can interrupt the sweep or refuse requests."""
-
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.asked: list[Key] = []
-        self.starts = 0
-        self.interrupt_after: int | None = None
-        self.refused: set[int] = set()
-        self._generate = engine.generate
-        monkeypatch.setattr(engine, "generate", self.generate)
-
-        def start(*_: object) -> Engine:
-            self.starts += 1
-            return engine
-
-        monkeypatch.setattr(ScriptedConfig, "open", start)
-
-    def generate(self, requests: Iterator[Request]) -> Iterator[Generation | Failure]:
-        for answer in self._generate(requests):
-            if isinstance(answer.key, Key):
-                if len(self.asked) == self.interrupt_after:
-                    raise KeyboardInterrupt
-                self.asked.append(answer.key)
-                if answer.key.run in self.refused:
-                    yield Failure(answer.key, "refused for the test")
-                    continue
-            yield answer
 
 
 @pytest.fixture
@@ -77,21 +35,6 @@ def sweep(tiny: Path, tmp_path: Path, command_line: Sweep) -> Sweep:
         return command_line(*arguments, *missing(arguments, defaults))
 
     return run
-
-
-def trials_of(outputs: Path, name: str = CLOSEST.split("=")[1]) -> list[FrozenTrial]:
-    """Return a study's trials, read by Optuna's own backend."""
-    [file] = outputs.glob("sweeps/*/study.journal")
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
-    return optuna.load_study(study_name=name, storage=storage).get_trials()
-
-
-def runs_of(outputs: Path) -> list[Run]:
-    return list(MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}").search_runs(["1"]))
-
-
-def params_of(trials: list[FrozenTrial]) -> list[float]:
-    return [trial.params["transform.factor"] for trial in trials]
 
 
 def test_it_finds_what_it_looks_for_on_one_engine(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
@@ -338,72 +281,3 @@ def test_half_a_line_and_another_process(sweep: Sweep, tmp_path: Path, engine_lo
     path.write_text("no json\n")
     code, _, err = sweep(*SCALE, CLOSEST)
     assert code == 2 and "study.journal is damaged" in err
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
-def test_samplers_find_an_optimum_and_leave_the_generators_alone(tmp_path: Path, sampler: str) -> None:
-    given = ["x=interval(-1,1)", "k=range(0,5)", "kind=choice(a,b)"]
-    space = read_space(OverridesParser.create().parse_overrides(given))
-    objective = Objective.parse("maximize:quality/f1")
-    before = torch.random.get_rng_state()
-
-    def search(path: Path, rounds: list[int]) -> Study:
-        file = StudyFile(path)
-        study = Study(file, space, objective, sampler, 0)
-        file.open()
-        for asked in (study.resume(), *map(study.ask, rounds)):
-            values = [1 - p["x"] ** 2 - abs(p["k"] - 3) / 4 - (p["kind"] == "a") for p in (a.params for a in asked)]
-            study.tell(asked, [{"quality/f1": value} for value in values])
-        return study
-
-    study = search(tmp_path / "whole", [4] * 5)
-    best = study.best()
-    assert best is not None and best.measure > 0.5 and "kind=b" in best.overrides
-    search(tmp_path / "halves", [4] * 2)
-    assert search(tmp_path / "halves", [4] * 3).best() == best
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(
-    ("given", "kind", "values"),
-    [
-        ("interval(0.5,3)", "FloatDistribution", ["0.5", "3.0"]),
-        ("tag(log,interval(0.001,1))", "FloatDistribution", ["0.001", "1.0"]),
-        ("int(interval(1,5))", "IntDistribution", ["1", "5"]),
-        ("range(1,6,2)", "IntDistribution", ["1", "5"]),
-        ("range(5,0,-2)", "IntDistribution", ["1", "5"]),
-        ("range(0.1,0.5,0.1)", "FloatDistribution", ["0.1", "0.4"]),
-        ("1,2.5,2.5", "CategoricalDistribution", ["1", "2.5"]),
-        ("choice(a,'b c')", "CategoricalDistribution", ["a", "b\\ c"]),
-    ],
-)
-def test_hydras_syntax_is_a_space(given: str, kind: str, values: list[str]) -> None:
-    overrides = OverridesParser.create().parse_overrides(["transform=scale", f"transform.factor={given}"])
-    space = read_space(overrides)
-    [axis] = space.axes
-    assert space.fixed == ("transform=scale",)
-    assert type(axis.distribution).__name__ == kind and axis.ends == values
-
-
-def test_numbers_are_spelled_as_hydra_spells_them() -> None:
-    def axis(given: str):  # type: ignore[no-untyped-def]
-        return read_space(OverridesParser.create().parse_overrides([f"a={given}"])).axes[0]
-
-    assert axis("range(0.1,0.5,0.1)").format(0.3) == "0.30000000000000004"
-    assert axis("interval(0.5,3)").format(1.2345678) == "1.2346"
-    assert axis("interval(1000,30000)").format(1234.5678) == "1235.0"
-    assert axis("interval(1,1.0001)").format(1.0000123456) == "1.000012346"
-    assert axis("tag(log,interval(1e-5,1))").format(0.000123456789) == "0.000123457"
-
-
-def test_objectives() -> None:
-    measures = {"quality/f1": 0.4, "control/quality/f1": 0.9}
-    assert Objective.parse("minimize:quality/f1").value(measures) == 0.4
-    assert Objective.parse("closest:quality/f1:0.5").value(measures) == pytest.approx(0.1)
-    assert Objective.parse("closest:quality/f1:50%").value(measures) == pytest.approx(0.05)
-    assert Objective.parse("closest:quality/f1:50%").value({"quality/f1": 0.4}) is None
-    assert Objective.parse("maximize:quality/f1").direction == "maximize"
-    assert Objective.parse("maximize:quality/f1").value({"quality/f1": float("nan")}) is None
-    with pytest.raises(SweepError, match="the control does not have the measure") as raised:
-        Objective.parse("closest:quality/f1:50%").check_known([{"quality/f1": 0.4}])
-    assert not isinstance(raised.value, ConfigError)

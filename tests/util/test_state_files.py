@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -289,36 +289,3 @@ def test_the_last_claim_is_the_last(tmp_path: Path) -> None:
 def test_a_folders_id_may_be_of_any_bytes(tmp_path: Path) -> None:
     (tmp_path / FOLDER_ID).write_bytes(b"\xff" * 10_000)
     assert folder_id(tmp_path) == "\ufffd" * 256
-
-
-@dataclass
-class Made:
-    number: int = 0
-    real: float = 0.0
-    texts: tuple[str, ...] = ()
-    pairs: dict[str, int | None] | None = None
-
-
-@pytest.mark.parametrize(
-    ("given", "taken"),
-    [
-        ({}, True),
-        ({"number": 1, "real": 1}, True),
-        ({"number": 1.0}, False),
-        ({"number": True}, False),
-        ({"real": "1"}, False),
-        ({"texts": ["a", "b"]}, True),
-        ({"texts": "ab"}, False),
-        ({"texts": ["a", 1]}, False),
-        ({"pairs": {"a": 1, "b": None}}, True),
-        ({"pairs": {"a": "1"}}, False),
-        ({"other": 1}, False),
-        ([], False),
-    ],
-)
-def test_a_dataclass_of_what_json_says(given: Any, taken: bool) -> None:
-    if taken:
-        assert state_files.build(Made, given) == Made(**given)
-    else:
-        with pytest.raises(TypeError):
-            state_files.build(Made, given)
