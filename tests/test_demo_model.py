@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts" / "demo_model"))
 
 import demo_corpus  # noqa: E402
+import demo_facts  # noqa: E402
 from demo_prompts import PROMPTS_DIR, evaluation_set  # noqa: E402
 from score_demo_model import answers, exact_match  # noqa: E402
 from train_demo_model import MODEL_DIR  # noqa: E402
@@ -110,8 +111,8 @@ def test_corpus_is_deterministic() -> None:
     assert made == [(row["prompt"], row["reference"]) for row in map(json.loads, shipped)]
     assert len(made) >= 256
     assert {example.category for example in evaluation_set()} == {
-        category.name for category in demo_corpus.categories()
-    } - {demo_corpus.ANY_STORY}
+        category.name for category in demo_facts.categories()
+    } - {demo_facts.ANY_STORY}
 
 
 def test_held_out_phrasings_are_not_trained() -> None:
@@ -124,5 +125,5 @@ def test_a_question_has_one_answer() -> None:
     answers: dict[str, str] = {}
     for held_out in (False, True):
         for example in demo_corpus.bare_examples(held_out):
-            if example.category != demo_corpus.ANY_STORY:
+            if example.category != demo_facts.ANY_STORY:
                 assert answers.setdefault(example.prompt, example.answer) == example.answer

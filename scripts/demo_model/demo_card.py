@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from demo_corpus import ANY_STORY, bare_examples, categories
+from demo_corpus import bare_examples
+from demo_facts import ANY_STORY, categories
 from demo_prompts import DEMO_PROMPTS, evaluation_set
 from demo_recipe import Recipe
 from score_demo_model import answers, exact_match
