@@ -37,7 +37,7 @@ def sweep(tiny: Path, tmp_path: Path, command_line: Sweep) -> Sweep:
     return run
 
 
-def test_it_finds_what_it_looks_for_on_one_engine(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_search_finds_the_optimum_on_one_engine(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     code, out, err = sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=24", "hydra.sweeper.n_jobs=4")
     assert code == 0, err
     assert engine_log.starts == 1
@@ -64,16 +64,14 @@ def test_it_finds_what_it_looks_for_on_one_engine(sweep: Sweep, tmp_path: Path, 
     assert all("axis/transform.factor" in run.data.metrics for run in points)
 
 
-def test_hydras_own_launcher_will_do(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_search_works_with_hydras_basic_launcher(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     own = sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=3", "hydra/launcher=basic", *DEFAULT_PROCESSES)
     assert own[0] == 0 and engine_log.starts == 1, own[2]
     runs = [run for run in runs_of(tmp_path / "outputs") if run.data.tags["sweep.role"] == "point"]
     assert {(run.info.run_name or "").split("=")[0] for run in runs} == {"factor"} and len(runs) == 3
 
 
-def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
-    sweep: Sweep, tmp_path: Path, engine_log: Counting
-) -> None:
+def test_interrupted_search_resumes_with_the_same_trials(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     command = [*SCALE, CLOSEST, "hydra.sweeper.n_trials=14", "hydra.sweeper.n_jobs=2"]
     assert sweep(*command, f"sweep.dir={tmp_path / 'undisturbed'}")[0] == 0
     undisturbed, needed = params_of(trials_of(tmp_path / "undisturbed")), len(engine_log.asked)
@@ -100,7 +98,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
     assert "All 15 points were finished before. Nothing to do." in err and "Best of 14 trials" in out
 
 
-def test_more_trials_go_on_with_the_study(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_more_trials_continue_the_study(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     assert sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=4")[0] == 0
     before = params_of(trials_of(tmp_path / "outputs"))
     starts = engine_log.starts
@@ -113,7 +111,7 @@ def test_more_trials_go_on_with_the_study(sweep: Sweep, tmp_path: Path, engine_l
     assert [run.data.tags["sweep.role"] for run in runs].count("point") == 7
 
 
-def test_another_objective_takes_what_is_known(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_another_objective_reuses_finished_points(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     assert sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=4")[0] == 0
     asked = len(engine_log.asked)
     code, out, err = sweep(
@@ -130,9 +128,7 @@ def test_another_objective_takes_what_is_known(sweep: Sweep, tmp_path: Path, eng
     assert f"Best of 5 trials: transform.factor={round(best, 4)!r}" in out
 
 
-def test_a_point_that_fails_is_a_failed_trial_and_is_tried_again(
-    sweep: Sweep, tmp_path: Path, engine_log: Counting
-) -> None:
+def test_failed_point_is_a_failed_trial_and_is_retried(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     engine_log.refused = {2}
     command = [*SCALE, CLOSEST, "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=6"]
     code, out, err = sweep(*command)
@@ -149,7 +145,7 @@ def test_a_point_that_fails_is_a_failed_trial_and_is_tried_again(
     assert again.state == TrialState.COMPLETE and again.params == failed.params
 
 
-def test_a_grid_comes_to_an_end(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_grid_search_ends_when_exhausted(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     given = ["transform=scale", "transform.factor=range(1.1,1.35,0.1)", "seed=0,1", "hydra.sweeper.sampler=grid"]
     for n_trials in (2, 20):
         code, _, err = sweep(*given, CLOSEST, f"hydra.sweeper.n_trials={n_trials}", "hydra.sweeper.n_jobs=4")
@@ -159,7 +155,7 @@ def test_a_grid_comes_to_an_end(sweep: Sweep, tmp_path: Path, engine_log: Counti
     assert asked == [(pytest.approx(f), s) for f, s in product((1.1, 1.2, 1.3), "01")]
 
 
-def test_a_share_of_the_controls(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_objective_relative_to_the_control(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     """The control has 4 tokens, and no point has half of that."""
     objective = "closest:cost/output_tokens:50%"
     code, out, err = sweep(
@@ -172,9 +168,7 @@ def test_a_share_of_the_controls(sweep: Sweep, tmp_path: Path, engine_log: Count
     assert f"transform.factor={round(least, 4)!r} " in out
 
 
-def test_an_unknown_measure_is_said_with_those_that_there_are(
-    sweep: Sweep, tmp_path: Path, engine_log: Counting
-) -> None:
+def test_unknown_measure_is_reported_with_a_suggestion(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     code, _, err = sweep(*SCALE, "sweep.objective=minimize:perturbation/relative_l3", "hydra.sweeper.n_trials=2")
     assert code == 1
     assert "no point has the measure 'perturbation/relative_l3'. Did you mean 'perturbation/relative_l2'?" in err
@@ -191,7 +185,7 @@ def test_a_dry_run_writes_nothing(sweep: Sweep, tmp_path: Path, engine_log: Coun
     assert not list(tmp_path.rglob("study.journal")) and engine_log.starts == 0
 
 
-def test_an_experiment_can_be_a_search(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_experiment_file_defines_a_search(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "half.yaml").write_text(
         "# @package _global_\n"
@@ -232,7 +226,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_said_before_anything_starts(
+def test_invalid_search_is_refused_before_the_start(
     sweep: Sweep, tmp_path: Path, engine_log: Counting, name: str
 ) -> None:
     arguments, says = BAD[name]
@@ -245,7 +239,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
 
 
 @pytest.mark.parametrize("installed", [None, "2.10.1"])
-def test_the_extra_is_named_when_it_is_missing(
+def test_missing_optuna_error_names_the_extra(
     sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: str | None
 ) -> None:
     known = importlib.metadata.version
@@ -263,7 +257,9 @@ def test_the_extra_is_named_when_it_is_missing(
     assert not (tmp_path / "outputs").exists()
 
 
-def test_half_a_line_and_another_process(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_incomplete_study_line_is_dropped_and_a_study_in_use_is_refused(
+    sweep: Sweep, tmp_path: Path, engine_log: Counting
+) -> None:
     assert sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=2")[0] == 0
     [path] = tmp_path.glob("outputs/sweeps/*/study.journal")
     with path.open("a") as file:

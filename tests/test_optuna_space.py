@@ -15,7 +15,7 @@ from sweep.errors import ConfigError, SweepError
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
-def test_samplers_find_an_optimum_and_leave_the_generators_alone(tmp_path: Path, sampler: str) -> None:
+def test_samplers_find_an_optimum_without_changing_global_seeds(tmp_path: Path, sampler: str) -> None:
     given = ["x=interval(-1,1)", "k=range(0,5)", "kind=choice(a,b)"]
     space = read_space(OverridesParser.create().parse_overrides(given))
     objective = Objective.parse("maximize:quality/f1")
@@ -51,7 +51,7 @@ def test_samplers_find_an_optimum_and_leave_the_generators_alone(tmp_path: Path,
         ("choice(a,'b c')", "CategoricalDistribution", ["a", "b\\ c"]),
     ],
 )
-def test_hydras_syntax_is_a_space(given: str, kind: str, values: list[str]) -> None:
+def test_hydra_overrides_define_the_space(given: str, kind: str, values: list[str]) -> None:
     overrides = OverridesParser.create().parse_overrides(["transform=scale", f"transform.factor={given}"])
     space = read_space(overrides)
     [axis] = space.axes
@@ -59,7 +59,7 @@ def test_hydras_syntax_is_a_space(given: str, kind: str, values: list[str]) -> N
     assert type(axis.distribution).__name__ == kind and axis.ends == values
 
 
-def test_numbers_are_spelled_as_hydra_spells_them() -> None:
+def test_numbers_are_formatted_as_hydra_does() -> None:
     def axis(given: str):  # type: ignore[no-untyped-def]
         return read_space(OverridesParser.create().parse_overrides([f"a={given}"])).axes[0]
 
@@ -70,7 +70,7 @@ def test_numbers_are_spelled_as_hydra_spells_them() -> None:
     assert axis("tag(log,interval(1e-5,1))").format(0.000123456789) == "0.000123457"
 
 
-def test_objectives() -> None:
+def test_objective_values_and_errors() -> None:
     measures = {"quality/f1": 0.4, "control/quality/f1": 0.9}
     assert Objective.parse("minimize:quality/f1").value(measures) == 0.4
     assert Objective.parse("closest:quality/f1:0.5").value(measures) == pytest.approx(0.1)

@@ -26,7 +26,7 @@ def configure(configure: Configure) -> Configure:
     return partial(configure, engine={"name": "scripted"})
 
 
-def test_a_finished_sweep_is_not_done_again(configure: Configure, engine_log: Counting) -> None:
+def test_finished_sweep_generates_and_publishes_nothing_again(configure: Configure, engine_log: Counting) -> None:
     points = scaled(configure, 1.5, 2.0)
     sweep(points)
     before, asked = {run.info.run_id: run.data.metrics for run in runs_of(configure())}, len(engine_log.asked)
@@ -37,9 +37,7 @@ def test_a_finished_sweep_is_not_done_again(configure: Configure, engine_log: Co
     assert again.publisher.nothing_new
 
 
-def test_a_finished_sweep_gets_the_name_that_is_given_later(
-    configure: Configure, engine_log: Counting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_sweep_is_renamed(configure: Configure, engine_log: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTHER_TOKEN", "hunter22")
 
     def named(name: str | None) -> SweepRunner:
@@ -75,7 +73,7 @@ CONTROL, FIRST, SECOND = "control", "factor=1.5", "factor=2"
         ),
     ],
 )
-def test_an_interrupted_sweep_goes_on_from_the_next_prompt(
+def test_interrupted_sweep_continues_at_the_next_prompt(
     configure: Configure,
     engine_log: Counting,
     tmp_path: Path,
@@ -114,7 +112,7 @@ def test_another_sweep_reuses_generations(configure: Configure, engine_log: Coun
     assert tables_of(configure(), "b")["factor=2"][0][1] == tables_of(configure())["factor=2"][0][1]
 
 
-def test_resume_false_begins_anew(configure: Configure, engine_log: Counting) -> None:
+def test_resume_false_generates_everything_again(configure: Configure, engine_log: Counting) -> None:
     sweep(scaled(configure, 2.0))
     asked = len(engine_log.asked)
     anew = {"dir": str(configure().sweep.dir), "resume": "false"}
@@ -123,7 +121,7 @@ def test_resume_false_begins_anew(configure: Configure, engine_log: Counting) ->
     assert tables_of(configure(), "a.2") == tables_of(configure())
 
 
-def test_a_point_that_fails_fails_alone_and_is_tried_again(configure: Configure, engine_log: Counting) -> None:
+def test_failed_point_fails_alone_and_is_retried(configure: Configure, engine_log: Counting) -> None:
     engine_log.refused = {(1, 1)}  # the second prompt of the first point after the control
     points = scaled(configure, 1.5, 2.0)
     runner = sweep(points)

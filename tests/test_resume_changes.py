@@ -37,7 +37,7 @@ def configure(configure: Configure) -> Configure:
     return partial(configure, engine={"name": "scripted"})
 
 
-def test_another_version_of_the_engine_is_not_mixed_in_unasked(
+def test_resume_with_another_engine_version_is_refused_unless_forced(
     configure: Configure, engine_log: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine_log.interrupt_after = 8
@@ -53,7 +53,7 @@ def test_another_version_of_the_engine_is_not_mixed_in_unasked(
     assert (asked, len(engine_log.asked)) == (8, 12)
 
 
-def test_a_damaged_record_is_generated_again_and_nothing_else(configure: Configure, engine_log: Counting) -> None:
+def test_only_a_damaged_record_is_generated_again(configure: Configure, engine_log: Counting) -> None:
     engine_log.interrupt_after = 8
     points = scaled(configure, 1.5, 2.0)
     with pytest.raises(KeyboardInterrupt):
@@ -70,7 +70,7 @@ def test_a_damaged_record_is_generated_again_and_nothing_else(configure: Configu
     assert len(engine_log.asked) == 12 + 1
 
 
-def test_a_moved_folder_is_used_where_it_is(
+def test_moved_folder_is_used_at_its_new_place(
     configure: Configure, engine_log: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))  # a process keeps the value of its first sweep
@@ -112,7 +112,7 @@ def test_results_are_published_to_another_tracker_without_generating(
     assert len(engine_log.asked) == asked
 
 
-def test_points_of_changed_prompts_take_the_place_of_the_old_ones(
+def test_points_of_changed_prompts_replace_the_old_ones(
     configure: Configure, engine_log: Counting, tmp_path: Path
 ) -> None:
     file = tmp_path / "prompts.jsonl"
@@ -183,7 +183,7 @@ def test_points_that_are_the_same_in_two_batches_are_run_once(
     assert len(engine_log.asked) == 3 and len(runs_of(configure())) == 3
 
 
-def test_a_damaged_archive_is_made_again(configure: Configure, engine_log: Counting, tmp_path: Path) -> None:
+def test_damaged_archive_is_rebuilt(configure: Configure, engine_log: Counting, tmp_path: Path) -> None:
     points = scaled(configure, 2.0)
     before = sweep(points)
     asked = len(engine_log.asked)

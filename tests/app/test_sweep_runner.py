@@ -99,7 +99,7 @@ def test_prompts_edited_between_batches_are_generated_and_journaled_as_first_rea
     assert Journal(configure().sweep.root / "journal").read(edited.fingerprint).entries == {}
 
 
-def test_a_template_that_reads_the_clock_has_one_date_for_a_sweep_and_another_for_the_next(
+def test_template_date_is_fixed_within_a_sweep_and_new_in_the_next(
     configure: Configure, tiny: Path, tmp_path: Path, scripted: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(tiny, tmp_path / "model")

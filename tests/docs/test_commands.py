@@ -122,7 +122,7 @@ def test_every_command_is_run_or_listed() -> None:
     assert not unknown, "run them, or add them to NOT_RUN with the reason"
 
 
-def test_what_is_listed_is_there() -> None:
+def test_listed_exceptions_occur_in_the_docs() -> None:
     texts = [" ".join(command.words) for command in commands()]
     assert [start for start in NOT_RUN if not any(text.startswith(start) for text in texts)] == []
     every = " ".join(texts)

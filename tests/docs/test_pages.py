@@ -35,7 +35,7 @@ GENERATED = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)  # their w
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
-def test_readme_takes_two_minutes() -> None:
+def test_readme_is_short() -> None:
     text = README.read_text(encoding="utf-8")
     assert text.count("\n") <= README_LINES
     assert len(text.split()) <= README_WORDS
@@ -47,7 +47,7 @@ def test_a_page_is_short(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", pages()[1:], ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_page_begins_with_a_title_and_soon_has_something_to_paste(page: Path) -> None:
+def test_page_begins_with_a_title_and_a_command(page: Path) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("# ")
     first = next(number for number, line in enumerate(lines) if line.startswith("```"))
@@ -109,7 +109,7 @@ def test_generated_pages_are_current() -> None:
         assert script.updated(path) == path.read_text(encoding="utf-8"), "run scripts/docs/update_docs.py"
 
 
-def test_the_table_of_architectures_has_a_place() -> None:
+def test_page_has_the_table_of_architectures() -> None:
     text = docs_script("update_docs").ARCHITECTURES.read_text(encoding="utf-8")
     assert "<!-- architectures -->" in text and "| `llama` |" in text
 

@@ -84,9 +84,7 @@ def remote(served: VLLMServer, connect: Callable[..., Engine]) -> Engine:
 
 
 @pytest.mark.parametrize("kind", SAMPLINGS)
-def test_answers_are_those_of_the_offline_engine(
-    remote: Engine, engine: Engine, table: EmbeddingTable, kind: str
-) -> None:
+def test_answers_equal_the_offline_engines(remote: Engine, engine: Engine, table: EmbeddingTable, kind: str) -> None:
     """Texts, token ids, finish reasons and log-probabilities, to the last bit."""
     asked = requests(table, SAMPLINGS[kind])
     expected = answers(engine, asked)
@@ -96,7 +94,7 @@ def test_answers_are_those_of_the_offline_engine(
     assert answers(remote, by_ids) == answers(engine, by_ids) != expected
 
 
-def test_forced_answers_have_the_log_probabilities_of_the_offline_engine(
+def test_log_probabilities_of_forced_answers_equal_the_offline_engines(
     remote: Engine, engine: Engine, table: EmbeddingTable
 ) -> None:
     forced = (9, 200, 31, 77)
@@ -112,7 +110,7 @@ def test_forced_answers_have_the_log_probabilities_of_the_offline_engine(
         assert len(generation.scored) == request.scored
 
 
-def test_a_whole_sweep_is_that_of_the_offline_engine(
+def test_whole_sweep_equals_the_offline_engines(
     served: VLLMServer, configure: Configure, on_shared_engine: Engine, tmp_path: Path
 ) -> None:
     """Every column of the table, scores among them."""
@@ -130,7 +128,7 @@ def test_a_whole_sweep_is_that_of_the_offline_engine(
     assert len(written) > 5 and not any(VLLM_KEY.encode() in content for content in written)
 
 
-def test_the_server_forgets_an_abandoned_stream(remote: Engine, served: VLLMServer, table: EmbeddingTable) -> None:
+def test_abandoned_stream_is_aborted_on_the_server(remote: Engine, served: VLLMServer, table: EmbeddingTable) -> None:
     expected = answers(remote, requests(table))
     long = [replace(r, key=(r.key, i)) for i in range(5) for r in requests(table, replace(GREEDY, max_tokens=200))]
     before = served.metric(FINISHED, AT_LENGTH)
@@ -219,7 +217,7 @@ def test_every_request_is_answered_through_a_disturbed_connection(
     assert pauses == [(0, 1.0 if fault in (429, 503) else None)] * 12
 
 
-def test_a_request_at_which_the_server_fails_again_and_again_fails_alone(
+def test_request_with_repeated_server_errors_fails_alone(
     served: VLLMServer, connect: Callable[..., Engine], table: EmbeddingTable
 ) -> None:
     with disturbing(served.url, lambda body: 500 if b'"seed": 13' in body else None) as proxy:

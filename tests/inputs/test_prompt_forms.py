@@ -14,19 +14,19 @@ from sweep.inputs import prompts
 from sweep.inputs.config import PromptsConfig
 
 
-def test_the_system_message_goes_before_messages_too() -> None:
+def test_configured_system_message_is_put_before_messages() -> None:
     [prompt] = read({"messages": [USER]}, system="Be a pirate.")
     assert prompt.messages == ({"role": "system", "content": "Be a pirate."}, USER)
     assert summary({"messages": [USER]}, "Hi", system="x") == "2 prompts, 0 with references, 2 with a system message"
 
 
 @pytest.mark.parametrize("entry", [{"prompt": "Hi"}, {"messages": [{"role": "user", "content": "Hi"}]}])
-def test_an_entry_brings_its_own_system_message(entry: dict[str, Any]) -> None:
+def test_system_message_of_an_entry_overrides_the_configured_one(entry: dict[str, Any]) -> None:
     [prompt] = read(entry | {"system": "Be kind."})
     assert prompt.messages == (SYSTEM, {"role": "user", "content": "Hi"})
 
 
-def test_an_empty_system_message_is_one_where_it_was_asked_for() -> None:
+def test_configured_empty_system_message_is_kept() -> None:
     [prompt] = read("Hi", system="")
     assert prompt.messages == ({"role": "system", "content": ""}, {"role": "user", "content": "Hi"})
     assert read({"prompt": "Hi", "system": ""})[0].messages == ({"role": "user", "content": "Hi"},)  # an empty column
@@ -43,7 +43,7 @@ def test_an_empty_system_message_is_one_where_it_was_asked_for() -> None:
         ({"prompt": "x", "tools": [TOOL]}, {"chat": False}, "has tools, but prompts.chat=false"),
     ],
 )
-def test_what_cannot_be_sent_is_refused(entry: Any, config: dict[str, Any], message: str) -> None:
+def test_entries_that_cannot_be_sent_are_refused(entry: Any, config: dict[str, Any], message: str) -> None:
     found = refusal(entry, **config)
     assert found.startswith("prompts.items[0]: has ") and message in found
 
@@ -74,7 +74,7 @@ def test_tools_calls_and_ids_are_kept() -> None:
     assert read({"prompt": "Hi", "tools": json.dumps([TOOL])})[0].tools == (TOOL,)
 
 
-def test_a_last_answer_is_left_out_and_is_the_reference() -> None:
+def test_last_assistant_message_becomes_the_reference() -> None:
     [prompt] = read({"messages": [USER, ANSWER]})
     assert (prompt.messages, prompt.references, prompt.text) == ((USER,), ("Tokyo.",), "Capital of Japan?")
     assert summary({"messages": [USER, ANSWER]}) == "1 prompt, 1 with references, last answer taken as reference for 1"
@@ -89,7 +89,7 @@ def test_a_last_answer_is_left_out_and_is_the_reference() -> None:
     assert "ends with two assistant messages" in refusal({"messages": [USER, ANSWER, ANSWER]})
 
 
-def test_a_prompt_beside_messages_is_mentioned_or_contradicts_them() -> None:
+def test_prompt_next_to_messages_is_ignored_or_refused() -> None:
     entry = {"prompt": "Capital of Japan?", "prompt_id": "a1", "messages": [USER, ANSWER]}
     assert summary(entry) == (
         "1 prompt, 1 with references, last answer taken as reference for 1, not used: prompt_id, prompt"
@@ -107,7 +107,7 @@ def test_texts_in_parts_are_joined() -> None:
     )
 
 
-def test_a_prompt_may_be_messages() -> None:
+def test_list_of_messages_as_prompt_is_read() -> None:
     [prompt] = read({"prompt": [SYSTEM, USER], "answer": "Tokyo"}, reference_key="answer")
     assert (prompt.messages, prompt.references) == ((SYSTEM, USER), ("Tokyo",))
     [verl] = read({"prompt": [USER], "reward_model": {"style": "rule", "ground_truth": "12"}, "ability": "math"})
@@ -145,7 +145,7 @@ def test_lm_eval_samples() -> None:
     assert read(generated, prompt_key="doc.question", reference_key="target")[0].text == "8+4?"
 
 
-def test_advice_does_not_lead_in_a_circle() -> None:
+def test_advice_never_suggests_another_refused_setting() -> None:
     assert refusal({"messages": [USER], "prompt": "Other"}) == (
         "prompts.items[0]: has messages, and under 'prompt' a text that is not among them. Rename or remove one of "
         "the two."

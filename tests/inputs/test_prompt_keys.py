@@ -33,7 +33,7 @@ from prompt_entries import TOOL, USER, read, refusal, summary
         ({"prompt": "x", "system": 7}, "'system' must be the text of the system message; got the number 7"),
     ],
 )
-def test_errors_say_what_was_found(entry: Any, message: str) -> None:
+def test_error_messages_name_what_was_found(entry: Any, message: str) -> None:
     found = refusal(entry)
     assert found.startswith("prompts.items[0]: ") and message in found
 
@@ -83,19 +83,19 @@ def test_only_likely_typos_are_refused(entry: dict[str, Any], meant: str | None)
         assert summary(entry).endswith(f", not used: {key}")
 
 
-def test_a_mistyped_reference_can_be_meant() -> None:
+def test_unusual_reference_key_can_be_configured() -> None:
     assert "set prompts.reference_key=references" in refusal({"prompt": "x", "references": ["y"]})
     assert read({"prompt": "x", "references": ["y"]}, reference_key="references")[0].references == ("y",)
     assert read({"prompt": "x", "reference": "y", "references": ["z"]})[0].references == ("y",)
 
 
-def test_other_keys_are_counted() -> None:
+def test_unused_keys_are_listed_in_the_summary() -> None:
     entry = {"prompt": "x", "idx": 1, "prompt_id": "a", "source": "web", "value": 3.5}
     assert summary(entry) == "1 prompt, 0 with references, not used: idx, prompt_id, source, value"
 
 
 @pytest.mark.parametrize("option", ["prompt_key", "reference_key", "id_key"])
-def test_keys_that_no_entry_has_are_refused(option: str) -> None:
+def test_configured_keys_missing_in_all_entries_are_refused(option: str) -> None:
     entries = [{"prompt": "x", "answer": "a"}, {"prompt": "y"}]
     found = refusal(*entries, **{option: "answr"})
     expected = f"prompts.{option}: no entry of prompts.items has 'answr' (keys: prompt, answer)."
@@ -103,7 +103,7 @@ def test_keys_that_no_entry_has_are_refused(option: str) -> None:
     assert read({"prompt": "x", "answer": None}, reference_key="answer")[0].references == ()
 
 
-def test_nan_is_none() -> None:
+def test_nan_is_read_as_null() -> None:
     nan = float("nan")
     assert read({"prompt": "x", "reference": nan, "id": nan, "system": nan, "values": nan}) == read({"prompt": "x"})
     assert "'prompt' nor messages" in refusal({"prompt": nan})
@@ -114,18 +114,18 @@ def test_nan_is_none() -> None:
     ("reference", "expected"),
     [(12.0, "12"), (12, "12"), (12.5, "12.5"), ("12.0", "12.0"), (1e300, "1e+300"), (-0.0, "0")],
 )
-def test_numbers_are_written_short(reference: Any, expected: str) -> None:
+def test_whole_numbers_are_written_without_decimals(reference: Any, expected: str) -> None:
     [prompt] = read({"prompt": "{a}", "reference": reference, "values": {"a": reference}, "id": reference})
     assert (prompt.references, prompt.text, prompt.id) == ((expected,), expected, expected)
 
 
 @pytest.mark.parametrize("reference", [True, float("inf"), "", " ", {}, [["a"]], [None], b"x", [True]])
-def test_what_is_no_reference_is_refused(reference: Any) -> None:
+def test_invalid_reference_is_refused(reference: Any) -> None:
     assert "'reference' must be a string or a list of strings" in refusal({"prompt": "x", "reference": reference})
 
 
 @pytest.mark.parametrize("name", [True, "", ["a"]])
-def test_what_is_no_id_is_refused(name: Any) -> None:
+def test_invalid_id_is_refused(name: Any) -> None:
     assert "'id' must be a string or a number" in refusal({"prompt": "x", "id": name})
 
 
@@ -141,7 +141,7 @@ def test_values_fill_all_placeholders_or_are_refused() -> None:
     assert read({"prompt": "{a}, x^{2}", "values": {"a": "b"}})[0].text == "b, x^{2}"
 
 
-def test_a_placeholder_that_other_entries_fill_is_refused_where_nothing_fills_it() -> None:
+def test_unfilled_placeholder_is_refused_if_other_entries_fill_it() -> None:
     filled, bare = {"prompt": "In {country}?", "values": {"country": "Peru"}}, {"prompt": "To {country}?"}
     message = (
         "prompts.items[{}]: no value for {{country}}, which has one in other entries. Add it to 'values', or declare "

@@ -54,7 +54,7 @@ def shard_here(sweep_here: SweepHere, monkeypatch: pytest.MonkeyPatch, capfd: py
     return run
 
 
-def test_a_shard_that_another_worker_takes_over_stops(
+def test_shard_stops_if_another_worker_takes_it_over(
     sweep_here: SweepHere, shard_here: ShardHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
     plan = tmp_path / "plan"
@@ -114,7 +114,7 @@ def test_shards_called_by_a_scheduler_publish_to_a_server(
     assert generations(outputs) == generations(whole)
 
 
-def test_what_changed_since_it_was_planned_is_refused(
+def test_inputs_changed_after_planning_are_refused(
     sweep_here: SweepHere, shard_here: ShardHere, tmp_path: Path
 ) -> None:
     (tmp_path / "prompts.txt").write_text("Hi\nHo\n")
@@ -125,7 +125,7 @@ def test_what_changed_since_it_was_planned_is_refused(
     assert "cannot be read" in shard_here("nowhere", 0, code=2)
 
 
-def test_nothing_is_planned_or_generated_beside_a_shard_at_work(
+def test_sweep_is_held_while_a_shard_runs(
     sweep_here: SweepHere, shard_here: ShardHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every launcher. Shards of a replaced plan are not started any more."""

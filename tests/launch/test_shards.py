@@ -125,7 +125,7 @@ def test_the_failures_of_all_shards_count(
     assert statuses_of(tmp_path / "outputs") == {"FINISHED": 1, "FAILED": 7}
 
 
-def test_a_control_that_cannot_be_scored_is_compared_with_all_the_same(
+def test_points_are_compared_with_a_control_whose_scoring_fails(
     sweep_here: SweepHere,
     tmp_path: Path,
     picky_scorer: Callable[[bool], tuple[str, ...]],
@@ -172,7 +172,7 @@ def test_workers_with_vllm(sweep_here: SweepHere, tmp_path: Path, vllm_whole: Pa
 
 
 @pytest.mark.slow
-def test_workers_end_with_their_head_and_the_same_command_goes_on(
+def test_workers_end_with_the_coordinator_and_the_sweep_resumes(
     tiny: Path, tmp_path: Path, sweep_here: SweepHere
 ) -> None:
     outputs, gate = tmp_path / "outputs", Gate(tmp_path, after=5)

@@ -53,7 +53,7 @@ def test_the_stored_table_fits_the_terminal_that_it_is_printed_in(tmp_path: Path
     ]
 
 
-def test_a_file_has_room_for_all_columns() -> None:
+def test_output_to_a_file_has_all_columns() -> None:
     terminal, text = Terminal(), io.StringIO()
     terminal._out = Console(file=text, width=200, highlight=False)
     rows = [["p" * 150, *["0.123 [0.1, 0.2]"] * 4]]
@@ -79,7 +79,7 @@ WHOLE: dict[str, Any] = {"title": "1 point", "columns": COLUMNS, "rows": ROWS, "
         "[" * 100_000,
     ],
 )
-def test_a_damaged_summary_is_none(tmp_path: Path, text: str) -> None:
+def test_damaged_summary_is_ignored(tmp_path: Path, text: str) -> None:
     assert load_summary(tmp_path) is None
     Summary(**WHOLE).save(tmp_path)
     assert load_summary(tmp_path) is not None
@@ -87,7 +87,7 @@ def test_a_damaged_summary_is_none(tmp_path: Path, text: str) -> None:
     assert load_summary(tmp_path) is None
 
 
-def test_a_pipe_in_place_of_the_summary_is_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_in_place_of_the_summary_is_ignored(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "summary.json")
     reader = Thread(target=load_summary, args=[tmp_path], daemon=True)
     reader.start()
@@ -131,7 +131,7 @@ def test_a_folder_in_a_printed_command_is_quoted(configure: Configure, tmp_path:
 
 
 @pytest.mark.usefixtures("own_plugin")
-def test_without_a_readable_summary_the_table_is_made_anew(configure: Configure, tmp_path: Path) -> None:
+def test_table_is_recomputed_without_a_readable_summary(configure: Configure, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(WHOLE | {"columns": 5}))
     text = reported(configure(), tmp_path, compared(configure), True, Terminal())
     assert "3 points; mean over prompts" in text and "Charts: http" in text
@@ -149,7 +149,7 @@ def test_a_sweep_whose_points_all_failed_is_printed_and_stored(configure: Config
     assert reported(config, tmp_path, Comparison(failed), True, Terminal()) == text
 
 
-def test_control_characters_are_written_out() -> None:
+def test_control_characters_in_a_summary_are_escaped() -> None:
     evil = "a\x1b[31mb\rc\u202ed\x9be"
     summary = Summary(evil, ["point", evil], [[evil + "\n", evil]], [evil], [])
     text = printed(summary, 200)

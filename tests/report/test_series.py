@@ -93,7 +93,7 @@ def test_a_falling_curve_is_not_averaged_with_a_flat_one(configure: Configure) -
     ]
 
 
-def test_each_series_is_said_drawn_and_tabulated(configure: Configure) -> None:
+def test_each_series_is_reported_drawn_and_tabulated(configure: Configure) -> None:
     comparison = two_spans(configure)
     said = list(response_findings(comparison))
     assert said[0].startswith(
@@ -211,13 +211,13 @@ def test_a_series_without_a_finding_is_named_only_next_to_one_with_a_finding(
     assert [line.split(":")[0] for line in response_findings(comparison)] == said
 
 
-def test_an_axis_of_words_has_no_series(configure: Configure) -> None:
+def test_text_axis_has_no_series(configure: Configure) -> None:
     comparison = swept(configure, [({"transform.span": "all"}, 0.1), ({"transform.span": "content"}, 0.8)])
     assert comparison.series == [] and list(response_findings(comparison)) == []
     assert responses(laid_out(comparison)) == []
 
 
-def test_seeds_are_pooled_and_that_is_said(configure: Configure) -> None:
+def test_pooled_seeds_are_reported(configure: Configure) -> None:
     def noise(axes: Axes) -> dict[str, Any]:
         return {"transform": {"name": "noise", "sigma": axes["transform.sigma"]}, "seed": int(axes["seed"])}
 
@@ -255,7 +255,7 @@ def test_q_values_are_over_all_points_of_all_series(configure: Configure) -> Non
     ] * 4
 
 
-def test_an_axis_that_changes_the_control_has_lines_and_no_thresholds(configure: Configure) -> None:
+def test_axis_that_changes_the_control_has_no_thresholds(configure: Configure) -> None:
     def sampled(axes: Axes, transform: dict[str, Any]) -> SweepConfig:
         return configure(transform=transform, sampling={"max_tokens": int(axes["sampling.max_tokens"])})
 

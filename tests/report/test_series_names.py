@@ -10,7 +10,7 @@ from sweep.points.point import Value
 from sweep.report.series import TreatedPoint, find_series, names
 
 
-def test_series_that_are_named_alike_are_told_apart() -> None:
+def test_series_with_equal_names_are_numbered() -> None:
     entries = [
         TreatedPoint(i, {"t.a": a, "t.b": b}, 0) for i, (a, b) in enumerate(product((1.0, 2.0), (0.3, 0.1 + 0.2)))
     ]

@@ -45,9 +45,7 @@ def own_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ([], None, []),
     ],
 )
-def test_the_primary_measure_and_the_users_own_come_first(
-    quality: list[str], primary: str | None, expected: list[str]
-) -> None:
+def test_primary_and_custom_measures_are_first(quality: list[str], primary: str | None, expected: list[str]) -> None:
     assert ScoringConfig(quality=quality, primary=primary).first == expected
 
 
@@ -124,14 +122,14 @@ def test_all_first_measures_are_shown_and_others_fill_up() -> None:
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 6, 12, 20])
-def test_no_test_gives_less_than_the_smallest_p(prompts: int) -> None:
+def test_no_test_is_below_the_smallest_p(prompts: int) -> None:
     assert permutation_p(np.full((1, prompts), 0.5))[0] == pytest.approx(smallest_p(prompts))
     assert mcnemar_p(np.zeros((1, prompts)), np.ones(prompts))[0] == pytest.approx(smallest_p(prompts))
     assert smallest_p(0) == 1
 
 
 @pytest.mark.usefixtures("own_plugin")
-def test_a_mark_that_cannot_come_is_explained(configure: Configure) -> None:
+def test_impossible_significance_is_explained(configure: Configure) -> None:
     """Six comparisons of quality need p < 0.0083 each; 2^-7 is the first power of two below that."""
     few = compared(configure, prompts=5)
     assert not few.differences[1]["quality/chrf"].significant
@@ -148,7 +146,7 @@ def test_a_mark_that_cannot_come_is_explained(configure: Configure) -> None:
     assert list(power_notes(compared(configure, prompts=8))) == []
 
 
-def test_a_wrong_answer_of_the_control_cannot_be_lost(configure: Configure) -> None:
+def test_prompts_that_the_control_fails_cannot_be_lost(configure: Configure) -> None:
     control = Point(configure(), is_control=True)
     point = Point(configure(transform={"name": "scale", "factor": 2.0}), (("transform.factor", 2.0),))
     values = {"quality/exact_match": [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]}

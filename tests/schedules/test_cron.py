@@ -33,7 +33,7 @@ def test_cron_accepts_the_table(path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_percent_signs_are_escaped_from_cron_and_there_are_none_for_scrontab() -> None:
+def test_percent_signs_are_escaped_in_crontabs_only() -> None:
     for path in CRONTABS[:2]:
         assert re.findall(r"(?<!\\)%", entry(path)) == []
     assert "%" not in entry(SCHEDULE / "scrontab")
@@ -51,7 +51,7 @@ def test_percent_signs_are_escaped_from_cron_and_there_are_none_for_scrontab() -
         ("2026-07-15 02:29:58", False),
     ],
 )
-def test_cron_runs_it_in_the_hour_of_the_zone(checkout: Path, tmp_path: Path, clock: str, begins: bool) -> None:
+def test_cron_starts_the_sweep_at_the_zones_hour(checkout: Path, tmp_path: Path, clock: str, begins: bool) -> None:
     """The real daemon, on the real table, with a clock (in UTC) of ours."""
     home, spool, empty, state, shared = (tmp_path / name for name in ("home", "spool", "empty", "run", "shm"))
     for folder in (home, spool / "crontabs", empty, state, shared):
@@ -88,7 +88,7 @@ def test_cron_runs_it_in_the_hour_of_the_zone(checkout: Path, tmp_path: Path, cl
 
 @needs("flock")
 @pytest.mark.parametrize("path", CRONTABS[:2], ids=lambda path: path.name)
-def test_a_night_that_still_works_is_not_joined(checkout: Path, path: Path) -> None:
+def test_second_start_during_a_run_does_nothing(checkout: Path, path: Path) -> None:
     command = entry(path).split(maxsplit=5)[5].replace("\\%", "%")
     bin_ = checkout / "bin"
     bin_.mkdir()
@@ -124,7 +124,7 @@ def test_a_night_that_still_works_is_not_joined(checkout: Path, path: Path) -> N
         assert "failed; see sweep/outputs/logs" in done.stdout
 
 
-def test_slurm_is_told_the_same_by_both_ways() -> None:
+def test_batch_script_and_scrontab_have_equal_options() -> None:
     """Options that bound and protect, in the batch script and in scrontab's table."""
     tables = {}
     for word, file in (("#SBATCH", "nightly.sbatch"), ("#SCRON", "scrontab")):

@@ -49,7 +49,7 @@ def test_every_job_has_bounds_and_none_overlaps() -> None:
     assert three < job(jobs()["shards/cronjob.yaml"])["activeDeadlineSeconds"]
 
 
-def test_failed_pods_are_treated_by_the_sweeps_exit_codes() -> None:
+def test_pod_failure_policy_follows_exit_codes() -> None:
     assert SweepError.exit_code == 1 and set(CODES.values()) >= {130, 143}
     for file, document in jobs().items():
         if file == "shards/cronjob.yaml":  # the driver's pod; run has sense enough of them
@@ -64,7 +64,7 @@ def test_failed_pods_are_treated_by_the_sweeps_exit_codes() -> None:
         assert actions == {ConfigError.exit_code: "FailJob", SweepHeld.exit_code: held}, "the others count as tries"
 
 
-def test_commands_files_and_volumes_of_the_manifests_are_there() -> None:
+def test_commands_files_and_volumes_of_manifests_exist() -> None:
     claims = {d["metadata"]["name"] for _, d in manifests() if d["kind"] == "PersistentVolumeClaim"}
     maps = {d["metadata"]["name"]: d["data"] for _, d in manifests() if d["kind"] == "ConfigMap"}
     for file, document in jobs().items():
@@ -86,7 +86,7 @@ def test_commands_files_and_volumes_of_the_manifests_are_there() -> None:
         assert pod(document)["securityContext"]["runAsNonRoot"] is True
 
 
-def test_the_shards_are_those_of_the_plan() -> None:
+def test_work_job_has_the_plans_shards() -> None:
     plan, work = jobs()["shards/plan.yaml"], jobs()["shards/work.yaml"]
     given = dict(argument.split("=", 1) for argument in container(plan)["command"] if "=" in argument)
     assert job(work)["completionMode"] == "Indexed" and job(work)["completions"] == int(given["hydra.launcher.shards"])
@@ -141,7 +141,7 @@ else:
         ((0, 0, 0), {"plan": "1", "work": "working"}, 75, ""),
     ],
 )
-def test_plan_work_and_finish_follow_each_other(
+def test_plan_work_and_finish_run_in_order(
     tmp_path: Path, codes: tuple[int, int, int], there: dict[str, str], ends: int, performed: str
 ) -> None:
     cluster, tools = tmp_path / "cluster", tmp_path / "bin"

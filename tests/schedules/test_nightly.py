@@ -37,7 +37,7 @@ SHELL = [SCHEDULE / "nightly", SCHEDULE / "nightly.sbatch", SCHEDULE / "kubernet
         (3, "Failed"),
     ],
 )
-def test_exit_codes_are_kept_and_only_what_went_wrong_is_told(checkout: Path, code: int, says: str) -> None:
+def test_exit_codes_are_kept_and_only_failures_are_reported(checkout: Path, code: int, says: str) -> None:
     done = nightly(checkout, "a=1,2", "b='x y'", "c=100%", code=code)
     assert done.returncode == code and done.stdout == ""
     [log] = logs(checkout)
@@ -50,7 +50,7 @@ def test_exit_codes_are_kept_and_only_what_went_wrong_is_told(checkout: Path, co
         assert done.stderr == ""
 
 
-def test_logs_are_dated_in_the_zone_asked_for(checkout: Path) -> None:
+def test_logs_are_dated_in_the_configured_time_zone(checkout: Path) -> None:
     for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):  # 25 hours apart
         assert nightly(checkout, SWEEP_TZ=zone).returncode == 0
     earlier, later = logs(checkout)
@@ -64,7 +64,7 @@ def test_logs_are_dated_in_the_zone_asked_for(checkout: Path) -> None:
     assert len(logs(checkout)) == 2
 
 
-def test_two_that_begin_at_once_have_a_log_each(checkout: Path) -> None:
+def test_runs_of_the_same_second_have_separate_logs(checkout: Path) -> None:
     """With a clock that stands still."""
     (checkout / "bin").mkdir()
     date = checkout / "bin" / "date"
@@ -96,17 +96,17 @@ def test_arguments_from_a_file(checkout: Path) -> None:
     assert missing.returncode == 2 and "@nowhere cannot be read" in missing.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_a_wrong_configuration(checkout: Path) -> None:
+def test_unwritable_folder_exits_with_2(checkout: Path) -> None:
     (checkout / "file").write_text("")
     assert nightly(checkout, "sweep.dir=file/x").returncode == 2
 
 
-def test_a_run_in_progress_can_be_called_a_success(checkout: Path) -> None:
+def test_exit_code_of_a_run_in_progress_can_be_0(checkout: Path) -> None:
     assert nightly(checkout, code=75, SWEEP_HELD="0").returncode == 0
     assert nightly(checkout, code=1, SWEEP_HELD="0").returncode == 1
 
 
-def test_a_bound_on_time(checkout: Path) -> None:
+def test_time_limit_ends_the_sweep(checkout: Path) -> None:
     (checkout / "scripts" / "slow").touch()
     began = time.monotonic()
     done = nightly(checkout, SWEEP_LIMIT="1s")
@@ -116,7 +116,7 @@ def test_a_bound_on_time(checkout: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
 @pytest.mark.parametrize("limit", ["", "1h"])
-def test_a_signal_reaches_the_sweep_and_is_waited_for(checkout: Path, number: signal.Signals, limit: str) -> None:
+def test_signals_are_forwarded_and_the_sweep_is_awaited(checkout: Path, number: signal.Signals, limit: str) -> None:
     (checkout / "scripts" / "slow").touch()
     process = subprocess.Popen(
         [checkout / "scripts" / "schedule" / "nightly"],
@@ -139,7 +139,7 @@ def test_a_signal_reaches_the_sweep_and_is_waited_for(checkout: Path, number: si
 
 
 @pytest.mark.slow
-def test_a_real_sweep_and_the_night_after_it(checkout: Path) -> None:
+def test_second_night_starts_no_engine(checkout: Path) -> None:
     stand_in = checkout / "scripts" / "sweep"
     stand_in.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sweep "$@"\n')
     sweep = ["transform=scale", "transform.factor=1.5", "prompts.limit=2", "sampling.max_tokens=4"]
@@ -152,7 +152,7 @@ def test_a_real_sweep_and_the_night_after_it(checkout: Path) -> None:
     assert wrong.returncode == 2 and "Did you mean 'scale'?" in wrong.stderr
 
 
-def test_scripts_are_clean() -> None:
+def test_scripts_pass_shellcheck() -> None:
     for script in SHELL:
         assert os.access(script, os.X_OK) or script.suffix == ".sbatch"
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")

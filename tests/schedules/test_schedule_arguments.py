@@ -25,7 +25,7 @@ def launcher_arguments() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("source", ["arguments", "ConfigMap"])
-def test_what_is_swept_is_a_right_configuration(
+def test_scheduled_arguments_are_a_valid_configuration(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     text = (SCHEDULE / "arguments").read_text()
@@ -39,7 +39,7 @@ def test_what_is_swept_is_a_right_configuration(
     assert "9 points" in capfd.readouterr().out
 
 
-def test_the_launchers_have_the_keys_that_are_given_to_them() -> None:
+def test_scheduled_launcher_keys_exist() -> None:
     given = {where: arguments for where, arguments in launcher_arguments().items() if arguments}
     chosen = {where: arguments[0].removeprefix("hydra/launcher=") for where, arguments in given.items()}
     assert chosen == {"nightly.sbatch": "slurm", "sweep-plan": "plan"}

@@ -34,7 +34,7 @@ def test_systemd_accepts_the_units(checkout: Path, tmp_path: Path) -> None:
 
 
 @needs("systemd-analyze")
-def test_the_timer_says_when(tmp_path: Path) -> None:
+def test_timer_elapses_at_the_zones_hour(tmp_path: Path) -> None:
     [when] = re.findall(r"^OnCalendar=(.*)$", (SCHEDULE / "systemd" / "sweep-nightly.timer").read_text(), re.MULTILINE)
     assert when.endswith(" Europe/Berlin")
     for base, elapses in {
@@ -113,7 +113,7 @@ def _kill(group: Path) -> bool:
 @needs_root
 @needs("systemctl", "unshare")
 @pytest.mark.skipif(not SYSTEMD.exists(), reason=f"there is no {SYSTEMD}")
-def test_systemd_runs_it(checkout: Path, tmp_path: Path) -> None:
+def test_systemd_runs_the_service_and_the_timer(checkout: Path, tmp_path: Path) -> None:
     """A real service manager: which ends are failures, no second start, the end by stop and by time-out, the timer."""
     with systemd_user(checkout, tmp_path) as systemctl:
         checkout = tmp_path / "home" / "sweep"

@@ -58,25 +58,25 @@ def test_answers_come_back_exactly(kind: str, prompt: str, generation: Generatio
     assert repr(recovered) == repr(Recovered({(kind, prompt): entry}))  # repr, because NaN is not equal to itself
 
 
-def test_a_forced_answer_is_its_scores(journal: Journal) -> None:
+def test_forced_answer_is_stored_as_scores(journal: Journal) -> None:
     writer = journal.writer(HEADER)
     writer.append(identity(0), "own", "a", Generation("key", answer().completions, (-0.5, float("-inf"))))
     entry = journal.read(identity(0).fingerprint).entries["own", "a"]
     assert (entry.completions, entry.scored) == ((), (-0.5, float("-inf")))
 
 
-def test_what_was_never_written_is_empty(journal: Journal) -> None:
+def test_unwritten_fingerprint_is_empty(journal: Journal) -> None:
     assert journal.read(identity(0).fingerprint) == Recovered()
     assert journal.headers(identity(0).fingerprint) == []
 
 
-def test_the_identity_lies_beside_the_answers(root: Path) -> None:
+def test_identity_file_matches_the_fingerprint(root: Path) -> None:
     described = path_of(root, 0).parent / "identity.json"
     assert sha256(described.read_bytes()).hexdigest() == identity(0).fingerprint
     assert {path.name for path in described.parent.iterdir()} == {described.name, path_of(root, 0).name}
 
 
-def test_of_two_writers_the_first_file_counts_and_each_answer_knows_its_own(tmp_path: Path, journal: Journal) -> None:
+def test_first_of_two_writers_counts_with_its_header(tmp_path: Path, journal: Journal) -> None:
     for sweep in ("first", "second"):
         writer = journal.writer(HEADER | {"sweep": sweep})
         for prompt in ("shared", sweep):
@@ -108,7 +108,7 @@ def test_more_points_than_files_may_be_open(journal: Journal) -> None:
         assert (found.problems, found.torn) == ([], 0)
 
 
-def test_files_have_the_users_mode(journal: Journal, tmp_path: Path) -> None:
+def test_files_follow_the_umask(journal: Journal, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         journal.writer(HEADER).append(identity(0), "answer", "a", answer())

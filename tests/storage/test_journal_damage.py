@@ -31,7 +31,7 @@ def root(journal: Journal) -> Path:
     return three_answers(journal)
 
 
-def test_a_torn_last_line_is_dropped_without_a_word(root: Path, journal: Journal) -> None:
+def test_incomplete_last_line_is_ignored(root: Path, journal: Journal) -> None:
     path, fingerprint = path_of(root, 0), identity(0).fingerprint
     data = path.read_bytes()
     for cut in (1, 2, 40):
@@ -40,7 +40,7 @@ def test_a_torn_last_line_is_dropped_without_a_word(root: Path, journal: Journal
         assert (sorted(texts(found)), found.problems, found.torn) == ([("answer", "a"), ("answer", "b")], [], 1)
 
 
-def test_a_corrupt_line_is_reported_and_costs_its_own_answer_only(root: Path, journal: Journal) -> None:
+def test_corrupt_line_is_reported_and_others_are_read(root: Path, journal: Journal) -> None:
     path = path_of(root, 0)
     lines = path.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b"1000", b"1001")
@@ -59,7 +59,7 @@ def test_a_file_that_was_moved_to_another_point_is_not_accepted(root: Path, jour
     assert "0.jsonl, line 1: no valid header" in found.problems[0]
 
 
-def test_a_format_of_the_future_is_not_accepted(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newer_format_is_not_accepted(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as future:
         future.setattr(writer_module, "FORMAT", 2)
         journal.writer(HEADER).append(identity(0), "answer", "a", answer())
@@ -69,7 +69,7 @@ def test_a_format_of_the_future_is_not_accepted(journal: Journal, monkeypatch: p
     assert "line 1: unknown journal format 2, expected 1" in found.problems[0]
 
 
-def test_what_is_no_file_is_reported(root: Path, journal: Journal) -> None:
+def test_non_regular_files_are_reported(root: Path, journal: Journal) -> None:
     folder = path_of(root, 0).parent
     (folder / "folder.jsonl").mkdir()
     os.mkfifo(folder / "pipe.jsonl")
@@ -161,7 +161,7 @@ def damage(data: bytes, others: list[bytes], draw: st.DataObject) -> bytes:
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_no_damage_makes_reading_fail_or_a_wrong_answer_right(draw: st.DataObject) -> None:
+def test_damaged_files_never_yield_wrong_answers_or_exceptions(draw: st.DataObject) -> None:
     files, truth = written()
     damaged = dict(files)
     for key in draw.draw(st.lists(st.sampled_from(sorted(files)), min_size=1, max_size=4)):
@@ -182,7 +182,7 @@ def test_a_file_cut_at_any_byte_loses_its_end_only() -> None:
         assert problems == 0
 
 
-def test_any_flipped_bit_costs_at_most_the_lines_it_touches() -> None:
+def test_flipped_bit_loses_only_its_lines() -> None:
     (key, data), truth = sorted(written()[0].items())[0], written()[1]
     header_ends = data.index(b"\n")
     for at in range(0, len(data)):

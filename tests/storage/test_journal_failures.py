@@ -51,7 +51,7 @@ def start(root: Path, name: str, count: int) -> subprocess.Popen[str]:
     )
 
 
-def test_all_that_a_killed_writer_had_appended_is_there(tmp_path: Path, journal: Journal) -> None:
+def test_answers_of_a_killed_writer_are_kept(tmp_path: Path, journal: Journal) -> None:
     process = start(tmp_path / "journal", "killed", 10**9)
     assert process.stdout is not None
     said = [process.stdout.readline() for _ in range(100)]
@@ -111,7 +111,7 @@ def test_a_read_only_disk_is_an_error(small_disk: Path) -> None:
     assert texts(journal.read(identity(0).fingerprint)) == {("answer", "a"): "a"}
 
 
-def test_a_limit_in_the_middle_of_a_line_costs_that_line_only(journal: Journal) -> None:
+def test_failed_write_within_a_line_loses_only_that_line(journal: Journal) -> None:
     """Simulates a full disk where none can be mounted: a part of the line is written, then the write fails."""
     writer, n = journal.writer(HEADER), 0
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -131,7 +131,7 @@ def test_a_limit_in_the_middle_of_a_line_costs_that_line_only(journal: Journal) 
     assert (len(found.entries), found.problems, found.torn) == (n, [], 1)
 
 
-def test_a_folder_that_is_not_ones_own_is_an_error() -> None:
+def test_folder_without_permission_is_an_error() -> None:
     """Run as nobody if the user is root, who may read everything."""
     with TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal")
@@ -168,7 +168,7 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path: Path, journal: 
 
 @pytest.mark.parametrize("what", ["journal", "point", "file", "moved"])
 @pytest.mark.parametrize("then", ["append", "append elsewhere", "close"])
-def test_a_removal_midway_is_noticed(journal: Journal, tmp_path: Path, what: str, then: str) -> None:
+def test_journal_removed_while_in_use_is_an_error(journal: Journal, tmp_path: Path, what: str, then: str) -> None:
     writer = journal.writer(HEADER)
     writer.append(identity(0), "answer", "a", answer())
     path = path_of(tmp_path / "journal", 0)

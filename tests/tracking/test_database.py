@@ -77,7 +77,7 @@ def content(root: Path) -> dict[str, Any]:
     return {"history": history, "params": run.data.params, "tags": own, "files": files, "info": info}
 
 
-def test_one_transaction_leaves_what_single_calls_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_transaction_writes_what_single_calls_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for name, single in (("one", False), ("single", True)):
         if single:
@@ -97,7 +97,7 @@ def test_one_transaction_leaves_what_single_calls_leave(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("method", ["log_artifacts", "set_terminated"])
-def test_a_run_that_cannot_be_filled_was_never_there(
+def test_failed_transaction_leaves_no_run(
     tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     with monkeypatch.context() as broken:
@@ -109,7 +109,7 @@ def test_a_run_that_cannot_be_filled_was_never_there(
     assert [run.info.status for run in points(tmp_path)] == ["FAILED"]
 
 
-def test_other_tables_than_those_known_are_left_to_mlflow(
+def test_unknown_schema_is_written_through_mlflow(
     tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert database._has_known_schema()
@@ -122,7 +122,7 @@ def test_other_tables_than_those_known_are_left_to_mlflow(
     assert content(tmp_path / "other") == expected
 
 
-def test_a_transaction_is_seen_by_others_once_it_is_complete(
+def test_transactions_are_visible_only_when_complete(
     tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, terminate = [], MlflowClient.set_terminated
@@ -138,7 +138,7 @@ def test_a_transaction_is_seen_by_others_once_it_is_complete(
     assert seen == [[]] and len(points(tmp_path)) == 1
 
 
-def test_the_store_is_one_file_again_at_the_end(tmp_path: Path) -> None:
+def test_store_is_a_single_file_at_the_end(tmp_path: Path) -> None:
     tracker = Tracker(TrackingConfig(), tmp_path, "some")
     tracker.start("name", "sweep …", "seed: 0\n")
     tracker.publish(RECORD, TABLE, retry=False)
@@ -148,7 +148,7 @@ def test_the_store_is_one_file_again_at_the_end(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
 
 
-def test_a_reader_at_the_end_does_no_harm(tmp_path: Path) -> None:
+def test_open_reader_at_the_end_is_tolerated(tmp_path: Path) -> None:
     tracker = Tracker(TrackingConfig(), tmp_path, "some")
     tracker.start("name", "sweep …", "seed: 0\n")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as reader:

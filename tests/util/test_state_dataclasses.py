@@ -35,7 +35,7 @@ class Made:
         ([], False),
     ],
 )
-def test_a_dataclass_of_what_json_says(given: Any, taken: bool) -> None:
+def test_dataclass_is_built_from_json_of_matching_types(given: Any, taken: bool) -> None:
     if taken:
         assert state_files.build(Made, given) == Made(**given)
     else:
