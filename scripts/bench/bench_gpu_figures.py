@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from bench_gpu_nan import nan_check
 from bench_gpu_session import (
     Session,
     Values,
@@ -237,5 +238,6 @@ MEASURES: dict[str, tuple[Callable[[Session], Any], float]] = {  # with weights 
     "figure 3": (figure3, 2.0),
     "figure 5": (figure5, 3.0),
     "noise floor as a sweep reports it": (floor_of_a_sweep, 0.5),
+    "NaN check": (nan_check, 1.0),
     "profile": (profile, 0.7),
 }

@@ -5,6 +5,9 @@
     .venv/bin/python scripts/bench/chaos.py server --kills 10      # an MLflow server, stopped and restarted
     .venv/bin/python scripts/bench/chaos.py server --kills 10 --store postgresql://…
 
+Arguments after `--` are configuration overrides of all sweeps. On a GPU, where answers depend on the composition of a
+batch, answers can be compared only with `-- engine.batch_invariant=true`.
+
 Each sweep has 40 points and a control, with 16 prompts each, on the demo model. After a sweep, every point must be
 exactly one FINISHED run, and no run may be RUNNING. Every generation must equal that of an undisturbed sweep, and no
 flushed answer may have been generated again. The script prints a summary and exits with 1 if a check fails.
@@ -64,6 +67,7 @@ def main() -> int:
     parser.add_argument("--store", help="backend store of the MLflow server; default: an SQLite file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="working folder; default: a temporary folder")
+    parser.add_argument("overrides", nargs="*", help="configuration overrides of all sweeps, after --")
     options = parser.parse_args()
     began = time.monotonic()
     with _folder(options.folder) as folder:
@@ -155,7 +159,7 @@ class Chaos:
         factors = ",".join(f"{1 + i / 100:g}" for i in range(1, options.points + 1))
         command = [sys.executable, "-m", "sweep", "transform=scale", f"transform.factor={factors}"]
         command += ["prompts=demo_heldout", f"prompts.limit={options.prompts}"]
-        command += [f"sampling.max_tokens={options.tokens}", f"sweep.dir={root}", *extra]
+        command += [f"sampling.max_tokens={options.tokens}", f"sweep.dir={root}", *options.overrides, *extra]
         if options.scripted:
             command += ["plugins=[sweep.testing.scripted]", "engine=scripted", "engine.step_seconds=0.005"]
         root.mkdir(parents=True, exist_ok=True)

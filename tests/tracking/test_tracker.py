@@ -16,7 +16,7 @@ from point_records import RECORD, TABLE
 from sweep.config.schema import TrackingConfig
 from sweep.core.records import Table
 from sweep.errors import ConfigError, TrackingError
-from sweep.tracking import Closing, Tracker, limits
+from sweep.tracking import Closing, Tracker, limits, point_publishing
 
 DONE = replace(
     RECORD, parameters={"transform.factor": 2.0}, axes=(("transform.factor", 2.0),), metrics={"cost/requests": 3.0}
@@ -80,6 +80,7 @@ def test_first_error_of_a_failed_publication_is_reported(
     def refuse(reason: str) -> None:
         raise OSError(reason)
 
+    monkeypatch.setattr(point_publishing, "has_known_schema", lambda: False)
     monkeypatch.setattr(MlflowClient, "log_artifacts", lambda *_: refuse("no room"))
     monkeypatch.setattr(MlflowClient, "delete_run", lambda *_: refuse("no way back"))
     with pytest.raises(TrackingError, match="MLflow failed to publish the point factor=2: no room"):

@@ -26,6 +26,7 @@ class Connection:
     Owned by a `Tracker`.
 
     Attributes:
+        sweep_id: the sweep's id.
         links: links to the sweep's pages; None before the store is reached.
         traces: log of traces, if traces are enabled and the store is reached.
         place: store and experiment, without secrets; empty before the store is reached.
@@ -34,7 +35,7 @@ class Connection:
     """
 
     def __init__(self, config: TrackingConfig, root: Path, sweep_id: str) -> None:
-        self._config, self._root, self._sweep_id = config, root, sweep_id
+        self._config, self._root, self.sweep_id = config, root, sweep_id
         self._store: Store | None = None
         self.links: Links | None = None
         self.traces: Traces | None = None
@@ -54,7 +55,7 @@ class Connection:
         store = Store(self._config, self._root)
         with_traces = self._config.traces
         self.traces = Traces(store.uri, store.experiment) if with_traces else None
-        self.links = Links(store.address, store.experiment, self._sweep_id)
+        self.links = Links(store.address, store.experiment, self.sweep_id)
         # Part of the place: if traces are enabled later, points without traces are published again.
         # "sweep.dir" instead of its path, since the folder may be moved.
         at = "sweep.dir" if self.is_local else redact(store.uri)
@@ -84,7 +85,7 @@ class Connection:
 
     def search(self, condition: str, limit: int = 1000) -> list[Run]:
         """Return the sweep's runs that meet a condition in MLflow's filter syntax, the latest first."""
-        sweep = f"tags.`sweep.id` = '{self._sweep_id}'"
+        sweep = f"tags.`sweep.id` = '{self.sweep_id}'"
         return list(self.client.search_runs([self.experiment], f"{sweep} AND {condition}", max_results=limit))
 
     @contextmanager

@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,10 @@ from sweep.util import filesystems
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
+    from sqlalchemy import Table
 
 log = logging.getLogger(__name__)
 
-HISTORY = {"timestamp", "step", "is_nan"}  # additional columns of the tables of metrics
 JOURNAL_SECONDS = 1.0  # maximum wait for other users of the file; without the change, publishing is only slower
 
 
@@ -78,36 +76,20 @@ class Database:
                 self._local.session = None
                 session.commit = commit
 
-    def insert_first(self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param]) -> bool:
-        """Insert the first metrics and parameters of a run in this thread's transaction, one statement per table.
+    @property
+    def is_sql(self) -> bool:
+        """Whether the client has a SQL store, so that `transaction` and `insert` have an effect."""
+        return self._make is not None
 
-        MLflow's own call takes ten times as long: it looks for earlier values and creates an object per value.
+    def insert(self, rows_by_table: Sequence[tuple[Table, Sequence[Mapping[str, Any]]]]) -> None:
+        """Insert rows into tables, in order, in one transaction with a statement per table.
 
-        Args:
-            run_id: the run, which must not have metrics or parameters yet.
-            metrics: metrics with distinct keys.
-            params: parameters with distinct keys.
-
-        Returns:
-            Whether they were inserted. False outside a transaction, or if MLflow's tables have an unknown schema.
+        Raises:
+            MlflowException: the rows cannot be inserted.
         """
-        session = getattr(self._local, "session", None)
-        if session is None or not _has_known_schema():
-            return False
-        from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlParam
-
-        rows = []
-        for metric in metrics:
-            is_nan, value = self._store.sanitize_metric_value(metric.value)
-            row = {"run_uuid": run_id, "key": metric.key, "value": value, "is_nan": is_nan}
-            rows.append(row | {"timestamp": metric.timestamp, "step": metric.step})
-        session.flush()  # inserts the run, which the rows refer to
-        for table in (SqlMetric, SqlLatestMetric) if rows else ():
-            session.execute(table.__table__.insert(), rows)
-        if params:
-            param_rows = [{"run_uuid": run_id, "key": param.key, "value": param.value} for param in params]
-            session.execute(SqlParam.__table__.insert(), param_rows)
-        return True
+        with self._make(read_only=False) as session:
+            for table, rows in rows_by_table:
+                session.execute(table.insert(), list(rows))
 
     def enable_write_ahead_log(self) -> None:
         """Switch an SQLite file to write-ahead logging, where a commit waits for the disk only once.
@@ -130,15 +112,3 @@ class Database:
                 file.execute(f"PRAGMA journal_mode = {mode}")
         except sqlite3.Error as error:
             log.info("The journal mode of %s was not changed: %s", self._file, error)
-
-
-@cache
-def _has_known_schema() -> bool:
-    """Return whether the installed MLflow's tables have exactly the columns that `insert_first` fills."""
-    try:
-        from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlParam
-    except ImportError:
-        return False
-    value = {"run_uuid", "key", "value"}
-    expected = {SqlMetric: value | HISTORY, SqlLatestMetric: value | HISTORY, SqlParam: value}
-    return all(set(model.__table__.columns.keys()) == columns for model, columns in expected.items())

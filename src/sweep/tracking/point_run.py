@@ -6,7 +6,8 @@ import getpass
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,6 +30,31 @@ def create(at: Connection, record: PointRecord, tags: Mapping[str, str]) -> str:
         record: the point.
         tags: additional tags, such as the parent's id.
     """
+    name, started = limits.fit(record.name, limits.NAME), milliseconds(record.started)
+    run = at.client.create_run(at.experiment, started, tags_of(record, tags), run_name=name)
+    return str(run.info.run_id)
+
+
+def fill(at: Connection, run_id: str, record: PointRecord, table: Table) -> None:
+    """Log the point's files, metrics, parameters and traces, then end the run: FINISHED means complete."""
+    from mlflow.entities import Metric, Param
+
+    ended = milliseconds(record.ended)
+    write_files(record, table, partial(at.client.log_artifacts, run_id))
+    metrics = [Metric(key, value, ended, 0) for key, value in limits.unique_keys(metrics_of(record))]
+    at.client.log_batch(run_id, metrics, [Param(key, value) for key, value in parameters_of(record).items()])
+    if at.traces is not None:
+        at.traces.log(run_id, record, table)
+    at.client.set_terminated(run_id, status_of(record), ended)
+
+
+def status_of(record: PointRecord) -> str:
+    """Return the status of a point's complete run."""
+    return "FAILED" if record.error else "FINISHED"
+
+
+def tags_of(record: PointRecord, tags: Mapping[str, str]) -> dict[str, str]:
+    """Return all tags of a point's run: `tags`, the point's own, and MLflow's standard tags."""
     all_tags = {
         **tags,
         "mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}]),
@@ -38,26 +64,13 @@ def create(at: Connection, record: PointRecord, tags: Mapping[str, str]) -> str:
         **({"sweep.error": record.error} if record.error else {}),
         **source_tags(),
     }
-    fitting = {key: limits.fit(str(text), limits.TAG) for key, text in all_tags.items()}
-    name = limits.fit(record.name, limits.NAME)
-    run = at.client.create_run(at.experiment, _milliseconds(record.started), fitting, run_name=name)
-    return str(run.info.run_id)
+    return {key: limits.fit(str(text), limits.TAG) for key, text in all_tags.items()}
 
 
-def fill(at: Connection, run_id: str, record: PointRecord, table: Table) -> None:
-    """Log the point's files, metrics, parameters and traces, then end the run: FINISHED means complete."""
-    from mlflow.entities import Metric, Param
-
-    ended = _milliseconds(record.ended)
-    _log_files(at, run_id, record, table)
-    metrics = [Metric(key, value, ended, 0) for key, value in limits.unique_keys(metrics_of(record))]
-    parameters = limits.unique_keys(record.parameters.items())
-    params = [Param(key, limits.fit(str(value), limits.PARAMETER)) for key, value in parameters]
-    if not at.database.insert_first(run_id, metrics, params):
-        at.client.log_batch(run_id, metrics, params)
-    if at.traces is not None:
-        at.traces.log(run_id, record, table)
-    at.client.set_terminated(run_id, "FAILED" if record.error else "FINISHED", ended)
+def parameters_of(record: PointRecord) -> dict[str, str]:
+    """Return a point's parameters under keys, and with values, that MLflow accepts."""
+    pairs = limits.unique_keys(record.parameters.items())
+    return {key: limits.fit(str(value), limits.PARAMETER) for key, value in pairs}
 
 
 def find_published(at: Connection, record: PointRecord, parent: str | None) -> str | None:
@@ -65,7 +78,7 @@ def find_published(at: Connection, record: PointRecord, parent: str | None) -> s
     finished = None
     for run in at.search(f"tags.`sweep.result` = '{record.tags['sweep.result']}'"):
         run_id = str(run.info.run_id)
-        complete = run.info.status == ("FAILED" if record.error else "FINISHED")
+        complete = run.info.status == status_of(record)
         if complete and finished is None and run.info.end_time == int(record.ended * 1000):
             finished = run_id
             if run.data.tags.get("mlflow.parentRunId") != parent:
@@ -103,11 +116,19 @@ def _user() -> str:
         return "unknown"
 
 
-def _milliseconds(seconds: float) -> int:
+def milliseconds(seconds: float) -> int:
+    """Return a time as MLflow stores it, since the epoch."""
     return int(seconds * 1000)
 
 
-def _log_files(at: Connection, run_id: str, record: PointRecord, table: Table) -> None:
+def write_files(record: PointRecord, table: Table, log_artifacts: Callable[[str], object]) -> None:
+    """Write a point's table, configuration and traceback.
+
+    Args:
+        record: the point.
+        table: its generations.
+        log_artifacts: copies the files of a folder to the run.
+    """
     # The escapes that `encodable` writes for lone surrogates are valid in JSON, too.
     files = {TABLE: json.dumps({"columns": table.columns, "data": table.rows}, ensure_ascii=False)}
     files["config.yaml"] = redact(record.config)
@@ -116,7 +137,7 @@ def _log_files(at: Connection, run_id: str, record: PointRecord, table: Table) -
     with TemporaryDirectory(prefix="sweep-") as folder:
         for name, text in files.items():
             Path(folder, name).write_text(limits.encodable(text), encoding="utf-8")
-        at.client.log_artifacts(run_id, folder)
+        log_artifacts(folder)
 
 
 def metrics_of(record: PointRecord) -> Iterator[tuple[str, float]]:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.config.schema import TrackingConfig
 from sweep.core.records import Closing, PointRecord, Publication, ReadTable, Table
-from sweep.errors import TrackingError
-from sweep.tracking import limits, point_run
+from sweep.tracking import limits, point_publishing, point_run
 from sweep.tracking.connection import Connection, as_tracking_error
 from sweep.tracking.links import ORDER, Links
 from sweep.tracking.views import LIMIT as VIEW_LIMIT
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOGETHER_SECONDS = 0.5  # time limit of a call that publishes several points, since an interrupted sweep waits for it
 BATCH = 1000  # metrics of one call
 
 
@@ -176,19 +173,8 @@ class Tracker:
             TrackingError: MLflow failed; an incomplete run is deleted if possible.
             SweepError: `table` failed.
         """
-        table = table if isinstance(table, Table) else table()
-        with as_tracking_error(f"publish the point {record.name}"):
-            if retry and (finished := point_run.find_published(self._connection, record, self._parent)) is not None:
-                if self._connection.traces is not None:
-                    self._connection.traces.complete(finished, record, table)
-                return finished
-            # Traces are written by another MLflow client, which could not write during an open transaction.
-            with nullcontext() if self._connection.traces is not None else self._connection.database.transaction():
-                run_id = self._create_run(record, table)
-            # Deleted last: the complete run stays, even if the failed one cannot be deleted.
-            if replaces is not None and replaces != run_id:
-                point_run.delete_replaced(self._connection, replaces)
-            return run_id
+        publication = Publication(record, table, replaces)
+        return point_publishing.publish(self._connection, publication, self._parent, retry=retry)
 
     def publish_all(self, points: Sequence[Publication], *, retry: bool) -> list[str | None]:
         """Publish points in order, until one fails or the time limit is reached.
@@ -201,31 +187,10 @@ class Tracker:
             Run ids of the first points, in order. The last one is None if that point could not be published.
 
         Raises:
+            TrackingError: MLflow failed; it is unknown which points were published.
             SweepError: a table could not be read.
         """
-        done: list[str | None] = []
-        end = time.monotonic() + TOGETHER_SECONDS
-        for point in points:
-            if time.monotonic() > end:
-                break
-            try:
-                done.append(self.publish(point.record, point.table, retry=retry, replaces=point.replaces))
-            except TrackingError:
-                done.append(None)
-                break
-        return done
-
-    def _create_run(self, record: PointRecord, table: Table) -> str:
-        """Create, fill and end a point's run, and return its id; a run that cannot be filled is deleted."""
-        tags = {"mlflow.parentRunId": str(self._parent), "sweep.id": self._sweep_id}
-        run_id = point_run.create(self._connection, record, tags)
-        try:
-            point_run.fill(self._connection, run_id, record, table)
-        except BaseException:
-            with suppress(Exception):  # the next attempt deletes it; the original exception matters more
-                point_run.delete(self._connection, run_id)
-            raise
-        return run_id
+        return point_publishing.publish_all(self._connection, points, self._parent, retry=retry)
 
     def supersede(self, run_id: str) -> None:
         """Remove a point's run from the sweep's views, since another run has replaced it.
