@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import getpass
-import io
-import json
 import os
 import shutil
 import signal
@@ -15,16 +12,14 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -70,248 +65,6 @@ def mlflow_server(folder: Path, database: Path, artifacts: Path, port: int | Non
     finally:
         process.terminate()
         process.wait(30)
-
-
-@contextmanager
-def losing_replies(server: str, lost: dict[str, int]) -> Iterator[str]:
-    """Run a proxy that answers 502 to so many requests whose path has a text in it, after they were carried out.
-
-    Args:
-        server: the address of what it stands before.
-        lost: counted down by text.
-    """
-
-    class Handler(Forwarder):
-        target = server
-
-        def pass_on(self) -> None:
-            status, kind, answer = self.forward(self.body())
-            text = next((text for text, left in lost.items() if left and text in self.path), None)
-            if text is not None and self.command != "GET":
-                lost[text] -= 1
-                status, answer = 502, b"{}"
-            self.answer(status, kind, answer)
-
-    with _proxy(Handler) as url:
-        yield url
-
-
-class Forwarder(BaseHTTPRequestHandler):
-    """Request handler that passes requests on to `target`, the address of a server."""
-
-    target: str
-
-    def do_GET(self) -> None:
-        self.pass_on()
-
-    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
-
-    def pass_on(self) -> None:
-        """Answer with the server's answer."""
-        self.answer(*self.forward(self.body()))
-
-    def body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-
-    def forward(self, body: bytes) -> tuple[int, str | None, bytes]:
-        headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
-        request = urllib.request.Request(self.target + self.path, body or None, headers, method=self.command)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as response:
-                return response.status, response.headers["Content-Type"], response.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.headers["Content-Type"], error.read()
-
-    def answer(self, status: int, kind: str | None, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind or "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        with suppress(BrokenPipeError, ConnectionResetError):  # who asked may not wait for it
-            self.end_headers()
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def _proxy(handler: type[Forwarder]) -> Iterator[str]:
-    with LocalServer(("127.0.0.1", 0), handler) as proxy:
-        proxy.begin()
-        yield f"http://127.0.0.1:{proxy.server_port}"
-        proxy.shutdown()
-
-
-Fault = int | str
-"""A status, `drop` (the connection, without an answer), `cut` (the answer, after half of it) or `wait` (a second)."""
-
-
-@contextmanager
-def disturbing(server: str, fault_of: Callable[[bytes], Fault | None]) -> Iterator[str]:
-    """Run a proxy that lets something befall the requests that are posted.
-
-    Args:
-        server: the address of what it stands before.
-        fault_of: called with each body; None passes it on.  503 asks to be left alone for a second.
-    """
-
-    class Handler(Forwarder):
-        target = server
-
-        def pass_on(self) -> None:
-            body = self.body()
-            fault = fault_of(body) if self.command == "POST" else None
-            if fault == "wait":
-                time.sleep(1)
-            if isinstance(fault, int):
-                self.answer(fault, None, b'{"error": {"message": "the proxy says so"}}', **{"Retry_After": "1"})
-                return
-            status, kind, answer = (0, None, b"") if fault == "drop" else self.forward(body)
-            if fault in ("drop", "cut"):
-                if fault == "cut":
-                    self.send_response(status)
-                    self.send_header("Content-Length", str(len(answer)))
-                    self.end_headers()
-                    self.wfile.write(answer[: len(answer) // 2])
-                self.close_connection = True
-                return
-            self.answer(status, kind, answer)
-
-    with _proxy(Handler) as url:
-        yield url
-
-
-class Door:
-    """Proxy that can be closed: connections are then refused, as if the server had ended.
-
-    Attributes:
-        url: address, the same each time that it opens. It is closed at first; `contextlib.closing` closes it at the end.
-    """
-
-    def __init__(self, server: str) -> None:
-        self._port = free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
-        self._handler = type("Handler", (Forwarder,), {"target": server})
-        self._proxy: LocalServer | None = None
-
-    def open(self) -> None:
-        """Pass requests on from now on."""
-        self._proxy = LocalServer(("127.0.0.1", self._port), self._handler)
-        self._proxy.begin()
-
-    def close(self) -> None:
-        """Refuse connections from now on."""
-        if self._proxy is not None:
-            self._proxy.shutdown()
-            self._proxy.server_close()
-            self._proxy = None
-
-
-class ScriptedServer:
-    """A server on loopback that speaks as vLLM's does, and wrongly where a test says so.
-
-    Attributes:
-        url: its address.
-        version: what it says of itself; `root` and `room` of its model.
-        replies: what stands in the place of its own replies, by path: called with the request's JSON, returns pieces of
-            raw HTTP, or None for the server's own reply.
-        asked: the bodies of all requests for completions.
-        over: set when the server ends; slow replies wait for it.
-    """
-
-    def __init__(self) -> None:
-        self.url, self.version, self.root, self.room = "", "0.32.0", "/models/tiny", 256
-        self.replies: dict[str, Callable[[dict[str, Any]], Iterable[bytes] | None]] = {}
-        self.asked: list[dict[str, Any]] = []
-        self.over = threading.Event()
-
-    def reply(self, path: str, body: dict[str, Any]) -> Iterable[bytes]:
-        """Return the pieces of a reply."""
-        if path == "/v1/completions":
-            self.asked.append(body)
-        given = self.replies[path](body) if path in self.replies else None
-        return [self.own_reply(path, body)] if given is None else given
-
-    def own_reply(self, path: str, body: dict[str, Any]) -> bytes:
-        """Return what vLLM would say."""
-        if path == "/v1/models":
-            return as_http({"data": [{"id": "tiny", "root": self.root, "parent": None, "max_model_len": self.room}]})
-        if path == "/version":
-            return as_http({"version": self.version})
-        if "request_id" not in body:
-            return as_http({"error": {"message": "must be the model's dtype torch.float32"}}, 400)
-        return as_http(self.completion(body))
-
-    def completion(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return an answer: token 7 as often as it was asked for."""
-        prompt, count, tokens = body.get("prompt"), body.get("n", 1), body["max_tokens"]
-        length = len(prompt) if prompt is not None else _rows(body["prompt_embeds"])
-        step = {f"token_id:{token}": -0.5 - token for token in (7, 8)}
-        choice = {
-            "text": "x" * tokens,
-            "token_ids": [7] * tokens,
-            "finish_reason": "length",
-            "prompt_token_ids": prompt or [0] * length,
-            "logprobs": None if body.get("logprobs") is None else {"top_logprobs": [step] * tokens},
-        }
-        return {
-            "id": f"cmpl-{body['request_id']}",
-            "model": "tiny",
-            "system_fingerprint": f"vllm-{self.version}-0123abcd",
-            "choices": [{"index": index} | choice for index in range(count)],
-            "usage": {"prompt_tokens": length, "completion_tokens": tokens * count},
-        }
-
-    def drip(self, reply: bytes, at_once: int = 0) -> Iterator[bytes]:
-        """Yield a reply a byte at a time, slowly, after its first bytes."""
-        yield reply[:at_once]
-        for byte in reply[at_once:]:
-            if self.over.wait(0.05):
-                return
-            yield bytes([byte])
-
-
-def as_http(content: object, status: int = 200, head: str = "Content-Type: application/json\r\n") -> bytes:
-    """Return a reply of some JSON, or of bytes as they are."""
-    body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    head += f"Content-Length: {len(body)}\r\nConnection: close\r\n"
-    return f"HTTP/1.1 {status} Said\r\n{head}\r\n".encode() + body
-
-
-def _rows(embeds: str) -> int:
-    return int(torch.load(io.BytesIO(base64.b64decode(embeds)), weights_only=True).shape[0])
-
-
-@contextmanager
-def scripted_server() -> Iterator[ScriptedServer]:
-    """Run a server that a test has speak wrongly."""
-    script = ScriptedServer()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            with suppress(BrokenPipeError, ConnectionResetError):  # who asked may not wait for it
-                for piece in script.reply(self.path, json.loads(body) if body else {}):
-                    self.wfile.write(piece)
-            self.close_connection = True
-
-        do_POST = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with LocalServer(("127.0.0.1", 0), Handler) as server:
-        script.url = f"http://127.0.0.1:{server.server_port}"
-        server.begin()
-        try:
-            yield script
-        finally:
-            script.over.set()
-            server.shutdown()
 
 
 class VLLMServer:

@@ -157,3 +157,14 @@ def journaled(outputs: Path) -> Counter[tuple[str, str, str]]:
                 entry = json.loads(line[line.index(b"{") :])
                 found[path.parent.name, entry["kind"], entry["prompt"]] += 1
     return found
+
+
+def begin_shard(plan: Path, index: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Start `python -m sweep.shard`."""
+    command = [sys.executable, "-m", "sweep.shard", str(plan), str(index)]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+
+
+def planning(plan: Path, shards: int) -> tuple[str, ...]:
+    """Return the overrides that only write a plan."""
+    return "hydra/launcher=plan", f"hydra.launcher.folder={plan}", f"hydra.launcher.shards={shards}"

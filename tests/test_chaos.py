@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_at_random_is_complete_in_the_end(tmp_path: Path) -> None:
+def test_sweep_killed_at_random_completes(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "scripts/bench/chaos.py",

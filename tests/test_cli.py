@@ -155,7 +155,7 @@ finally:
         (["transform=scale", "transform.factor=big"], 2, []),
     ],
 )
-def test_quick_answers_import_nothing_heavy(
+def test_help_and_version_import_no_heavy_modules(
     arguments: list[str], code: int, imported: list[str], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", LIGHT, *arguments, f"sweep.dir={tmp_path}"]

@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts" / "demo_model"))
 
 import demo_corpus  # noqa: E402
-import train_demo_model as demo  # noqa: E402
+import demo_facts  # noqa: E402
+from demo_prompts import PROMPTS_DIR, evaluation_set  # noqa: E402
+from score_demo_model import answers, exact_match  # noqa: E402
+from train_demo_model import MODEL_DIR  # noqa: E402
 
 Loaded = tuple[torch.nn.Module, object]
 
@@ -26,15 +29,15 @@ Loaded = tuple[torch.nn.Module, object]
 def loaded() -> Iterator[Loaded]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for so small a model more threads are slower, much slower on a busy machine
-    model = AutoModelForCausalLM.from_pretrained(demo.MODEL_DIR, dtype=torch.float32).eval()
-    yield model, AutoTokenizer.from_pretrained(demo.MODEL_DIR)
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
+    yield model, AutoTokenizer.from_pretrained(MODEL_DIR)
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def unseen() -> list[demo_corpus.Example]:
     """Ninety-six shipped held-out questions; the long stories are left out for time."""
-    lines = (demo.PROMPTS_DIR / "data" / "demo_heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (PROMPTS_DIR / "data" / "demo_heldout.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if row["category"] != "story"]
     return [
         demo_corpus.Example(row["category"], row["prompt"], row["reference"])
@@ -43,7 +46,7 @@ def unseen() -> list[demo_corpus.Example]:
 
 
 def test_folder_is_small_and_complete() -> None:
-    files = {path.name: path.stat().st_size for path in demo.MODEL_DIR.iterdir()}
+    files = {path.name: path.stat().st_size for path in MODEL_DIR.iterdir()}
     assert sum(files.values()) <= 8_000_000
     assert {
         "config.json",
@@ -56,19 +59,19 @@ def test_folder_is_small_and_complete() -> None:
 
 
 def test_answers_held_out_phrasings(loaded: Loaded, unseen: list[demo_corpus.Example]) -> None:
-    assert demo.exact_match(*loaded, unseen) >= 0.9
+    assert exact_match(*loaded, unseen) >= 0.9
 
 
 def test_scaling_damages_the_answers(loaded: Loaded, unseen: list[demo_corpus.Example]) -> None:
     below, whole, half_broken, broken = (
-        demo.exact_match(*loaded, unseen[:64], factor=factor) for factor in (0.25, 1.0, 2.0, 3.0)
+        exact_match(*loaded, unseen[:64], factor=factor) for factor in (0.25, 1.0, 2.0, 3.0)
     )
     assert whole >= 0.9 and below < whole - 0.3
     assert broken < half_broken < whole - 0.15
 
 
 def test_demo_prompts(loaded: Loaded) -> None:
-    items = yaml.safe_load((demo.PROMPTS_DIR / "demo.yaml").read_text(encoding="utf-8"))["items"]
+    items = yaml.safe_load((PROMPTS_DIR / "demo.yaml").read_text(encoding="utf-8"))["items"]
     assert [item["prompt"] for item in items[:4]] == [
         "Please tell me about the capital of France.",
         "When is the day longest during the year?",
@@ -76,7 +79,7 @@ def test_demo_prompts(loaded: Loaded) -> None:
         "Tell me a creative story.",
     ]
     assert len({item["id"] for item in items}) == len(items) == 16
-    given = demo.answers(*loaded, [item["prompt"] for item in items])
+    given = answers(*loaded, [item["prompt"] for item in items])
     assert given[:3] == [
         "Paris is the capital of France.",
         "Summer is when the day is longest.",
@@ -103,13 +106,13 @@ def test_generation_stops_and_system_messages_are_known(loaded: Loaded) -> None:
 def test_corpus_is_deterministic() -> None:
     first, second = (demo_corpus.training_examples(random.Random(3), 500) for _ in range(2))
     assert first == second
-    shipped = (demo.PROMPTS_DIR / "data" / "demo_heldout.jsonl").read_text(encoding="utf-8").splitlines()
-    made = [(example.prompt, example.answer) for example in demo.evaluation_set()]
+    shipped = (PROMPTS_DIR / "data" / "demo_heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    made = [(example.prompt, example.answer) for example in evaluation_set()]
     assert made == [(row["prompt"], row["reference"]) for row in map(json.loads, shipped)]
     assert len(made) >= 256
-    assert {example.category for example in demo.evaluation_set()} == {
-        category.name for category in demo_corpus.categories()
-    } - {demo_corpus.ANY_STORY}
+    assert {example.category for example in evaluation_set()} == {
+        category.name for category in demo_facts.categories()
+    } - {demo_facts.ANY_STORY}
 
 
 def test_held_out_phrasings_are_not_trained() -> None:
@@ -122,5 +125,5 @@ def test_a_question_has_one_answer() -> None:
     answers: dict[str, str] = {}
     for held_out in (False, True):
         for example in demo_corpus.bare_examples(held_out):
-            if example.category != demo_corpus.ANY_STORY:
+            if example.category != demo_facts.ANY_STORY:
                 assert answers.setdefault(example.prompt, example.answer) == example.answer

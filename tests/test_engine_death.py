@@ -26,7 +26,7 @@ def statuses_of(outputs: Path) -> dict[str, str]:
     return {"sweep" if run.data.tags["sweep.role"] == "sweep" else run.info.run_name: run.info.status for run in runs}
 
 
-def test_a_point_that_kills_the_engine_fails_and_no_other(command_line: Sweep, tiny: Path, tmp_path: Path) -> None:
+def test_point_that_kills_the_engine_fails_alone(command_line: Sweep, tiny: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     code, _, err = command_line(
         *SCRIPTED, "engine.die_above=1e30", f"model.id={tiny}", f"sweep.dir={outputs}", *FACTORS
@@ -37,7 +37,7 @@ def test_a_point_that_kills_the_engine_fails_and_no_other(command_line: Sweep, t
 
 
 @pytest.mark.slow
-def test_a_point_that_kills_vllm_fails_and_no_other(tmp_path: Path) -> None:
+def test_point_that_kills_vllm_fails_alone(tmp_path: Path) -> None:
     """A mean over rows of this size overflows in GPT-2's layer norm, though every entry that is sent is finite."""
     model, outputs = make_model(tmp_path / "gpt2", "gpt2"), tmp_path / "outputs"
     done = subprocess.run(

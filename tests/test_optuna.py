@@ -5,61 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
-import optuna
 import pytest
-import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from mlflow import MlflowClient
-from mlflow.entities import Run
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from conftest import MAX_MODEL_LEN, missing
-from hydra_plugins.sweep_sweepers._space import read_space
-from hydra_plugins.sweep_sweepers._study import Study, StudyFile
+from hydra_plugins.sweep_sweepers._study import StudyFile
+from searches import CLOSEST, SCALE, Counting, Sweep, params_of, runs_of, trials_of
 from shards import DEFAULT_PROCESSES, SCRIPTED
-from sweep.config.objective import Objective
-from sweep.engines.base import Engine, Failure, Generation, Request
-from sweep.errors import ConfigError, SweepError, SweepHeld
-from sweep.execution.scheduler import Key
+from sweep.errors import SweepHeld
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.testing import ScriptedConfig
-
-SCALE = ["transform=scale", "transform.factor=interval(1,3)"]
-CLOSEST = "sweep.objective=closest:perturbation/relative_l2:0.5"  # of scale: |factor - 1|
-Sweep = Callable[..., tuple[int, str, str]]
-
-
-class Counting:
-    """Scripted engine that records its requests, and can interrupt the sweep or refuse requests."""
-
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.asked: list[Key] = []
-        self.starts = 0
-        self.interrupt_after: int | None = None
-        self.refused: set[int] = set()
-        self._generate = engine.generate
-        monkeypatch.setattr(engine, "generate", self.generate)
-
-        def start(*_: object) -> Engine:
-            self.starts += 1
-            return engine
-
-        monkeypatch.setattr(ScriptedConfig, "open", start)
-
-    def generate(self, requests: Iterator[Request]) -> Iterator[Generation | Failure]:
-        for answer in self._generate(requests):
-            if isinstance(answer.key, Key):
-                if len(self.asked) == self.interrupt_after:
-                    raise KeyboardInterrupt
-                self.asked.append(answer.key)
-                if answer.key.run in self.refused:
-                    yield Failure(answer.key, "refused for the test")
-                    continue
-            yield answer
 
 
 @pytest.fixture
@@ -79,22 +37,7 @@ def sweep(tiny: Path, tmp_path: Path, command_line: Sweep) -> Sweep:
     return run
 
 
-def trials_of(outputs: Path, name: str = CLOSEST.split("=")[1]) -> list[FrozenTrial]:
-    """Return a study's trials, read by Optuna's own backend."""
-    [file] = outputs.glob("sweeps/*/study.journal")
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
-    return optuna.load_study(study_name=name, storage=storage).get_trials()
-
-
-def runs_of(outputs: Path) -> list[Run]:
-    return list(MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}").search_runs(["1"]))
-
-
-def params_of(trials: list[FrozenTrial]) -> list[float]:
-    return [trial.params["transform.factor"] for trial in trials]
-
-
-def test_it_finds_what_it_looks_for_on_one_engine(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_search_finds_the_optimum_on_one_engine(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     code, out, err = sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=24", "hydra.sweeper.n_jobs=4")
     assert code == 0, err
     assert engine_log.starts == 1
@@ -121,16 +64,14 @@ def test_it_finds_what_it_looks_for_on_one_engine(sweep: Sweep, tmp_path: Path, 
     assert all("axis/transform.factor" in run.data.metrics for run in points)
 
 
-def test_hydras_own_launcher_will_do(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_search_works_with_hydras_basic_launcher(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     own = sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=3", "hydra/launcher=basic", *DEFAULT_PROCESSES)
     assert own[0] == 0 and engine_log.starts == 1, own[2]
     runs = [run for run in runs_of(tmp_path / "outputs") if run.data.tags["sweep.role"] == "point"]
     assert {(run.info.run_name or "").split("=")[0] for run in runs} == {"factor"} and len(runs) == 3
 
 
-def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
-    sweep: Sweep, tmp_path: Path, engine_log: Counting
-) -> None:
+def test_interrupted_search_resumes_with_the_same_trials(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     command = [*SCALE, CLOSEST, "hydra.sweeper.n_trials=14", "hydra.sweeper.n_jobs=2"]
     assert sweep(*command, f"sweep.dir={tmp_path / 'undisturbed'}")[0] == 0
     undisturbed, needed = params_of(trials_of(tmp_path / "undisturbed")), len(engine_log.asked)
@@ -157,7 +98,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
     assert "All 15 points were finished before. Nothing to do." in err and "Best of 14 trials" in out
 
 
-def test_more_trials_go_on_with_the_study(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_more_trials_continue_the_study(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     assert sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=4")[0] == 0
     before = params_of(trials_of(tmp_path / "outputs"))
     starts = engine_log.starts
@@ -170,7 +111,7 @@ def test_more_trials_go_on_with_the_study(sweep: Sweep, tmp_path: Path, engine_l
     assert [run.data.tags["sweep.role"] for run in runs].count("point") == 7
 
 
-def test_another_objective_takes_what_is_known(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_another_objective_reuses_finished_points(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     assert sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=4")[0] == 0
     asked = len(engine_log.asked)
     code, out, err = sweep(
@@ -187,9 +128,7 @@ def test_another_objective_takes_what_is_known(sweep: Sweep, tmp_path: Path, eng
     assert f"Best of 5 trials: transform.factor={round(best, 4)!r}" in out
 
 
-def test_a_point_that_fails_is_a_failed_trial_and_is_tried_again(
-    sweep: Sweep, tmp_path: Path, engine_log: Counting
-) -> None:
+def test_failed_point_is_a_failed_trial_and_is_retried(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     engine_log.refused = {2}
     command = [*SCALE, CLOSEST, "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=6"]
     code, out, err = sweep(*command)
@@ -206,7 +145,7 @@ def test_a_point_that_fails_is_a_failed_trial_and_is_tried_again(
     assert again.state == TrialState.COMPLETE and again.params == failed.params
 
 
-def test_a_grid_comes_to_an_end(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_grid_search_ends_when_exhausted(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     given = ["transform=scale", "transform.factor=range(1.1,1.35,0.1)", "seed=0,1", "hydra.sweeper.sampler=grid"]
     for n_trials in (2, 20):
         code, _, err = sweep(*given, CLOSEST, f"hydra.sweeper.n_trials={n_trials}", "hydra.sweeper.n_jobs=4")
@@ -216,7 +155,7 @@ def test_a_grid_comes_to_an_end(sweep: Sweep, tmp_path: Path, engine_log: Counti
     assert asked == [(pytest.approx(f), s) for f, s in product((1.1, 1.2, 1.3), "01")]
 
 
-def test_a_share_of_the_controls(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_objective_relative_to_the_control(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     """The control has 4 tokens, and no point has half of that."""
     objective = "closest:cost/output_tokens:50%"
     code, out, err = sweep(
@@ -229,9 +168,7 @@ def test_a_share_of_the_controls(sweep: Sweep, tmp_path: Path, engine_log: Count
     assert f"transform.factor={round(least, 4)!r} " in out
 
 
-def test_an_unknown_measure_is_said_with_those_that_there_are(
-    sweep: Sweep, tmp_path: Path, engine_log: Counting
-) -> None:
+def test_unknown_measure_is_reported_with_a_suggestion(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     code, _, err = sweep(*SCALE, "sweep.objective=minimize:perturbation/relative_l3", "hydra.sweeper.n_trials=2")
     assert code == 1
     assert "no point has the measure 'perturbation/relative_l3'. Did you mean 'perturbation/relative_l2'?" in err
@@ -248,7 +185,7 @@ def test_a_dry_run_writes_nothing(sweep: Sweep, tmp_path: Path, engine_log: Coun
     assert not list(tmp_path.rglob("study.journal")) and engine_log.starts == 0
 
 
-def test_an_experiment_can_be_a_search(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_experiment_file_defines_a_search(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "half.yaml").write_text(
         "# @package _global_\n"
@@ -289,7 +226,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_said_before_anything_starts(
+def test_invalid_search_is_refused_before_the_start(
     sweep: Sweep, tmp_path: Path, engine_log: Counting, name: str
 ) -> None:
     arguments, says = BAD[name]
@@ -302,7 +239,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
 
 
 @pytest.mark.parametrize("installed", [None, "2.10.1"])
-def test_the_extra_is_named_when_it_is_missing(
+def test_missing_optuna_error_names_the_extra(
     sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: str | None
 ) -> None:
     known = importlib.metadata.version
@@ -320,7 +257,9 @@ def test_the_extra_is_named_when_it_is_missing(
     assert not (tmp_path / "outputs").exists()
 
 
-def test_half_a_line_and_another_process(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
+def test_incomplete_study_line_is_dropped_and_a_study_in_use_is_refused(
+    sweep: Sweep, tmp_path: Path, engine_log: Counting
+) -> None:
     assert sweep(*SCALE, CLOSEST, "hydra.sweeper.n_trials=2")[0] == 0
     [path] = tmp_path.glob("outputs/sweeps/*/study.journal")
     with path.open("a") as file:
@@ -338,72 +277,3 @@ def test_half_a_line_and_another_process(sweep: Sweep, tmp_path: Path, engine_lo
     path.write_text("no json\n")
     code, _, err = sweep(*SCALE, CLOSEST)
     assert code == 2 and "study.journal is damaged" in err
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
-def test_samplers_find_an_optimum_and_leave_the_generators_alone(tmp_path: Path, sampler: str) -> None:
-    given = ["x=interval(-1,1)", "k=range(0,5)", "kind=choice(a,b)"]
-    space = read_space(OverridesParser.create().parse_overrides(given))
-    objective = Objective.parse("maximize:quality/f1")
-    before = torch.random.get_rng_state()
-
-    def search(path: Path, rounds: list[int]) -> Study:
-        file = StudyFile(path)
-        study = Study(file, space, objective, sampler, 0)
-        file.open()
-        for asked in (study.resume(), *map(study.ask, rounds)):
-            values = [1 - p["x"] ** 2 - abs(p["k"] - 3) / 4 - (p["kind"] == "a") for p in (a.params for a in asked)]
-            study.tell(asked, [{"quality/f1": value} for value in values])
-        return study
-
-    study = search(tmp_path / "whole", [4] * 5)
-    best = study.best()
-    assert best is not None and best.measure > 0.5 and "kind=b" in best.overrides
-    search(tmp_path / "halves", [4] * 2)
-    assert search(tmp_path / "halves", [4] * 3).best() == best
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(
-    ("given", "kind", "values"),
-    [
-        ("interval(0.5,3)", "FloatDistribution", ["0.5", "3.0"]),
-        ("tag(log,interval(0.001,1))", "FloatDistribution", ["0.001", "1.0"]),
-        ("int(interval(1,5))", "IntDistribution", ["1", "5"]),
-        ("range(1,6,2)", "IntDistribution", ["1", "5"]),
-        ("range(5,0,-2)", "IntDistribution", ["1", "5"]),
-        ("range(0.1,0.5,0.1)", "FloatDistribution", ["0.1", "0.4"]),
-        ("1,2.5,2.5", "CategoricalDistribution", ["1", "2.5"]),
-        ("choice(a,'b c')", "CategoricalDistribution", ["a", "b\\ c"]),
-    ],
-)
-def test_hydras_syntax_is_a_space(given: str, kind: str, values: list[str]) -> None:
-    overrides = OverridesParser.create().parse_overrides(["transform=scale", f"transform.factor={given}"])
-    space = read_space(overrides)
-    [axis] = space.axes
-    assert space.fixed == ("transform=scale",)
-    assert type(axis.distribution).__name__ == kind and axis.ends == values
-
-
-def test_numbers_are_spelled_as_hydra_spells_them() -> None:
-    def axis(given: str):  # type: ignore[no-untyped-def]
-        return read_space(OverridesParser.create().parse_overrides([f"a={given}"])).axes[0]
-
-    assert axis("range(0.1,0.5,0.1)").format(0.3) == "0.30000000000000004"
-    assert axis("interval(0.5,3)").format(1.2345678) == "1.2346"
-    assert axis("interval(1000,30000)").format(1234.5678) == "1235.0"
-    assert axis("interval(1,1.0001)").format(1.0000123456) == "1.000012346"
-    assert axis("tag(log,interval(1e-5,1))").format(0.000123456789) == "0.000123457"
-
-
-def test_objectives() -> None:
-    measures = {"quality/f1": 0.4, "control/quality/f1": 0.9}
-    assert Objective.parse("minimize:quality/f1").value(measures) == 0.4
-    assert Objective.parse("closest:quality/f1:0.5").value(measures) == pytest.approx(0.1)
-    assert Objective.parse("closest:quality/f1:50%").value(measures) == pytest.approx(0.05)
-    assert Objective.parse("closest:quality/f1:50%").value({"quality/f1": 0.4}) is None
-    assert Objective.parse("maximize:quality/f1").direction == "maximize"
-    assert Objective.parse("maximize:quality/f1").value({"quality/f1": float("nan")}) is None
-    with pytest.raises(SweepError, match="the control does not have the measure") as raised:
-        Objective.parse("closest:quality/f1:50%").check_known([{"quality/f1": 0.4}])
-    assert not isinstance(raised.value, ConfigError)

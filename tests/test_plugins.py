@@ -89,7 +89,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_plugins(
+def test_broken_plugins_are_refused(
     case: str,
     plugin: Path,
     tiny: Path,
@@ -104,7 +104,7 @@ def test_broken_plugins(
     assert says in err and len(err.splitlines()) <= 3, err
 
 
-def test_right_ones(
+def test_valid_plugin_is_accepted(
     plugin: Path, tiny: Path, no_engine: None, command_line: Callable[..., tuple[int, str, str]]
 ) -> None:
     plugin.write_text(HEAD + RIGHT + APPLY)

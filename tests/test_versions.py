@@ -25,14 +25,14 @@ def pins(which: str) -> dict[str, Version]:
     return {name: Version(version) for name, version in named}
 
 
-def test_the_lowest_are_the_declared_bounds() -> None:
+def test_lowest_versions_equal_the_declared_bounds() -> None:
     for name, version in pins("lowest").items():
         [lowest] = [Version(part.version) for part in declared()[name].specifier if part.operator == ">="]
         assert version == lowest, name
 
 
 @pytest.mark.parametrize("which", ["lowest", "newest"])
-def test_the_versions_are_allowed(which: str) -> None:
+def test_tested_versions_are_allowed(which: str) -> None:
     found = pins(which)
     assert found.keys() == pins("lowest").keys() and len(found) == 9
     assert [name for name, version in found.items() if version not in declared()[name].specifier] == []

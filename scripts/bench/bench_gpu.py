@@ -232,8 +232,8 @@ def main() -> None:
     """Run one stage in this process, or all stages in processes, and print the table."""
     options = arguments()
     if options.stage:
-        from bench_gpu_figures import STAGES
         from bench_gpu_session import Report
+        from bench_gpu_stages import STAGES
 
         return STAGES[options.stage](options, Report(Path(options.report), options.deadline))
     work = Path(options.work or tempfile.mkdtemp(prefix="bench-gpu-"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from sweep.app.sweep_folder import numbered
 
 
-def test_a_restart_has_a_number_even_the_first_time(tmp_path: Path) -> None:
+def test_first_restart_gets_number_2(tmp_path: Path) -> None:
     """Only a sweep with a number ignores the answers of other sweeps."""
     assert numbered("abc", tmp_path, restart=False) == "abc"
     assert numbered("abc", tmp_path, restart=True) == "abc.2"
@@ -16,7 +16,7 @@ def test_a_restart_has_a_number_even_the_first_time(tmp_path: Path) -> None:
     assert numbered("abc", tmp_path, restart=True) == "abc.3"
 
 
-def test_folders_without_a_lock_are_not_counted(tmp_path: Path) -> None:
+def test_folders_without_a_lock_are_not_numbered(tmp_path: Path) -> None:
     (tmp_path / "abc.7").mkdir(parents=True)
     (tmp_path / "abc" / "lease").mkdir(parents=True)
     assert numbered("abc", tmp_path, restart=False) == "abc"

@@ -27,7 +27,7 @@ from sweep.config.arguments import to_hydra_syntax
         (["transform=scale", "sampling.seed=1", "seed=2"], "scale sampling.seed=1 seed=2"),
     ],
 )
-def test_a_sweep_is_called_by_what_it_sweeps(arguments: list[str], name: str) -> None:
+def test_default_name_lists_the_swept_keys(arguments: list[str], name: str) -> None:
     assert default_name(arguments, "identity") == name
     assert default_name(to_hydra_syntax(arguments), "identity") == name
 

@@ -1,57 +1,29 @@
-"""Sweeps in this process and their runs in MLflow, on the scripted engine unless the engine matters."""
+"""Sweeps in this process and their runs in MLflow, on the scripted engine or on vLLM."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
-import torch
-from mlflow import MlflowClient
-from mlflow.entities import Run
+from runner_sweeps import Configure, runs_of, scaled, shared_scripted_engine, table_of
 
-from conftest import MAX_MODEL_LEN
 from sweep.app.sweep_runner import SweepRunner
-from sweep.config.schema import SweepConfig
 from sweep.console.terminal import Terminal
 from sweep.engines.base import Engine, Generation, Request
-from sweep.errors import ConfigError, EngineError
-from sweep.execution.scheduler import Key
-from sweep.inputs import input_store
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.clock import SweepClock
-from sweep.inputs.embedding_loader import open_table
 from sweep.launch.backend import PlanOnly
 from sweep.launch.manifest import read, read_shard
 from sweep.points.fingerprint import Fingerprints
-from sweep.points.point import Point
-from sweep.publishing.queue import GIVEN_UP
 from sweep.storage.archive import Archive
 from sweep.storage.journal import Journal
 from sweep.testing import ScriptedConfig
-from sweep.transforms import Context, Transform, register
 from tiny_models import TEMPLATE, make_tokenizer
-
-Configure = Callable[..., SweepConfig]
-
-
-@register("test-nan-on-long")
-@dataclass(frozen=True)
-class NanOnLong(Transform):
-    """NaN for prompts of more than `length` rows."""
-
-    default_span: ClassVar[str] = "all"
-
-    length: int = 10
-
-    def apply(self, rows: torch.Tensor, context: Context) -> torch.Tensor:
-        return rows * (torch.nan if len(rows) > self.length else 1.0)
 
 
 @pytest.fixture
@@ -67,10 +39,7 @@ def vllm_runner(vllm: Configure, on_shared_engine: Engine) -> SweepRunner:
 
 @pytest.fixture
 def scripted(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """Scripted engine that all sweeps of a test share."""
-    engine = ScriptedConfig().open(checkpoint.files, MAX_MODEL_LEN, tmp_path)
-    monkeypatch.setattr(ScriptedConfig, "open", lambda *_: engine)
-    return engine
+    return shared_scripted_engine(checkpoint, tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -81,26 +50,6 @@ def configure(configure: Configure) -> Configure:
 @pytest.fixture
 def runner(configure: Configure, scripted: Engine) -> SweepRunner:
     return SweepRunner(configure(), "test-sweep", "sweep …", Terminal())
-
-
-def scaled(configure: Configure, *factors: float, **changes: object) -> list[Point]:
-    return [
-        Point(configure(transform={"name": "scale", "factor": f}, **changes), (("transform.factor", f),))
-        for f in factors
-    ]
-
-
-def runs_of(config: SweepConfig) -> dict[str, Run]:
-    client = MlflowClient(f"sqlite:///{config.sweep.root / 'mlflow.db'}")
-    [experiment] = client.search_experiments(filter_string="name = 'sweep'")
-    runs = client.search_runs([experiment.experiment_id])
-    return {run.info.run_name: run for run in runs}
-
-
-def table_of(config: SweepConfig, run: Run) -> list[dict[str, object]]:
-    client = MlflowClient(f"sqlite:///{config.sweep.root / 'mlflow.db'}")
-    table = json.loads(Path(client.download_artifacts(run.info.run_id, "generations.json")).read_text())
-    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
 
 def test_a_sweep_in_mlflow(vllm: Configure, vllm_runner: SweepRunner) -> None:
@@ -150,7 +99,7 @@ def test_prompts_edited_between_batches_are_generated_and_journaled_as_first_rea
     assert Journal(configure().sweep.root / "journal").read(edited.fingerprint).entries == {}
 
 
-def test_a_template_that_reads_the_clock_has_one_date_for_a_sweep_and_another_for_the_next(
+def test_template_date_is_fixed_within_a_sweep_and_new_in_the_next(
     configure: Configure, tiny: Path, tmp_path: Path, scripted: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(tiny, tmp_path / "model")
@@ -235,17 +184,6 @@ def test_points_share_one_stream_and_repeated_points_run_once(
     assert len(runner.results) == 4
 
 
-def test_an_engine_that_fails_the_identity_check_is_not_reused(
-    runner: SweepRunner, configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(input_store, "open_table", lambda checkpoint: replace(open_table(checkpoint), multiplier=-1.0))
-    with runner:
-        for factor in (1.5, 2.0):
-            with pytest.raises(ConfigError, match="fails the identity check"):
-                runner.run(scaled(configure, factor))
-            assert runner.engine is None
-
-
 def test_plans_of_later_batches_have_their_control(configure: Configure, tmp_path: Path) -> None:
     """Even if this process knows the control's answers, because shards do not."""
     messages: list[str] = []
@@ -270,104 +208,3 @@ def test_samples_are_separate_rows_with_common_random_numbers(vllm: Configure, v
     assert [row["prompt"] for row in control[:2]] == ["Hello there #1", "Hello there #2"]
     assert control[0]["generation"] != control[1]["generation"]
     assert [row["generation"] for row in control] == [row["generation"] for row in same]
-
-
-def test_a_transform_that_makes_nan_is_refused_before_the_start(runner: SweepRunner, configure: Configure) -> None:
-    point = Point(configure(transform={"name": "test-nan-on-long", "length": 20}), (("transform.length", 20.0),))
-    with pytest.raises(ConfigError, match=r"Point length=20, prompt 'sky': test-nan-on-long made NaN"), runner:
-        runner.run([point])
-    assert not (configure().sweep.root / "mlflow.db").exists()
-
-
-def test_a_point_that_fails_later_does_not_affect_others(
-    runner: SweepRunner, configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sweep.planning.plan.TRIED_TRANSFORMS", 0)
-    bad = Point(configure(transform={"name": "test-nan-on-long", "length": 20}), (("bad", "yes"),))
-    with runner:
-        runner.run([bad, *scaled(configure, 2.0)])
-    runs = runs_of(configure())
-    assert {name: run.info.status for name, run in runs.items()} == {
-        "test-sweep": "FAILED",
-        "control": "FINISHED",
-        "bad=yes": "FAILED",
-        "factor=2": "FINISHED",
-    }
-    assert "prompt 'sky'" in runs["bad=yes"].data.tags["sweep.error"]
-
-
-def test_an_engine_failure_ends_the_sweep_and_keeps_finished_points(
-    runner: SweepRunner, configure: Configure, scripted: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generate = scripted.generate
-
-    def dying(requests: Iterator[Request]) -> Iterator[Generation]:
-        control = 0
-        for generation in generate(requests):
-            if control == 3:
-                raise EngineError("it died")
-            control += isinstance(generation.key, Key) and generation.key.run == 0
-            yield generation
-
-    monkeypatch.setattr(scripted, "generate", dying)
-    with pytest.raises(EngineError, match="it died"), runner:
-        runner.run(scaled(configure, 1.0, 1.0001, sampling={"max_tokens": 8, "ignore_eos": True}))
-    statuses = {name: run.info.status for name, run in runs_of(configure()).items()}
-    # The control is incomplete without its second run (the noise floor). Its answers are in the journal.
-    assert statuses == {"test-sweep": "FAILED", "factor=1": "FAILED", "factor=1.0001": "FAILED"}
-    [journal] = (runner.folder.parents[1] / "journal").rglob("*.jsonl")
-    assert journal.read_text().count('"kind"') == 3
-
-
-def test_an_interrupted_sweep_is_killed_and_not_left_running(
-    runner: SweepRunner, configure: Configure, scripted: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generate = scripted.generate
-
-    def interrupted(requests: Iterator[Request]) -> Iterator[Generation]:
-        for done, generation in enumerate(generate(requests)):
-            if isinstance(generation.key, Key) and done == 5:
-                raise KeyboardInterrupt
-            yield generation
-
-    monkeypatch.setattr(scripted, "generate", interrupted)
-    with pytest.raises(KeyboardInterrupt), runner:
-        runner.run(scaled(configure, 1.0, 1.5, 2.0, 2.5))
-    statuses = {name: run.info.status for name, run in runs_of(configure()).items()}
-    assert statuses == {"test-sweep": "KILLED"}  # the control has five of its six answers
-
-
-def test_a_parent_run_that_cannot_be_written_is_not_left_running(
-    configure: Configure, scripted: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("read-only")
-
-    monkeypatch.setattr(MlflowClient, "log_text", refuse)
-    points = scaled(configure, 2.0, tracking={"patience": 0.0})
-    with SweepRunner(points[0].config, "test-sweep", "sweep …", Terminal()) as runner:
-        runner.run(points)
-    assert any(p.startswith("the parent run") and "read-only" in p for p in runner.problems)
-    assert {name: run.info.status for name, run in runs_of(configure()).items()} == {"test-sweep": "FAILED"}
-
-
-def test_a_sweep_whose_points_cannot_be_published_is_not_left_running(
-    configure: Configure, scripted: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log_artifacts, refused = MlflowClient.log_artifacts, []
-
-    def refuse_tables(self: MlflowClient, run_id: str, folder: str) -> None:
-        if (Path(folder) / "generations.json").exists():
-            refused.append((Path(folder) / "config.yaml").read_text())
-            raise OSError("no room for tables")
-        log_artifacts(self, run_id, folder)
-
-    monkeypatch.setattr(MlflowClient, "log_artifacts", refuse_tables)
-    points = scaled(configure, 1.5, 2.0, 2.5, 3.0, 3.5, tracking={"patience": 0.0})
-    with SweepRunner(points[0].config, "test-sweep", "sweep …", Terminal()) as runner:
-        runner.run(points)
-    problem, later = runner.problems
-    assert problem.endswith("and 3 more: not published, kept for the next run: no room for tables")
-    assert later == "To publish finished points later, run: sweep …"
-    assert len(set(refused)) == GIVEN_UP  # points were tried; the others were not
-    assert {name: run.info.status for name, run in runs_of(configure()).items()} == {"test-sweep": "FAILED"}

@@ -125,7 +125,7 @@ LONG = "x" * 5000
         (f"transform.span={'{a:' * 300}1{'}' * 300}", "The configuration is nested too deeply"),
     ],
 )
-def test_long_and_deep(dry: Sweep, argument: str, message: str) -> None:
+def test_long_and_deep_arguments_have_short_messages(dry: Sweep, argument: str, message: str) -> None:
     code, out, err = dry(argument)
     assert (code, out) == (2, "")
     assert message in err and len(err) < 600 and len(err.splitlines()) <= 3, err

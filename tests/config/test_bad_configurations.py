@@ -60,7 +60,7 @@ def isolated(no_engine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             del sys.modules[name]
 
 
-def test_the_corpus_is_large_and_has_no_case_twice() -> None:
+def test_cases_are_many_and_distinct() -> None:
     assert len({case["name"] for case in CORPUS}) == len(CORPUS) >= 500 and len(WHOLE) >= 40
     assert len({json.dumps(case | {"name": ""}, sort_keys=True, default=repr) for case in CORPUS}) == len(CORPUS)
 

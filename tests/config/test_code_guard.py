@@ -105,7 +105,7 @@ def refused(tiny: Path, folder: Path, no_engine: None, command_line: Sweep) -> C
 
 
 @pytest.mark.parametrize("dry_run", ["false", "true"])
-def test_an_experiment_cannot_run_code_or_write_elsewhere(
+def test_code_and_other_folders_in_experiments_are_refused(
     refused: Callable[..., str], subtests: pytest.Subtests, dry_run: str
 ) -> None:
     for name, (_, key) in SECTIONS.items():
@@ -130,7 +130,7 @@ def test_an_experiment_cannot_run_code_or_write_elsewhere(
         ("--experimental-rerun=kept", "--experimental-rerun is not supported: run the same command again."),
     ],
 )
-def test_the_command_line_cannot_either(refused: Callable[..., str], override: str, message: str) -> None:
+def test_code_on_the_command_line_is_refused(refused: Callable[..., str], override: str, message: str) -> None:
     assert refused(override).startswith(f"sweep: {message}")
 
 
@@ -138,7 +138,7 @@ def test_help_is_guarded(refused: Callable[..., str]) -> None:
     assert "hydra.job_logging" in refused("--help", "hydra.searchpath=[file://conf]", "experiment=handler")
 
 
-def test_a_logging_section_reaches_no_logger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hydra_logging_section_configures_no_logger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if a later Hydra composes in a way that the check misses."""
     code_guard.install()
     section, _ = SECTIONS["log file"]
@@ -167,7 +167,7 @@ for arguments in {commands!r}:
 """
 
 
-def test_the_next_hydra_is_guarded(tmp_path_factory: pytest.TempPathFactory, tiny: Path, folder: Path) -> None:
+def test_code_guard_works_on_the_next_hydra(tmp_path_factory: pytest.TempPathFactory, tiny: Path, folder: Path) -> None:
     """Only the guard must work on the next Hydra; pyproject.toml does not allow it yet."""
     packages = tmp_path_factory.mktemp("next")
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", str(packages), NEXT]

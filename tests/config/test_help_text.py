@@ -84,7 +84,7 @@ def test_a_class_without_docstring_or_registration_is_listed_without_text() -> N
     assert (name.key, factor.key, factor.kind, factor.text) == ("transform.name", "transform.factor", "", "")
 
 
-def test_inherited_entries_count_and_other_sections_of_a_docstring_do_not() -> None:
+def test_inherited_entries_are_listed_and_other_docstring_sections_are_not() -> None:
     class Base:
         """Base.
 

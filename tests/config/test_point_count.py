@@ -92,7 +92,7 @@ FILE = "# @package _global_\nhydra: {sweeper: {params: {seed: 'range(0,100000000
     ],
 )
 @pytest.mark.timeout(60)
-def test_the_command_line_counts_first(
+def test_command_line_refuses_too_many_points_before_composing(
     tiny: Path,
     tmp_path: Path,
     no_engine: None,

@@ -70,7 +70,7 @@ def test_vllm_is_ended_within_seconds(tiny: Path, tmp_path: Path) -> None:
     assert "Traceback" not in sweeps.output and sweeps.output.count(RESUMABLE) == 1
 
 
-def test_another_process_may_not_join(tiny: Path, tmp_path: Path) -> None:
+def test_second_process_of_a_running_sweep_exits_with_75(tiny: Path, tmp_path: Path) -> None:
     sweeps = Sweeps(tiny, tmp_path, hold_at=1)
     process = sweeps.start_held()
     assert sweeps.start().wait(60) == 75
@@ -150,7 +150,7 @@ def test_a_second_interrupt_ends_a_busy_process_at_once_and_other_signals_do_not
         assert process.wait(30) == 130
 
 
-def test_a_busy_process_ends_after_the_patience() -> None:
+def test_interrupted_busy_process_ends_after_the_patience() -> None:
     with interrupted_process(patience=0.1) as process:
         assert process.wait(30) == 130
     assert 2 * PATIENCE < WITHIN

@@ -30,11 +30,11 @@ Sweep = Callable[..., tuple[int, str, str]]
         (os.fsdecode(b"name-\xff"), r"name-\udcff"),
     ],
 )
-def test_control_characters_are_shown(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
-def test_the_terminal_shows_them_everywhere(
+def test_terminal_output_escapes_control_characters(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "stderr", open_stream(2, copy=False))
@@ -61,7 +61,7 @@ def test_the_terminal_shows_them_everywhere(
     assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(out + err + logged)
 
 
-def test_a_record_keeps_its_lines() -> None:
+def test_log_formatter_keeps_line_breaks() -> None:
     record = logging.LogRecord("name", logging.INFO, "path", 1, "two\nlines\x1b", None, None)
     assert EscapingFormatter("%(message)s").format(record) == "two\nlines\\x1b"
 
@@ -76,13 +76,15 @@ def test_a_record_keeps_its_lines() -> None:
         ["sweep.name='a\x1b[31m"],
     ],
 )
-def test_errors_show_them(command_line: Sweep, no_engine: None, tmp_path: Path, arguments: list[str]) -> None:
+def test_error_messages_escape_control_characters(
+    command_line: Sweep, no_engine: None, tmp_path: Path, arguments: list[str]
+) -> None:
     code, out, err = command_line(*arguments, f"sweep.dir={tmp_path}/outputs")
     assert (code, out) == (2, "")
     assert "\x1b" not in err and r"\x1b[31m" in err and len(err.splitlines()) <= 3
 
 
-def test_messages_of_hydra_show_them(command_line: Sweep) -> None:
+def test_messages_of_hydra_escape_control_characters(command_line: Sweep) -> None:
     code, out, err = command_line("--cfg", "job", "--package", "no\x1b[31mne")
     assert (code, out, err) == (1, "", "package 'no\\x1b[31mne' not found in config\n")
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -97,3 +100,11 @@ def _without_comment(line: str) -> str:
         elif character == "#" and (not place or line[place - 1].isspace()):
             return line[:place]
     return line
+
+
+def docs_script(name: str) -> ModuleType:
+    """Import a module of scripts/docs, such as the script that writes the generated pages."""
+    folder = str(ROOT / "scripts" / "docs")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return import_module(name)

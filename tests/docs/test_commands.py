@@ -18,33 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from doc_pages import ROOT, Block, Command, blocks, commands
-from safetensors.torch import save_file
-from test_pages import update_docs
+from doc_folder import make_files
+from doc_pages import ROOT, Block, Command, blocks, commands, docs_script
 
 from sweep.engines import ENGINES
 from sweep.inputs.prompt_files import READERS
 from sweep.transforms import TRANSFORMS
-from tiny_models import make_model
 
 CommandLine = Callable[..., tuple[int, str, str]]
-
 # Commands that no test here runs, by how they begin, and why.
 NOT_RUN = {
-    "scripts/ui": "a server that runs until it is stopped; tests/test_schedules.py and tests/tracking have its parts",
+    "scripts/ui": "a server that runs until it is stopped; tests/tracking has its parts",
     "vllm serve": "a server on a GPU; tests/engines/test_server.py has one on a CPU",
     "pip install": "changes the environment and needs a network",
     "pip uninstall": "changes the environment",
-    "crontab": "replaces the user's crontab; tests/test_schedules.py has it",
+    "crontab": "replaces the user's crontab; tests/schedules/test_cron.py has it",
     "scrontab": "needs Slurm",
     "mkdir -p": "a step before the next command",
-    "cp scripts/schedule/systemd/*": "changes the user's systemd units; tests/test_schedules.py has it",
-    "systemctl": "changes the user's systemd units; tests/test_schedules.py has it",
+    "cp scripts/schedule/systemd/*": "changes the user's systemd units; tests/schedules/test_systemd.py has it",
+    "systemctl": "changes the user's systemd units; tests/schedules/test_systemd.py has it",
     "loginctl": "changes the user's systemd units",
-    "kubectl": "needs a Kubernetes cluster; tests/test_schedules.py checks the manifests",
-    "scripts/schedule/kubernetes/shards/run": "needs a Kubernetes cluster; tests/test_schedules.py has it",
+    "kubectl": "needs a Kubernetes cluster; tests/schedules/test_kubernetes.py checks the manifests",
+    "scripts/schedule/kubernetes/shards/run": "needs a Kubernetes cluster; tests/schedules/test_kubernetes.py has it",
     ".venv/bin/python scripts/bench/": "takes minutes to hours, some of it on a GPU",
     "echo $?": "a step after a sweep",
     "grep -rn": "a search in the repository",
@@ -82,28 +78,7 @@ def key(command: Command) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every file that commands of the docs name."""
-    made = tmp_path_factory.mktemp("docs")
-    make_model(made / "my-model")
-    width, names = 64, ("happy", "rows")
-    for name in names:
-        save_file(
-            {"vector": torch.randn(1, width, generator=torch.Generator().manual_seed(0))}, made / f"{name}.safetensors"
-        )
-    peft = made / "my-peft-checkpoint"
-    peft.mkdir()
-    save_file({"prompt_embeddings": torch.zeros(4, width)}, peft / "adapter_model.safetensors")
-    (peft / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "token_dim": width})
-    )
-    (made / "mine.jsonl").write_text('{"id": "france", "prompt": "The capital of France?", "reference": "Paris"}\n')
-    (made / "qa.jsonl").write_text('{"doc": {"question": "The capital of France?", "answer": "Paris"}}\n')
-    (made / "questions.md").write_text("# Why is the sky blue?\n\nText.\n")
-    for block in blocks("python"):
-        if name := re.match(r"# ([\w/]+\.py)\n", block.text):
-            (made / name[1]).parent.mkdir(exist_ok=True)
-            (made / name[1]).write_text(block.text)
-    return made
+    return make_files(tmp_path_factory.mktemp("docs"))
 
 
 @pytest.fixture
@@ -147,7 +122,7 @@ def test_every_command_is_run_or_listed() -> None:
     assert not unknown, "run them, or add them to NOT_RUN with the reason"
 
 
-def test_what_is_listed_is_there() -> None:
+def test_listed_exceptions_occur_in_the_docs() -> None:
     texts = [" ".join(command.words) for command in commands()]
     assert [start for start in NOT_RUN if not any(text.startswith(start) for text in texts)] == []
     every = " ".join(texts)
@@ -258,8 +233,6 @@ def test_equal_files_in_several_pages_are_equal() -> None:
 
 
 # Slow: for real
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", real(), ids=key)
 def test_a_sweep_runs(command: Command, here: Path, command_line: CommandLine, tmp_path: Path) -> None:
@@ -327,4 +300,4 @@ def test_measures_are_listed(here: Path, command_line: CommandLine, tmp_path: Pa
         columns = next(csv.reader(file))
     groups = ("quality/", "divergence/", "health/", "perturbation/", "cost/")
     measured = {column for column in columns if column.startswith(groups) and column.count("/") == 1}
-    assert measured and measured <= update_docs().measure_names()
+    assert measured and measured <= docs_script("measure_tables").measure_names()

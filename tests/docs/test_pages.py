@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 import tokenize
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from doc_pages import README, ROOT, pages
+from doc_pages import README, ROOT, docs_script, pages
+
+from sweep.config.schema import SECTIONS
 
 README_LINES, README_WORDS, PAGE_LINES = 180, 1200, 200
 # Words of an earlier style that readers stumbled over, and what private places look like.
@@ -36,18 +35,7 @@ GENERATED = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)  # their w
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
-def update_docs() -> ModuleType:
-    """Return the script that writes the generated pages."""
-    path = ROOT / "scripts" / "docs" / "update_docs.py"
-    spec = importlib.util.spec_from_file_location("update_docs", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["update_docs"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_readme_takes_two_minutes() -> None:
+def test_readme_is_short() -> None:
     text = README.read_text(encoding="utf-8")
     assert text.count("\n") <= README_LINES
     assert len(text.split()) <= README_WORDS
@@ -59,7 +47,7 @@ def test_a_page_is_short(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", pages()[1:], ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_page_begins_with_a_title_and_soon_has_something_to_paste(page: Path) -> None:
+def test_page_begins_with_a_title_and_a_command(page: Path) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("# ")
     first = next(number for number, line in enumerate(lines) if line.startswith("```"))
@@ -116,20 +104,19 @@ def test_strings_and_comments_of_the_code_use_no_banned_phrase(package: str) -> 
 
 
 def test_generated_pages_are_current() -> None:
-    script = update_docs()
+    script = docs_script("update_docs")
     for path in script.pages():
         assert script.updated(path) == path.read_text(encoding="utf-8"), "run scripts/docs/update_docs.py"
 
 
-def test_the_table_of_architectures_has_a_place() -> None:
-    text = update_docs().ARCHITECTURES.read_text(encoding="utf-8")
+def test_page_has_the_table_of_architectures() -> None:
+    text = docs_script("update_docs").ARCHITECTURES.read_text(encoding="utf-8")
     assert "<!-- architectures -->" in text and "| `llama` |" in text
 
 
 def test_configuration_lists_every_key() -> None:
-    script = update_docs()
     text = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
-    for section, schema in script.SECTIONS.items():
+    for section, schema in SECTIONS.items():
         for name in schema.__dataclass_fields__:
             assert f"| `{section}.{name}` |" in text
 

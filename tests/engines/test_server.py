@@ -1,6 +1,7 @@
 """Server engine with a real vLLM server: same answers as the offline engine, also with a disturbed connection.
 
-Behaviour that all engines share is tested in `test_engine_conformance`.
+Behaviour that all engines share is tested in `test_engine_conformance`. All tests here share
+one server: they stay in one file, because each test process starts its own.
 """
 
 from __future__ import annotations
@@ -17,40 +18,52 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from mlflow import MlflowClient
-from mlflow.entities import Run
+from server_requests import (
+    BAD,
+    GREEDY,
+    PROMPTS,
+    SAMPLINGS,
+    WINDOW,
+    Configure,
+    Pause,
+    answers,
+    bad_request,
+    engines_at,
+    error_of,
+    narrowed,
+    recorded_pauses,
+    requests,
+    runs_of,
+    sweep,
+    wait_until,
+)
 
-from conftest import MAX_MODEL_LEN
-from servers import Fault, VLLMServer, disturbing, free_port, vllm_server
+from proxies import Fault, disturbing
+from servers import VLLMServer, free_port
 from services import VLLM_KEY
-from sweep.app.sweep_runner import SweepRunner
-from sweep.config.schema import SweepConfig
-from sweep.console.terminal import Terminal
 from sweep.core.provenance import engine_version
 from sweep.engines import ServerConfig
-from sweep.engines.base import Engine, Failure, Generation, Request, Sampling
+from sweep.engines.base import Engine, Failure, Generation, Request
 from sweep.engines.identity_check import IdentityPrompt, check_identity
 from sweep.engines.server.config import KEY_VARIABLE
 from sweep.engines.server.engine import ServerEngine
-from sweep.engines.server.in_flight import InFlight
 from sweep.engines.supervisor import Supervisor
 from sweep.errors import ConfigError, EngineDied, EngineError
 from sweep.inputs.checkpoint import Checkpoint, find
 from sweep.inputs.config import ModelConfig
 from sweep.inputs.embedding_loader import open_table
 from sweep.inputs.embedding_table import EmbeddingTable
-from sweep.points.point import Point
 from tiny_models import make_model
 
-GREEDY = Sampling(max_tokens=8, ignore_eos=True)
-PROMPTS = [tuple(range(5, 5 + n)) for n in (3, 17, 40, 8, 25, 11)]
-WINDOW = 16
 FINISHED, AT_LENGTH = "vllm:request_success_total", 'finished_reason="length"'  # a metric and one of its labels
-
 pytestmark = pytest.mark.slow
 
-Configure = Callable[..., SweepConfig]
-Answers = dict[object, Generation | Failure]
+
+@pytest.fixture
+def connect(checkpoint: Checkpoint, tmp_path: Path) -> Iterator[Callable[..., Engine]]:
+    """Return a function that opens the server engine for an address; the engines are closed afterwards."""
+    with engines_at(checkpoint, tmp_path) as open_at:
+        yield open_at
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,35 +73,9 @@ def key() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def connect(checkpoint: Checkpoint, tmp_path: Path) -> Iterator[Callable[..., Engine]]:
-    """Return a function that opens the server engine for an address; the engines are closed afterwards."""
-    opened: list[Engine] = []
-
-    def open_at(url: str, patience: float = 20.0, model: Checkpoint = checkpoint, **changes: object) -> Engine:
-        config = replace(ServerConfig(url=url, patience=patience, max_in_flight=WINDOW), **changes)  # type: ignore[arg-type]
-        opened.append(config.open(model.files, MAX_MODEL_LEN, tmp_path))
-        return opened[-1]
-
-    yield open_at
-    for engine in opened:
-        engine.close()
-
-
-Pause = tuple[int, float | None]
-
-
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[Pause]:
-    """Shorten the pauses between attempts; return the arguments of each: the attempt and the server's `Retry-After`."""
-    kept: list[Pause] = []
-
-    def pause(_: InFlight, attempt: int, wait: float | None) -> float:
-        kept.append((attempt, wait))
-        return 0.05
-
-    monkeypatch.setattr(InFlight, "_pause", pause)
-    return kept
+    return recorded_pauses(monkeypatch)
 
 
 @pytest.fixture
@@ -96,33 +83,8 @@ def remote(served: VLLMServer, connect: Callable[..., Engine]) -> Engine:
     return connect(served.url)
 
 
-def runs_of(config: SweepConfig) -> dict[str, Run]:
-    client = MlflowClient(f"sqlite:///{config.sweep.root / 'mlflow.db'}")
-    return {run.info.run_name: run for run in client.search_runs(["1"])}
-
-
-def requests(table: EmbeddingTable, sampling: Sampling = GREEDY, factor: float = 2.0) -> list[Request]:
-    return [Request(i, ids, table.rows(ids) * factor, sampling) for i, ids in enumerate(PROMPTS)]
-
-
-def answers(engine: Engine, requests: Iterable[Request]) -> Answers:
-    return {answer.key: answer for answer in engine.generate(requests)}
-
-
-SAMPLINGS = {
-    "greedy": GREEDY,
-    "end of text": Sampling(max_tokens=60),
-    "log-probabilities": replace(GREEDY, logprobs=5),
-    "samples": Sampling(max_tokens=8, temperature=1.0, top_p=0.9, top_k=50, seed=2**62 - 1, n=3, logprobs=2),
-    "stop strings": Sampling(max_tokens=60, ignore_eos=True, stop=("e", "\x16", "L")),
-    "to the end of the context": Sampling(max_tokens=1000, ignore_eos=True),
-}
-
-
 @pytest.mark.parametrize("kind", SAMPLINGS)
-def test_answers_are_those_of_the_offline_engine(
-    remote: Engine, engine: Engine, table: EmbeddingTable, kind: str
-) -> None:
+def test_answers_equal_the_offline_engines(remote: Engine, engine: Engine, table: EmbeddingTable, kind: str) -> None:
     """Texts, token ids, finish reasons and log-probabilities, to the last bit."""
     asked = requests(table, SAMPLINGS[kind])
     expected = answers(engine, asked)
@@ -132,7 +94,7 @@ def test_answers_are_those_of_the_offline_engine(
     assert answers(remote, by_ids) == answers(engine, by_ids) != expected
 
 
-def test_forced_answers_have_the_log_probabilities_of_the_offline_engine(
+def test_log_probabilities_of_forced_answers_equal_the_offline_engines(
     remote: Engine, engine: Engine, table: EmbeddingTable
 ) -> None:
     forced = (9, 200, 31, 77)
@@ -148,22 +110,7 @@ def test_forced_answers_have_the_log_probabilities_of_the_offline_engine(
         assert len(generation.scored) == request.scored
 
 
-def sweep(
-    configure: Configure, folder: Path, factors: Iterable[float], engine: dict[str, object], **changes: object
-) -> tuple[SweepRunner, pd.DataFrame]:
-    """Run a sweep with an engine; return the runner and the table of all generations and scores."""
-    changes |= {"engine": engine, "sweep": {"dir": str(folder / str(engine["name"]))}}
-    points = [
-        Point(configure(transform={"name": "scale", "factor": factor}, **changes), (("transform.factor", factor),))
-        for factor in factors
-    ]
-    with SweepRunner(configure(**changes), "compared", "sweep …", Terminal()) as runner:
-        runner.run(points)
-    table = pd.read_parquet(runner.folder / "report" / "generations.parquet")
-    return runner, table.sort_values(["point", "prompt_id"], ignore_index=True)
-
-
-def test_a_whole_sweep_is_that_of_the_offline_engine(
+def test_whole_sweep_equals_the_offline_engines(
     served: VLLMServer, configure: Configure, on_shared_engine: Engine, tmp_path: Path
 ) -> None:
     """Every column of the table, scores among them."""
@@ -181,7 +128,7 @@ def test_a_whole_sweep_is_that_of_the_offline_engine(
     assert len(written) > 5 and not any(VLLM_KEY.encode() in content for content in written)
 
 
-def test_the_server_forgets_an_abandoned_stream(remote: Engine, served: VLLMServer, table: EmbeddingTable) -> None:
+def test_abandoned_stream_is_aborted_on_the_server(remote: Engine, served: VLLMServer, table: EmbeddingTable) -> None:
     expected = answers(remote, requests(table))
     long = [replace(r, key=(r.key, i)) for i in range(5) for r in requests(table, replace(GREEDY, max_tokens=200))]
     before = served.metric(FINISHED, AT_LENGTH)
@@ -194,49 +141,14 @@ def test_the_server_forgets_an_abandoned_stream(remote: Engine, served: VLLMServ
     assert answers(remote, requests(table)) == expected
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
-BAD = {
-    "nan": "its embeddings are not finite in torch.float32",
-    "inf": "its embeddings are not finite in torch.float32",
-    "width": "its embeddings are (17, 1) torch.float32, expected (17, 64) torch.float32",
-    "dtype": "its embeddings are (17, 64) torch.float64, expected (17, 64) torch.float32",
-    "ids": "the server rejected it: HTTP 400: Token id 1000000 is out of vocabulary",
-    "penalty": "the server would apply its repetition penalty without the tokens of the prompt",
-    "long": f"its 256 tokens leave no room for an answer; engine.max_model_len is {MAX_MODEL_LEN}",
-}
-
-
 @pytest.mark.parametrize("bad", BAD)
 def test_a_bad_request_fails_alone(remote: Engine, table: EmbeddingTable, bad: str) -> None:
     before = answers(remote, requests(table))
     first, request, *others = requests(table)
-    rows = table.rows(request.token_ids)
-    wrong = {
-        "nan": replace(request, embeds=rows.clone().index_fill_(0, torch.tensor([2]), torch.nan)),
-        "inf": replace(request, embeds=rows * torch.inf),
-        "width": replace(request, embeds=rows[:, :1]),
-        "dtype": replace(request, embeds=rows.double()),
-        "ids": replace(request, embeds=None, token_ids=(10**6,)),
-        "penalty": replace(request, sampling=replace(GREEDY, repetition_penalty=1.2)),
-        "long": replace(request, token_ids=(7,) * 256, embeds=table.rows((7,) * 256)),
-    }[bad]
+    wrong = bad_request(bad, request, table)
     results = answers(remote, [first, replace(wrong, key="bad"), *others])
     assert results.pop("bad") == Failure("bad", BAD[bad])
     assert results == {key: answer for key, answer in before.items() if key != request.key}
-
-
-def error_of(connect: Callable[..., Engine], *arguments: object, **changes: object) -> str:
-    with pytest.raises(ConfigError) as caught:
-        connect(*arguments, **changes)
-    message = str(caught.value)
-    assert len(message) < 400 and VLLM_KEY not in message
-    return message
 
 
 def test_wrong_and_missing_keys(
@@ -273,15 +185,6 @@ def test_servers_that_do_not_fit_the_sweep(
         longer.open(checkpoint.files, 300, tmp_path)
 
 
-def narrowed(folder: Path) -> Path:
-    """Write a model with a hidden size of 32."""
-    from transformers import AutoModelForCausalLM, GPT2Config
-
-    config = GPT2Config(vocab_size=272, n_embd=32, n_layer=1, n_head=2, n_positions=512, bos_token_id=1, eos_token_id=2)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
 def test_another_model_of_the_same_size_fails_the_identity_check(
     remote: Engine, connect: Callable[..., Engine], served: VLLMServer, table: EmbeddingTable, tmp_path: Path
 ) -> None:
@@ -290,15 +193,6 @@ def test_another_model_of_the_same_size_fails_the_identity_check(
     engine, rows = connect(served.url, model=other), open_table(other).rows
     with pytest.raises(ConfigError, match=r"fails the identity check: the prompt '.' decodes to"):
         check_identity(engine, [IdentityPrompt(str(i), ids, rows(ids)) for i, ids in enumerate(PROMPTS)], 8)
-
-
-def test_a_server_that_does_not_accept_embeddings(
-    tiny: Path, vllm_cache: Path, tmp_path: Path, connect: Callable[..., Engine]
-) -> None:
-    with vllm_server(tiny, tmp_path, vllm_cache, "--served-model-name", "one", "two") as other:
-        message = "does not accept embeddings. Start it with --enable-prompt-embeds"
-        assert message in error_of(connect, other.url)
-        assert message in error_of(connect, other.url, served_model="two")
 
 
 @pytest.mark.parametrize("fault", [429, 503, 500, 502, 504, "drop", "cut"])
@@ -323,7 +217,7 @@ def test_every_request_is_answered_through_a_disturbed_connection(
     assert pauses == [(0, 1.0 if fault in (429, 503) else None)] * 12
 
 
-def test_a_request_at_which_the_server_fails_again_and_again_fails_alone(
+def test_request_with_repeated_server_errors_fails_alone(
     served: VLLMServer, connect: Callable[..., Engine], table: EmbeddingTable
 ) -> None:
     with disturbing(served.url, lambda body: 500 if b'"seed": 13' in body else None) as proxy:
@@ -411,29 +305,3 @@ def test_a_sweep_continues_when_a_killed_server_is_restarted(
     assert len(runner.results) == 9 and not any(result.error for result in runner.results.values())
     _, expected = sweep(configure, tmp_path, factors, {"name": "vllm"}, sampling=sampling)
     pd.testing.assert_frame_equal(table, expected, check_exact=True)
-
-
-def test_other_log_probabilities_and_nan_logits_fail_requests_and_a_killed_server_ends_the_engine(
-    connect: Callable[..., Engine], vllm_cache: Path, tmp_path: Path
-) -> None:
-    """A mean over rows of this size overflows in GPT-2's layer norm, although every entry is finite."""
-    gpt2 = find(ModelConfig(id=str(make_model(tmp_path / "gpt2", "gpt2"))))
-    table = open_table(gpt2)
-    options = ("--enable-prompt-embeds", "--logprobs-mode", "processed_logprobs")
-    with vllm_server(gpt2.folder, tmp_path, vllm_cache, *options) as other:
-        engine = connect(other.url, patience=1.0, model=gpt2)
-        plain, *_ = requests(table)
-        for request in (replace(plain, sampling=replace(GREEDY, logprobs=3)), replace(plain, scored=2)):
-            [failure] = engine.generate([request])
-            assert isinstance(failure, Failure) and "--logprobs-mode raw_logprobs" in failure.reason, failure
-        large, *_ = requests(table, factor=2e38)
-        [failure] = engine.generate([large])
-        assert isinstance(failure, Failure) and "non-finite logits" in failure.reason, failure
-        long = replace(GREEDY, max_tokens=200)
-        stream = engine.generate(Request(i, PROMPTS[0], None, long if i else GREEDY) for i in range(9))
-        assert next(stream).key == 0
-        began = time.monotonic()
-        other.kill()
-        with pytest.raises(EngineDied, match=f"The server at {other.url} is down"):
-            list(stream)
-        assert 1 <= time.monotonic() - began < 15

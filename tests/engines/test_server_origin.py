@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from servers import ScriptedServer, as_http, free_port, scripted_server
+from scripted_server import ScriptedServer, as_http, scripted_server
+from servers import free_port
 from sweep.app.dry_run import DryRun
 from sweep.app.sweep_runner import SweepRunner
 from sweep.config.schema import SweepConfig
@@ -114,7 +115,7 @@ CHANGES: dict[str, tuple[dict[str, object], str]] = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_a_server_that_has_changed_is_not_mixed_in_unasked(
+def test_resume_with_a_changed_server_is_refused(
     server: ScriptedServer, points: Callable[..., list[Point]], kind: str
 ) -> None:
     begun(server, points(1.5))
@@ -131,7 +132,7 @@ def test_a_server_that_has_changed_is_not_mixed_in_unasked(
     assert len(server.asked) == requests
 
 
-def test_forced_the_sweep_goes_on_and_says_what_answered(
+def test_forced_resume_continues_and_records_both_versions(
     server: ScriptedServer, points: Callable[..., list[Point]]
 ) -> None:
     begun(server, points(1.5))
@@ -143,7 +144,7 @@ def test_forced_the_sweep_goes_on_and_says_what_answered(
     assert engines == {"vllm 0.32.0 (server)", "vllm 0.33.0 (server)"}
 
 
-def test_another_sweep_does_not_take_the_old_servers_answers(
+def test_answers_of_another_server_version_are_not_reused(
     server: ScriptedServer, points: Callable[..., list[Point]]
 ) -> None:
     run(points(1.5))
@@ -155,7 +156,7 @@ def test_another_sweep_does_not_take_the_old_servers_answers(
     assert len(server.asked) == 2 * first
 
 
-def test_a_point_that_is_done_counts_although_another_is_new(
+def test_finished_point_of_another_server_version_is_refused_with_new_points(
     server: ScriptedServer, points: Callable[..., list[Point]]
 ) -> None:
     run(points(1.5))
@@ -181,7 +182,7 @@ def test_a_finished_sweep_and_a_dry_run_need_no_server(
     assert len(runner.results) == 2 and runner.engine_starts == 0
 
 
-def test_an_upgrade_in_mid_run_ends_it(server: ScriptedServer, points: Callable[..., list[Point]]) -> None:
+def test_server_upgrade_during_a_run_ends_the_sweep(server: ScriptedServer, points: Callable[..., list[Point]]) -> None:
     numbers = count(1)
 
     def reply(body: dict[str, Any]) -> None:

@@ -48,9 +48,7 @@ def release(monkeypatch: pytest.MonkeyPatch, version: str, installed: str | None
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_plugin_engine_that_was_upgraded_is_noticed(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch, known: bool
-) -> None:
+def test_upgraded_plugin_engine_is_detected(configure: Configure, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
     """The version is compared before the engine starts if it is known, and otherwise once the engine is open."""
     for version in ("mylib 1.0", "mylib 1.0"):
         release(monkeypatch, version, version if known else None)
@@ -65,7 +63,7 @@ def test_a_plugin_engine_that_was_upgraded_is_noticed(
     assert sweep(configure, 2.0, 3.0).engine_starts == 0  # nothing is left to do
 
 
-def test_an_engine_of_the_same_version_goes_on(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_with_the_same_engine_version_continues(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     release(monkeypatch, "mylib 1.0", None)
     sweep(configure, 2.0)
     assert sweep(configure, 2.0, 3.0).engine_starts == 1

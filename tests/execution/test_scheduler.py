@@ -42,7 +42,7 @@ def planned_group(configure: Callable[..., SweepConfig], **changes: object) -> E
     return group
 
 
-def test_a_clock_that_is_set_back_makes_no_point_end_before_it_started(
+def test_points_never_end_before_they_start_if_the_clock_is_set_back(
     configure: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_700_000_000.0
@@ -59,7 +59,7 @@ def test_a_clock_that_is_set_back_makes_no_point_end_before_it_started(
     assert all(0 <= finished.ended - finished.started < 60 for finished in ends)
 
 
-def test_the_controls_answers_are_hashed_once_for_each_sample(
+def test_control_answers_are_hashed_once_per_sample(
     configure: Callable[..., SweepConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hashing them for each forced request would be quadratic: a million answers per point of a thousand prompts."""

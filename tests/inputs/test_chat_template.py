@@ -33,7 +33,7 @@ def rendered(template: str, messages: Any = (USER,), **options: Any) -> str:
     return render(messages, with_template(template), **{"now": lambda: NOON} | options)
 
 
-def test_a_template_is_given_tools_variables_and_all_keys_of_messages() -> None:
+def test_template_receives_tools_variables_and_all_message_keys() -> None:
     template = (
         "{{ tools[0].name }} {{ enable_thinking }} {% for m in messages %}"
         "{{ m.name }}={{ m.content }}/{{ m.tool_calls[0].function }};{% endfor %}{% if add_generation_prompt %}>{% endif %}"
@@ -43,7 +43,7 @@ def test_a_template_is_given_tools_variables_and_all_keys_of_messages() -> None:
     assert shown == "t False x=None/f;>"
 
 
-def test_the_clock_is_the_one_that_is_given_and_is_read_only_if_the_template_reads_it() -> None:
+def test_template_uses_the_given_clock_and_reads_it_only_if_needed() -> None:
     reads: list[None] = []
 
     def now() -> datetime:
@@ -58,14 +58,12 @@ def test_the_clock_is_the_one_that_is_given_and_is_read_only_if_the_template_rea
     ("dated", "variables", "shown"),
     [(False, {}, "26 Jul 2024"), (True, {}, "29 Nov 2026"), (True, {"date_string": "today"}, "today")],
 )
-def test_a_date_that_the_user_set_is_given_to_templates_that_take_one(
-    dated: bool, variables: dict[str, str], shown: str
-) -> None:
+def test_configured_date_is_passed_to_templates_with_a_date(dated: bool, variables: dict[str, str], shown: str) -> None:
     llama = "{% if date_string is not defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}"
     assert rendered(llama, dated=dated, variables=variables) == shown
 
 
-def test_what_a_template_raises_is_shown_without_control_characters() -> None:
+def test_template_exceptions_are_shown_without_control_characters() -> None:
     with pytest.raises(ConfigError) as error:
         rendered("{{ raise_exception('\x1b[31mno\x07') }}")
     assert str(error.value) == r"The chat template rejects the chat: \x1b[31mno\x07"
@@ -91,7 +89,7 @@ def test_a_prompt_of_many_characters_is_refused() -> None:
         rendered("{{ 'x' * 16777217 }}")
 
 
-def test_limits_hold_in_every_thread_and_leave_nothing_behind() -> None:
+def test_limits_apply_in_every_thread_and_are_removed_afterwards() -> None:
     found: list[str] = []
 
     def work() -> None:
@@ -138,7 +136,7 @@ def test_variables_without_a_chat_are_refused(checkpoint: Checkpoint) -> None:
         encode(plain, checkpoint, variables={"enable_thinking": False})
 
 
-def test_a_message_without_a_text_has_no_place(checkpoint: Checkpoint) -> None:
+def test_message_without_text_has_an_empty_range(checkpoint: Checkpoint) -> None:
     calls = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
     [encoded] = encode([Prompt("a", "Hi", (USER, calls))], checkpoint)
     assert encoded.layout.contents is not None
@@ -166,7 +164,7 @@ def test_both_renderings_of_a_prompt_share_one_limit(checkpoint: Checkpoint, mon
     assert len(entered) == 2
 
 
-def test_advice_for_a_model_without_template_depends_on_the_prompts(
+def test_advice_for_a_model_without_a_template_depends_on_the_prompts(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint.tokenizer, "chat_template", None)

@@ -55,7 +55,7 @@ def gemma_with_vision(folder: Path) -> Path:
     return folder
 
 
-def test_a_dtype_at_the_top_only_is_that_of_the_text_model(tmp_path: Path) -> None:
+def test_top_level_dtype_applies_to_the_text_model(tmp_path: Path) -> None:
     folder = gemma_with_vision(tmp_path / "model")
 
     def top_only(document: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def test_a_dtype_at_the_top_only_is_that_of_the_text_model(tmp_path: Path) -> No
         ("norm", "bfloat16 from the first tensor, lm_head.weight"),
     ],
 )
-def test_where_no_dtype_is_said_it_is_that_of_the_first_tensor(
+def test_without_a_configured_dtype_the_first_tensors_dtype_is_used(
     tmp_path: Path, changed: str | None, expected: str
 ) -> None:
     folder = make_model(tmp_path / "model", dtype=torch.bfloat16)
@@ -89,13 +89,13 @@ def test_where_no_dtype_is_said_it_is_that_of_the_first_tensor(
     assert checkpoint.dtype == loaded.dtype
 
 
-def test_the_first_tensor_of_8_bits_does_not_count(tmp_path: Path) -> None:
+def test_tensors_of_8_bits_are_skipped_when_the_dtype_is_read(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model", dtype=torch.bfloat16)
     with_weights(folder, "lm_head", torch.float8_e4m3fn)
     assert str(edit(folder, without_dtype).resolved_dtype).startswith("bfloat16 from the first tensor, model.")
 
 
-def test_the_first_file_of_several_decides(tmp_path: Path) -> None:
+def test_dtype_is_read_from_the_first_file_of_several(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model", dtype=torch.bfloat16, shard_size="100KB")
     first = weights.files(folder, "x")[0]
     assert first.name.startswith("model-00001-of-")
@@ -104,14 +104,14 @@ def test_the_first_file_of_several_decides(tmp_path: Path) -> None:
     assert checkpoint.dtype == AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.float32
 
 
-def test_without_safetensors_the_first_tensor_of_the_pickle_decides(tmp_path: Path) -> None:
+def test_without_safetensors_the_dtype_is_read_from_the_pickle(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model", dtype=torch.bfloat16)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     assert edit(folder, without_dtype).engine_dtype == "bfloat16"
 
 
-def test_a_plan_says_which_dtype_is_taken_and_why(configure: Configure) -> None:
+def test_plan_names_the_dtype_and_its_source(configure: Configure) -> None:
     contents = Fingerprints()
     for changes, expected in (
         ({}, "(float32 from config.json)"),
@@ -126,7 +126,7 @@ def test_a_plan_says_which_dtype_is_taken_and_why(configure: Configure) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "complex64", "float64", "nonsense", 5, ["bfloat16"]])
-def test_a_dtype_in_which_models_are_not_run_is_refused(tmp_path: Path, dtype: object) -> None:
+def test_unsupported_dtype_is_refused(tmp_path: Path, dtype: object) -> None:
     checkpoint = edit(make_model(tmp_path / "model"), lambda document: document.update(dtype=dtype))
     with pytest.raises(ConfigError, match=r"model\.id: .*(Set model\.dtype to one of|has no model that can be loaded)"):
         _ = checkpoint.engine_dtype
@@ -160,7 +160,7 @@ def test_impossible_sizes_are_refused(tmp_path: Path, key: str, value: object) -
         b'{"weight_map": "\xff"}',
     ],
 )
-def test_an_index_that_is_broken_or_leads_elsewhere_is_refused(tmp_path: Path, index: bytes) -> None:
+def test_broken_index_or_path_outside_the_folder_is_refused(tmp_path: Path, index: bytes) -> None:
     folder = make_model(tmp_path / "model")
     (folder / weights.INDEX).write_bytes(index)
     with pytest.raises(ConfigError, match=r"^model\.id: "):
@@ -208,13 +208,13 @@ def test_a_tokenizer_with_more_tokens_than_the_table_is_refused_where_a_prompt_h
 
 
 @pytest.mark.parametrize("ids", [[0, 272], [-1]])
-def test_tokens_from_elsewhere_that_have_no_row_are_named(checkpoint: Checkpoint, ids: list[int]) -> None:
+def test_token_ids_without_a_row_are_named(checkpoint: Checkpoint, ids: list[int]) -> None:
     with pytest.raises(TransformError, match=rf"the token {ids[-1]} is beyond the model's embedding table of 272 rows"):
         open_table(checkpoint).rows(ids)
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_only_files_that_a_loader_reads_count(configure: Configure, tmp_path: Path, trusted: bool) -> None:
+def test_only_files_that_a_loader_reads_are_hashed(configure: Configure, tmp_path: Path, trusted: bool) -> None:
     folder = make_model(tmp_path / "model")
     (folder / "merges.txt").write_text("a b")
     (folder / "eval.py").write_text("1")

@@ -36,7 +36,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
     return set_to
 
 
-def test_an_instant_is_kept_in_the_folder_from_its_first_use_on(tmp_path: Path, at: Callable[[datetime], None]) -> None:
+def test_clock_is_stored_at_its_first_use(tmp_path: Path, at: Callable[[datetime], None]) -> None:
     at(DAY)
     first = SweepClock(tmp_path / "sweep")
     assert first.used is None and not (tmp_path / "sweep").exists()
@@ -47,13 +47,13 @@ def test_an_instant_is_kept_in_the_folder_from_its_first_use_on(tmp_path: Path, 
     assert first.reads == [DAY]
 
 
-def test_a_dry_run_keeps_nothing(tmp_path: Path, at: Callable[[datetime], None]) -> None:
+def test_dry_run_does_not_store_the_clock(tmp_path: Path, at: Callable[[datetime], None]) -> None:
     at(DAY)
     assert SweepClock(tmp_path / "sweep", keep=False).read(PLAIN) == DAY
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_date_that_is_set_comes_first(tmp_path: Path) -> None:
+def test_configured_date_overrides_the_clock(tmp_path: Path) -> None:
     clock = SweepClock(tmp_path)
     assert clock.read(PromptsConfig(items=["Hi"], date="2027-01-02")) == datetime(2027, 1, 2)
     assert clock.used is None and not (tmp_path / FILE).exists()
@@ -75,7 +75,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
 
 
 @pytest.mark.parametrize("date", ["today", "2026-13-01", ""])
-def test_what_is_no_date_is_refused(date: str) -> None:
+def test_invalid_date_is_refused(date: str) -> None:
     with pytest.raises(ConfigError, match=r"prompts\.date: must be a date or a date and time, such as 2026-11-29"):
         PromptsConfig(items=["Hi"], date=date)
 
@@ -93,9 +93,7 @@ def fingerprint(point: Point, clock: SweepClock) -> str:
     return Fingerprints(InputStore(clock)).identify([point])[0].fingerprint
 
 
-def test_a_point_of_another_date_is_another_point_where_the_template_reads_it(
-    configure: Configure, tmp_path: Path
-) -> None:
+def test_date_changes_the_fingerprint_if_the_template_reads_it(configure: Configure, tmp_path: Path) -> None:
     point = dated(configure, tmp_path / "model")
     day, later, after = (
         fingerprint(point, SweepClock(instant=instant)) for instant in (DAY, DAY.replace(hour=1), NEXT)
@@ -121,7 +119,7 @@ def test_a_resumed_sweep_and_its_shards_have_the_fingerprints_of_its_first_day(
         _ = replace(plan, clock="tomorrow").instant
 
 
-def test_a_dry_run_says_which_date_is_used(
+def test_dry_run_names_the_date(
     command_line: Callable[..., tuple[int, str, str]], configure: Configure, tmp_path: Path
 ) -> None:
     model = dated(configure, tmp_path / "model").config.model.id
@@ -142,7 +140,7 @@ def test_a_dry_run_says_which_date_is_used(
         ("{{ strftime_now('%Y') }}" + TEMPLATE, False, "no prompt is a chat"),
     ],
 )
-def test_a_date_that_changes_nothing_is_said_to(
+def test_date_without_effect_is_reported(
     command_line: Callable[..., tuple[int, str, str]],
     configure: Configure,
     tmp_path: Path,

@@ -20,7 +20,7 @@ IDS = [7, 1, 200, 7, 33]
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("stored", "run"), [("float32", "auto"), ("bfloat16", "auto"), ("bfloat16", "float32")])
-def test_lazy_rows_are_those_of_transformers(tmp_path: Path, family: str, stored: str, run: str) -> None:
+def test_lazy_rows_equal_those_of_transformers(tmp_path: Path, family: str, stored: str, run: str) -> None:
     folder = make_model(tmp_path / family, family, getattr(torch, stored))
     checkpoint = find(ModelConfig(id=str(folder), dtype=run))
     dtype = torch.float32 if run == "float32" else getattr(torch, stored)
@@ -33,7 +33,7 @@ def test_lazy_rows_are_those_of_transformers(tmp_path: Path, family: str, stored
     assert torch.equal(classical.rows(IDS), expected.float())
 
 
-def test_fp32_checkpoints_run_in_bf16_give_the_rows_that_the_engine_has(tmp_path: Path) -> None:
+def test_fp32_checkpoint_in_bf16_has_the_rows_of_the_engine(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "gemma3", "gemma3")
     checkpoint = find(ModelConfig(id=str(folder), dtype="bfloat16"))
     assert torch.equal(from_safetensors(checkpoint).rows(IDS), from_transformers(checkpoint).rows(IDS))
@@ -47,9 +47,7 @@ def test_sharded_checkpoints(tmp_path: Path) -> None:
     assert torch.equal(one.rows(IDS), many.rows(IDS))
 
 
-def test_without_safetensors_the_model_is_loaded_and_a_log_line_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_safetensors_the_model_is_loaded_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make_model(tmp_path / "bin")
     expected = open_table(find(ModelConfig(id=str(folder)))).rows(IDS)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -61,14 +59,14 @@ def test_without_safetensors_the_model_is_loaded_and_a_log_line_says_so(
     assert "has no safetensors" in caplog.text
 
 
-def test_std_is_that_of_all_entries(tmp_path: Path) -> None:
+def test_std_is_computed_over_all_entries(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "gemma", "gemma", torch.bfloat16)
     table = open_table(find(ModelConfig(id=str(folder))))
     everything = table.rows(range(table.weight.shape[0])).double()
     assert table.std == pytest.approx(float(everything.std(correction=0)), rel=1e-6)
 
 
-def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
+def test_broken_checkpoint_is_named(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "broken")
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])

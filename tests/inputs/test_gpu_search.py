@@ -34,7 +34,7 @@ def large(table: EmbeddingTable, request: pytest.FixtureRequest, monkeypatch: py
 
 
 @pytest.mark.parametrize("budget", [2**30, 40_000, 1])
-def test_candidates_are_those_of_the_cpu(large: EmbeddingTable, budget: int) -> None:
+def test_candidates_equal_the_cpus(large: EmbeddingTable, budget: int) -> None:
     search, rows = search_of(large, budget), rows_of(large, 1100)
     assert search.resident is (budget == 2**30) and (budget != 1 or search.slice_rows == 1)
     found = search.candidates(rows.to(large.dtype), 6)
@@ -44,7 +44,7 @@ def test_candidates_are_those_of_the_cpu(large: EmbeddingTable, budget: int) -> 
     assert torch.allclose(distances.gather(1, found), expected.values, atol=1e-5)
 
 
-def test_the_nearest_are_those_of_the_cpu(large: EmbeddingTable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearest_tokens_equal_the_cpus(large: EmbeddingTable, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(large)
     expected = large.nearest(rows, k=2), large.gaps([3, 5])
     calls: list[int] = []
@@ -67,7 +67,7 @@ def test_the_nearest_are_those_of_the_cpu(large: EmbeddingTable, monkeypatch: py
     assert calls == [300, 2]
 
 
-def test_a_gpu_that_is_full_is_done_without(large: EmbeddingTable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_gpu_falls_back_to_the_cpu(large: EmbeddingTable, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, search = rows_of(large), search_of(large, 2**30)
     monkeypatch.setattr(
         search, "candidates", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("out of memory"))
@@ -76,7 +76,7 @@ def test_a_gpu_that_is_full_is_done_without(large: EmbeddingTable, monkeypatch: 
     assert torch.equal(large.nearest(rows, on_gpu=True)[1], large.nearest(rows)[1])
 
 
-def test_small_tables_start_no_gpu(table: EmbeddingTable) -> None:
+def test_small_tables_do_not_use_the_gpu(table: EmbeddingTable) -> None:
     table.nearest(rows_of(table), on_gpu=True)
     assert "_search" not in vars(table)
 
@@ -89,7 +89,7 @@ def test_small_tables_start_no_gpu(table: EmbeddingTable) -> None:
         (RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"), False),
     ],
 )
-def test_it_is_opened_where_there_is_room(monkeypatch: pytest.MonkeyPatch, memory: Any, opened: bool) -> None:
+def test_gpu_search_opens_if_memory_suffices(monkeypatch: pytest.MonkeyPatch, memory: Any, opened: bool) -> None:
     def mem_get_info(device: torch.device) -> tuple[int, int]:
         if isinstance(memory, Exception):
             raise memory
@@ -103,6 +103,6 @@ def test_it_is_opened_where_there_is_room(monkeypatch: pytest.MonkeyPatch, memor
     assert (found is not None) is opened and made == ([int(0.03 * memory[1])] if opened else [])
 
 
-def test_there_is_none_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gpu_search_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert open_search(torch.zeros(4, 2)) is None

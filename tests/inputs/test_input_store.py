@@ -97,9 +97,7 @@ def test_a_vector_that_is_edited_after_the_plan_is_not_applied(
         request_builder.build(None, own, corpus.prompts[0], corpus)
 
 
-def test_code_that_another_process_imported_in_another_version_is_not_applied(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_that_differs_between_processes_is_refused(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweep.transforms.pipeline._user_code_digest", lambda transform: "imported here")
     _, [group] = planned(Fingerprints(), configure(transform={"name": "scale", "factor": 1.5}))
     [point] = group.points

@@ -43,7 +43,7 @@ def load(path: Path, key: str | None = None, width: int = 8, task: int | None = 
 
 
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING", "CPT", None])
-def test_the_file_is_the_prompt(tmp_path: Path, kind: str | None) -> None:
+def test_soft_prompt_rows_are_read_from_the_file(tmp_path: Path, kind: str | None) -> None:
     file = write(tmp_path, kind, {"prompt_embeddings": ROWS}, num_virtual_tokens=3)
     for path in (tmp_path, file):
         assert torch.equal(load(path), ROWS)
@@ -51,7 +51,7 @@ def test_the_file_is_the_prompt(tmp_path: Path, kind: str | None) -> None:
     assert tensor_file(str(tmp_path), CONFIG_KEY) == file
 
 
-def test_a_resized_vocabulary_beside_the_prompt_is_not_the_prompt(tmp_path: Path) -> None:
+def test_resized_vocabulary_is_not_read_as_the_prompt(tmp_path: Path) -> None:
     embedding = "base_model.model.embed_tokens.weight"
     write(tmp_path, "PROMPT_TUNING", {"prompt_embeddings": ROWS, embedding: -ROWS}, num_virtual_tokens=3)
     assert torch.equal(load(tmp_path), ROWS)
@@ -63,14 +63,14 @@ def test_a_resized_vocabulary_beside_the_prompt_is_not_the_prompt(tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["MULTITASK_PROMPT_TUNING", None])
 @pytest.mark.parametrize("task", [0, 1])
-def test_a_task_of_a_multitask_checkpoint_is_what_peft_makes_of_it(tmp_path: Path, kind: str | None, task: int) -> None:
+def test_task_rows_of_a_multitask_checkpoint_equal_pefts(tmp_path: Path, kind: str | None, task: int) -> None:
     file = write(tmp_path, kind, FACTORS, num_virtual_tokens=2, num_tasks=2)
     for path in (tmp_path, file):
         assert load(path, width=2, task=task).tolist() == ANSWERS[task]
         assert count_rows(str(path), None, width=2, config_key=CONFIG_KEY, task=task) == 2
 
 
-def test_a_multitask_checkpoint_needs_one_of_its_tasks(tmp_path: Path) -> None:
+def test_multitask_checkpoint_without_a_valid_task_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path, "MULTITASK_PROMPT_TUNING", FACTORS, num_virtual_tokens=2)
     for path, key, task, said in [
         (
@@ -105,7 +105,7 @@ def test_a_multitask_checkpoint_needs_one_of_its_tasks(tmp_path: Path) -> None:
         load(tmp_path, task=0)
 
 
-def test_the_task_is_a_parameter_of_the_transform_and_part_of_what_it_is(tmp_path: Path) -> None:
+def test_task_is_a_parameter_and_in_the_fingerprint(tmp_path: Path) -> None:
     write(tmp_path, "MULTITASK_PROMPT_TUNING", FACTORS, num_virtual_tokens=2)
     first, second = (build_pipeline({"name": "soft_prompt", "path": str(tmp_path), "task": task}) for task in (0, 1))
     assert [
@@ -149,7 +149,9 @@ MERGE = r"Merge it into the model with PEFT .* and set model\.id to the merged m
         ("A_NEW_ONE", {"rows": ROWS}, r"It changes the model's weights\. " + MERGE),
     ],
 )
-def test_other_adapters_are_refused_by_name(tmp_path: Path, kind: str, tensors: dict[str, Tensor], said: str) -> None:
+def test_other_adapter_types_are_refused_by_name(
+    tmp_path: Path, kind: str, tensors: dict[str, Tensor], said: str
+) -> None:
     file = write(tmp_path, kind, tensors)
     for path in (tmp_path, file):
         for key in (None, *tensors):
@@ -162,7 +164,7 @@ def test_other_adapters_are_refused_by_name(tmp_path: Path, kind: str, tensors: 
 
 
 @pytest.mark.parametrize(("kind", "tensors"), [("LORA", LORA), ("TRAINABLE_TOKENS", TOKENS)])
-def test_an_adapter_without_its_configuration_is_known_by_its_names(
+def test_adapter_without_configuration_is_recognised_by_tensor_names(
     tmp_path: Path, kind: str, tensors: dict[str, Tensor]
 ) -> None:
     file = tmp_path / "renamed.safetensors"
@@ -172,7 +174,7 @@ def test_an_adapter_without_its_configuration_is_known_by_its_names(
             load(file, key)
 
 
-def test_what_the_configuration_says_is_compared_with_the_file(tmp_path: Path) -> None:
+def test_configuration_that_contradicts_the_file_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "PROMPT_TUNING", {"prompt_embeddings": ROWS}, num_virtual_tokens=20)
     with pytest.raises(ConfigError, match=r"has 3 rows, but its adapter_config\.json says num_virtual_tokens=20\.$"):
         load(tmp_path)
@@ -200,7 +202,7 @@ def test_what_the_configuration_says_is_compared_with_the_file(tmp_path: Path) -
             load(tmp_path)
 
 
-def test_a_checkpoint_before_safetensors(tmp_path: Path) -> None:
+def test_checkpoint_in_pickle_format_is_read(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}')
     torch.save({"prompt_embeddings": -ROWS}, tmp_path / "adapter_model.bin")
     assert torch.equal(load(tmp_path), -ROWS)
@@ -208,7 +210,7 @@ def test_a_checkpoint_before_safetensors(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path), ROWS)
 
 
-def test_a_trainers_folder(tmp_path: Path) -> None:
+def test_checkpoint_in_a_trainers_folder_is_found(tmp_path: Path) -> None:
     write(tmp_path / "checkpoint-500", "PROMPT_TUNING", {"prompt_embeddings": ROWS})
     (tmp_path / "runs").mkdir()
     (tmp_path / "trainer_state.json").write_text("{}")
@@ -222,7 +224,7 @@ def test_a_trainers_folder(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path), 2 * ROWS)
 
 
-def test_a_folder_without_an_adapter_says_what_it_holds(tmp_path: Path) -> None:
+def test_error_for_a_folder_without_an_adapter_lists_its_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(
         ConfigError, match=r"holds no adapter_model\.safetensors or adapter_model\.bin\. It has: model\.safe"

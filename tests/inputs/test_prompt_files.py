@@ -63,7 +63,7 @@ def test_long_cells_and_windows_line_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "written", ["yes", "no", "on", "true", "12:30", "012", "1_000", "0x1F", "12.50", "1.0", "2024-01-01", "=", "1e3"]
 )
-def test_yaml_scalars_are_the_texts_that_are_written(tmp_path: Path, written: str) -> None:
+def test_yaml_scalars_are_read_as_written(tmp_path: Path, written: str) -> None:
     [prompt] = read(tmp_path, "p.yaml", f"- {{prompt: {written}, reference: [{written}], values: {{on: {written}}}}}\n")
     assert (prompt.text, prompt.references, dict(prompt.values)) == (written, (written,), {"on": written})
 
@@ -112,7 +112,7 @@ def test_aliases_are_read_within_limits(tmp_path: Path, monkeypatch: pytest.Monk
         ("p.parquet", b""),
     ],
 )
-def test_keys_that_stand_twice_are_refused(tmp_path: Path, name: str, content: str | bytes) -> None:
+def test_duplicate_keys_are_refused(tmp_path: Path, name: str, content: str | bytes) -> None:
     if name == "p.parquet":
         table = pyarrow.table([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["prompt", "prompt"])
         file = io.BytesIO()
@@ -150,7 +150,7 @@ def test_broken_files_are_refused_with_a_line(tmp_path: Path, name: str, content
     assert message in refusal(tmp_path, name, content)
 
 
-def test_only_what_the_limit_needs_is_read(tmp_path: Path) -> None:
+def test_limit_stops_reading_early(tmp_path: Path) -> None:
     for name, content in (
         ("p.jsonl", '{"prompt": "a"}\nnot JSON'),
         ("p.csv", "prompt\na\nb,c\n"),
@@ -177,7 +177,7 @@ def test_numbers_of_prompts_and_sizes_are_bounded(tmp_path: Path, monkeypatch: p
         assert f"{name}: is larger than 1 MiB. Write it as JSON Lines" in refusal(tmp_path, name, long)
 
 
-def test_parquet_reads_what_prompts_need(tmp_path: Path) -> None:
+def test_parquet_reads_only_needed_columns(tmp_path: Path) -> None:
     rows = [{"prompt": f"{i}", "embedding": [0.5] * 4, "refrence": None, "score": i} for i in range(200)]
     content = parquet(rows, row_group_size=50)
     read_rows = read(tmp_path, "p.parquet", content)
@@ -187,7 +187,7 @@ def test_parquet_reads_what_prompts_need(tmp_path: Path) -> None:
     assert "neither 'prompt' nor messages (keys: a, b)" in refusal(tmp_path, "p.parquet", parquet([{"a": 1, "b": 2}]))
 
 
-def test_advice_names_a_column_of_texts_in_parquet_too(tmp_path: Path) -> None:
+def test_advice_names_a_text_column_in_parquet(tmp_path: Path) -> None:
     found = refusal(tmp_path, "p.parquet", parquet([{"input": 1, "goal": "x"}]))
     assert found.endswith("(keys: input, goal). Set prompts.prompt_key=goal.")
 
@@ -207,7 +207,7 @@ def test_parquet_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sizes == [3]
 
 
-def test_small_parquet_files_cannot_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_parquet_files_that_expand_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_tables, "MAX_BYTES", 1000)
     repeated = parquet([{"prompt": "x" * 100}] * 20)
     assert "p.parquet:[10]: the texts up to this row exceed 0 GiB" in refusal(tmp_path, "p.parquet", repeated)
@@ -221,19 +221,19 @@ def test_small_parquet_files_cannot_grow(tmp_path: Path, monkeypatch: pytest.Mon
     assert "the column 'reference.list.element' of row group 0 has 11 values" in refusal(tmp_path, "p.parquet", lists)
 
 
-def test_parquet_types_that_are_no_texts_are_named(tmp_path: Path) -> None:
+def test_parquet_types_other_than_text_are_named(tmp_path: Path) -> None:
     for value, what in ((b"x", "bytes"), (datetime.date(2024, 1, 1), "a date"), (True, "the boolean true")):
         found = refusal(tmp_path, "p.parquet", parquet([{"prompt": "a", "reference": value}]))
         assert f"'reference' must be a string or a list of strings; got {what}" in found
 
 
-def test_parquet_chats_lose_the_nulls_that_columns_fill_in(tmp_path: Path) -> None:
+def test_nulls_that_parquet_adds_to_chats_are_removed(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "a", "name": None}, {"role": "user", "content": "b", "name": "Ann"}]
     [prompt] = read(tmp_path, "p.parquet", parquet([{"messages": chat}]))
     assert prompt.messages == ({"role": "user", "content": "a"}, {"role": "user", "content": "b", "name": "Ann"})
 
 
-def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+def test_non_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
     for name, message in (
@@ -248,7 +248,7 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
         assert message in str(caught.value)
 
 
-def test_a_pipe_that_takes_a_files_place_is_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_that_replaces_a_file_is_refused_without_waiting(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}')
     file = prompt_files.find_prompt_file(str(path))
@@ -258,7 +258,7 @@ def test_a_pipe_that_takes_a_files_place_is_not_waited_for(tmp_path: Path) -> No
         next(file.entries(PromptsConfig(path=str(path))))
 
 
-def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> int:
         raise PermissionError(13, "Permission denied")
 

@@ -33,13 +33,13 @@ def write(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.yaml", "p.json", "p.csv", "p.parquet"])
-def test_formats_agree(tmp_path: Path, name: str) -> None:
+def test_all_formats_give_the_same_prompts(tmp_path: Path, name: str) -> None:
     loaded = prompts.load(PromptsConfig(path=str(write(tmp_path, name))))
     assert loaded == prompts.load(PromptsConfig(items=list(ENTRIES)))
     assert [(p.id, p.text, p.references) for p in loaded] == [("a", "One?", ("1",)), ("b", 'Two, or "2"?', ())]
 
 
-def test_text_files_hold_a_prompt_a_line(tmp_path: Path) -> None:
+def test_text_files_have_one_prompt_per_line(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("One?\n\nTwo?\n")
     assert [p.text for p in prompts.load(PromptsConfig(path=str(tmp_path / "p.txt")))] == ["One?", "Two?"]
 
@@ -84,7 +84,7 @@ def test_malformed_files_are_named_with_the_line(tmp_path: Path, name: str, cont
         prompts.load(PromptsConfig(path=str(path)))
 
 
-def test_text_survives_as_it_is(tmp_path: Path) -> None:
+def test_text_is_read_unchanged(tmp_path: Path) -> None:
     text = "line\u2028separator, \x85, \U0001f600"
     for name in ("p.jsonl", "p.json"):
         document = {"prompt": text} if name == "p.jsonl" else [{"prompt": text}]
@@ -100,14 +100,14 @@ def test_binary_and_missing_files(tmp_path: Path) -> None:
         prompts.load(PromptsConfig(path="nowhere.jsonl"))
 
 
-def test_chats_carry_the_template_and_completions_do_not(checkpoint: Checkpoint) -> None:
+def test_template_is_applied_to_chats_only(checkpoint: Checkpoint) -> None:
     chat, plain = (prompts.load(PromptsConfig(items=["Hi"], chat=chat)) for chat in (True, False))
     text = checkpoint.tokenizer.decode(encode(chat, checkpoint)[0].token_ids)
     assert text == "<bos><user>Hi<eos><assistant>"
     assert checkpoint.tokenizer.decode(encode(plain, checkpoint)[0].token_ids) == "Hi"
 
 
-def test_a_model_without_a_chat_template_says_what_to_do(tmp_path: Path) -> None:
+def test_error_without_a_chat_template_names_the_setting(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model")
     (folder / "chat_template.jinja").unlink()
     make_tokenizer(chat_template=False).save_pretrained(folder)

@@ -131,7 +131,7 @@ def test_plain_text_and_its_special_tokens(tokenizer: str) -> None:
     assert len(prompt.token_ids) - len(rows) == {"bytelevel with bos": 1, "without offsets": 1}.get(tokenizer, 0)
 
 
-def test_the_ids_are_those_of_the_chat_template() -> None:
+def test_token_ids_equal_the_chat_templates() -> None:
     checkpoint = find(ModelConfig())
     items = [{"messages": CHAT}, "What is the capital of Japan?"]
     for prompt in encode(prompts.load(PromptsConfig(items=items)), checkpoint):
@@ -152,7 +152,7 @@ def test_filled_placeholders_are_found() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_kept_placeholders_are_units_for_the_tokenizer(tokenizer: str) -> None:
+def test_kept_placeholders_are_tokenized_separately(tokenizer: str) -> None:
     prompt = encoded(tokenizer, "chatml", "Why is {image}the sky{image}?", placeholders=["image"])
     assert text_of(prompt, {"placeholder": "image"}) == "{image}{image}"
     assert all(token < 700 for token in prompt.token_ids)  # spelled in the model's own tokens
@@ -200,7 +200,7 @@ def test_spans_follow_rows_that_were_moved_merged_and_injected() -> None:
         parse_span("injected", "span").rows(prompt.layout, None, 9)
 
 
-def test_a_template_that_rewrites_texts_is_not_guessed_at() -> None:
+def test_content_span_is_refused_if_the_template_rewrites_texts() -> None:
     made = make_tokenizer()
     made.chat_template = "{% for m in messages %}<user>{{ m.content | upper }}{% endfor %}"
     [prompt] = encode(prompts.load(PromptsConfig(items=["Why?"])), with_tokenizer(made))
@@ -243,7 +243,7 @@ def test_bad_spans_are_refused(value: Any, said: str) -> None:
         {"part": "content", "exclude": ["template", {"positions": [1]}]},
     ],
 )
-def test_a_span_says_what_it_was_made_of(value: Any) -> None:
+def test_span_configuration_parses_to_an_equal_span(value: Any) -> None:
     span = parse_span(value, "span")
     assert parse_span(span.config(), "span") == span
     assert isinstance(hash(span), int) and isinstance(span, Span)

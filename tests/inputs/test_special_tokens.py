@@ -118,7 +118,7 @@ def test_spans_count_escaped_tokens_as_content(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "bpe"])
-def test_tokens_are_those_of_the_tokenizer_without_control_tokens(name: str) -> None:
+def test_escaped_tokens_equal_those_without_control_tokens(name: str) -> None:
     tokenizer = TOKENIZERS[name]()
     [prompt] = encoded(tokenizer, INJECTED)
     own = tokenizer(INJECTED, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -127,7 +127,7 @@ def test_tokens_are_those_of_the_tokenizer_without_control_tokens(name: str) -> 
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_prompts_without_control_tokens_stay_as_they_are(name: str) -> None:
+def test_prompts_without_control_tokens_are_unchanged(name: str) -> None:
     tokenizer = TOKENIZERS[name]()
     for text in ("hi no", "why is the sky blue? <|x|> é"):
         assert encoded(tokenizer, text) == encoded(tokenizer, text, policy="allow")
@@ -192,7 +192,7 @@ def test_refused_tokens_are_named() -> None:
         PromptsConfig(items=["a"], special_tokens="ignore")
 
 
-def test_what_cannot_be_escaped_is_refused() -> None:
+def test_unescapable_control_tokens_are_refused() -> None:
     tools = {"prompt": "hi", "tools": [{"name": "a<|end|>"}]}
     with pytest.raises(ConfigError, match=r"'p0000' \('<\|end\|>'\) contains control tokens outside its messages' con"):
         encoded(bpe(), tools)
@@ -206,7 +206,7 @@ def test_what_cannot_be_escaped_is_refused() -> None:
         encoded(slow, "a</s>b", chat=False)
 
 
-def test_tokens_that_the_template_writes_are_control_tokens() -> None:
+def test_template_tokens_are_control_tokens() -> None:
     tokenizer = bpe()
     tokenizer.add_tokens(["<think>", "<table>"])
     assert set(control_tokens(tokenizer)) == set(CONTROL)

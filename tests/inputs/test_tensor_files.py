@@ -56,14 +56,14 @@ def test_lists_and_wrapped_tensors(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "one.pt"), ROWS)
 
 
-def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_tensors_with_equal_names_are_refused(tmp_path: Path) -> None:
     for content, name in [({3: ROWS, "3": -ROWS}, "3"), ({"a.b": ROWS, "a": {"b": -ROWS}}, r"a\.b")]:
         torch.save(content, tmp_path / "a.pt")
         with pytest.raises(ConfigError, match=rf"cannot be read as \.pt: two of its tensors are named '{name}'\.$"):
             load(tmp_path / "a.pt")
 
 
-def test_containers_that_hold_each_other_are_entered_once(tmp_path: Path) -> None:
+def test_cyclic_containers_are_entered_once(tmp_path: Path) -> None:
     inner: dict[str, Any] = {"rows": ROWS}
     inner["self"] = inner
     many: Any = [inner]
@@ -73,7 +73,7 @@ def test_containers_that_hold_each_other_are_entered_once(tmp_path: Path) -> Non
     assert torch.equal(load(tmp_path / "a.pt"), ROWS)
 
 
-def test_an_archive_of_arrays_is_read_by_key(tmp_path: Path) -> None:
+def test_array_archive_is_read_by_key(tmp_path: Path) -> None:
     file = tmp_path / "params.npz"
     np.savez(
         file,
@@ -94,7 +94,7 @@ def test_an_archive_of_arrays_is_read_by_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["<f2", ">f2", ">f4", "<f8", ">f8", "g"])
-def test_arrays_of_any_order(tmp_path: Path, order: Any, dtype: str) -> None:
+def test_arrays_of_any_byte_and_memory_order_are_read(tmp_path: Path, order: Any, dtype: str) -> None:
     np.save(tmp_path / "a.npy", ROWS.half().numpy().astype(dtype, order=order))
     assert torch.equal(load(tmp_path / "a.npy"), ROWS.half().float())
 
@@ -119,7 +119,9 @@ def _member(array: np.ndarray[Any, Any], **changes: Any) -> bytes:
         (_member(ROWS.numpy())[:-4], r"it ends early: found 92 of 96 bytes"),
     ],
 )
-def test_arrays_that_are_not_what_their_header_says(tmp_path: Path, suffix: str, content: bytes, said: str) -> None:
+def test_arrays_that_contradict_their_header_are_refused(
+    tmp_path: Path, suffix: str, content: bytes, said: str
+) -> None:
     file = tmp_path / f"a{suffix}"
     if suffix == ".npy":
         file.write_bytes(content)

@@ -51,7 +51,7 @@ def test_bfloat16_and_another_order_of_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npy", ".pt"])
-def test_one_dimension_is_one_row(tmp_path: Path, suffix: str) -> None:
+def test_one_dimensional_tensor_is_one_row(tmp_path: Path, suffix: str) -> None:
     save(tmp_path / f"a{suffix}", ROWS[0].clone())
     assert torch.equal(load(tmp_path / f"a{suffix}"), ROWS[:1])
 
@@ -67,14 +67,14 @@ def test_dimensions_of_one_before_the_last_are_dropped(tmp_path: Path, suffix: s
     assert torch.equal(load(file), ROWS[:1])
 
 
-def test_a_parameter_comes_without_its_gradient(tmp_path: Path) -> None:
+def test_parameters_are_read_without_gradient(tmp_path: Path) -> None:
     torch.save({"prompt": torch.nn.Parameter(ROWS)}, tmp_path / "a.pt")
     rows = load(tmp_path / "a.pt")
     assert torch.equal(rows, ROWS) and not rows.requires_grad
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_tensor_is_chosen_by_its_key(tmp_path: Path, suffix: str) -> None:
+def test_tensor_is_selected_by_its_key(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a{suffix}"
     content = {"happy": ROWS, "sad": -ROWS}
     if suffix == ".pt":
@@ -93,7 +93,7 @@ def test_layers_by_number_are_keys_too(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "a.pt", "4"), -ROWS)
 
 
-def test_only_the_chosen_tensor_must_fit(tmp_path: Path) -> None:
+def test_only_the_selected_tensor_is_checked(tmp_path: Path) -> None:
     save_file({"rows": ROWS, "ids": torch.arange(3), "broken": ROWS * torch.nan}, tmp_path / "a.safetensors")
     assert torch.equal(load(tmp_path / "a.safetensors", "rows"), ROWS)
 
@@ -134,7 +134,7 @@ def test_broken_files(tmp_path: Path, name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.npy", "a.pt"])
-def test_a_file_that_ends_early(tmp_path: Path, name: str) -> None:
+def test_truncated_file_is_refused(tmp_path: Path, name: str) -> None:
     save(tmp_path / name, torch.randn(100, 8))
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1000])
     with pytest.raises(ConfigError, match=r"transform\.path: .* cannot be read"):
@@ -171,7 +171,7 @@ def test_a_file_that_ends_early(tmp_path: Path, name: str) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, suffix: str, tensor: Tensor, said: str) -> None:
+def test_unsuitable_input_is_refused(tmp_path: Path, suffix: str, tensor: Tensor, said: str) -> None:
     save(tmp_path / f"a{suffix}", tensor)
     with pytest.raises(ConfigError, match=rf"transform\.path: .*a{suffix}.* {said}"):
         load(tmp_path / f"a{suffix}")
@@ -205,7 +205,7 @@ def test_other_refusals(tmp_path: Path) -> None:
             load(tmp_path / name, key)
 
 
-def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_read_again_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.safetensors"
     save(file, ROWS)
     reads = []

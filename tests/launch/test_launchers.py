@@ -35,7 +35,7 @@ def roles_of(runs: list[Run]) -> Counter[str]:
     return Counter(run.data.tags["sweep.role"] for run in runs)
 
 
-def test_launchers_agree(tiny: Path, tmp_path: Path, command_line: CommandLine) -> None:
+def test_launchers_give_equal_answers(tiny: Path, tmp_path: Path, command_line: CommandLine) -> None:
     def generations(launcher: str) -> dict[str, list[str]]:
         """Return the answers of each point by fingerprint."""
         outputs = tmp_path / launcher
@@ -61,7 +61,7 @@ def test_launchers_agree(tiny: Path, tmp_path: Path, command_line: CommandLine) 
     assert len(local) == 5 and len({tuple(answers) for answers in local.values()}) == 5
 
 
-def test_what_is_set_without_hydra_is_what_hydra_would_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_set_without_hydra_equal_hydras(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers are parsed without Hydra, and all overrides that are not plain values are composed once."""
     parsing.register()
     monkeypatch.setattr(sweep_app, "_current", None)
@@ -101,7 +101,7 @@ def test_what_is_set_without_hydra_is_what_hydra_would_set(monkeypatch: pytest.M
                 assert composer.compose(master, overrides) == parse(composed(master, overrides))
 
 
-def test_a_later_batch_that_is_refused_leaves_the_earlier_ones(
+def test_refused_batch_keeps_earlier_batches(
     tiny: Path, tmp_path: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

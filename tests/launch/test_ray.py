@@ -106,13 +106,13 @@ def look_at_gpus(there: int, *tried: int | None) -> list[list[list[list[str]]]]:
     return found
 
 
-def test_an_actor_sees_the_gpus_that_it_was_given() -> None:
+def test_actor_sees_only_its_gpus() -> None:
     one_each, all_to_one, hidden = look_at_gpus(2, None, 2, 0)
     assert one_each == [[["0"], ["0"]], [["1"], ["1"]]]
     assert all_to_one == [[["0", "1"], ["0", "1"]]]
     assert hidden == [[[], []], [[], []]]
 
 
-def test_an_actor_has_no_gpu_where_there_is_none() -> None:
+def test_actor_without_gpus_sees_none() -> None:
     [actors] = look_at_gpus(0, None)
     assert [ids for ids, _ in actors] == [[], []]

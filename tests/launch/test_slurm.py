@@ -85,9 +85,7 @@ def test_submitting_without_waiting(cluster: Slurm, sweep_here: SweepHere, tmp_p
     assert generations(tmp_path / "outputs") == generations(whole)
 
 
-def test_a_cancelled_task_is_noticed_and_the_others_go_on(
-    cluster: Slurm, sweep_here: SweepHere, tmp_path: Path
-) -> None:
+def test_cancelled_task_is_reported_and_others_continue(cluster: Slurm, sweep_here: SweepHere, tmp_path: Path) -> None:
     outputs, gate = tmp_path / "outputs", Gate(tmp_path, after=5)
     given, cancelled = (*gate.overrides, *on_slurm()), list[str]()
 
@@ -111,7 +109,7 @@ def test_a_cancelled_task_is_noticed_and_the_others_go_on(
     expect_complete(outputs)
 
 
-def test_a_preempted_task_goes_on_in_another_turn(cluster: Slurm, sweep_here: SweepHere, tmp_path: Path) -> None:
+def test_preempted_task_is_requeued_and_resumes(cluster: Slurm, sweep_here: SweepHere, tmp_path: Path) -> None:
     outputs, gate = tmp_path / "outputs", Gate(tmp_path, after=5)
     # With such a short limit, submitit alone would treat a preemption as a time-out, and none is allowed.
     given = (*gate.overrides, *on_slurm("partition=low", "timeout_min=10", "requeues=0"))
@@ -136,7 +134,7 @@ def test_a_preempted_task_goes_on_in_another_turn(cluster: Slurm, sweep_here: Sw
     expect_complete(outputs)
 
 
-def test_a_task_whose_node_goes_down_goes_on_elsewhere(cluster: Slurm, sweep_here: SweepHere, tmp_path: Path) -> None:
+def test_task_of_a_failed_node_resumes_on_another(cluster: Slurm, sweep_here: SweepHere, tmp_path: Path) -> None:
     outputs, gate = tmp_path / "outputs", Gate(tmp_path, after=5)
     given = (*gate.overrides, *on_slurm("cpus_per_task=2"))  # a node for each
 
@@ -154,7 +152,7 @@ def test_a_task_whose_node_goes_down_goes_on_elsewhere(cluster: Slurm, sweep_her
     expect_complete(outputs)
 
 
-def test_a_head_that_is_killed(cluster: Slurm, tiny: Path, sweep_here: SweepHere, tmp_path: Path) -> None:
+def test_tasks_survive_a_killed_coordinator(cluster: Slurm, tiny: Path, sweep_here: SweepHere, tmp_path: Path) -> None:
     outputs, gate = tmp_path / "outputs", Gate(tmp_path, after=5)
     given = (*gate.overrides, *on_slurm())
     head = start(tmp_path, *arguments(tiny, outputs, *given), environment=cluster.environment)
@@ -168,7 +166,7 @@ def test_a_head_that_is_killed(cluster: Slurm, tiny: Path, sweep_here: SweepHere
     expect_complete(outputs)
 
 
-def test_a_search_keeps_its_task_from_batch_to_batch(cluster: Slurm, sweep_here: SweepHere, tmp_path: Path) -> None:
+def test_search_keeps_its_task_between_batches(cluster: Slurm, sweep_here: SweepHere, tmp_path: Path) -> None:
     search = ("n_trials=6", "n_jobs=2", "sampler=random")
     said = sweep_here(
         *("hydra/sweeper=optuna", *(f"hydra.sweeper.{option}" for option in search)),
@@ -183,7 +181,7 @@ def test_a_search_keeps_its_task_from_batch_to_batch(cluster: Slurm, sweep_here:
     expect_nothing_twice(tmp_path / "outputs")
 
 
-def test_a_cluster_that_does_not_take_the_job(cluster: Slurm, sweep_here: SweepHere) -> None:
+def test_rejected_submission_is_an_error(cluster: Slurm, sweep_here: SweepHere) -> None:
     said = sweep_here(*on_slurm("partition=nowhere"), code=2)
     assert "hydra.launcher: Slurm rejected the job: " in said and "Invalid partition" in said
     assert "Traceback" not in said

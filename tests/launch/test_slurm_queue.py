@@ -10,9 +10,7 @@ from hydra_plugins.sweep_launchers import _slurm_backend
 from sweep.errors import ConfigError
 
 
-def test_a_task_that_cannot_be_started_is_cancelled_and_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_task_that_cannot_start_is_cancelled(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     asked = list[tuple[str, ...]]()
 
     def ask(*command: str) -> str:
@@ -25,14 +23,14 @@ def test_a_task_that_cannot_be_started_is_cancelled_and_not_waited_for(
     assert "Slurm cannot start task 7_1 (launch failed requeued held). It is cancelled." in caplog.text
 
 
-def test_a_controller_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_controller_is_queried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [None, None, "7_0 PENDING Resources\n"]
     monkeypatch.setattr(_slurm_backend, "SLOW", 0.0)
     monkeypatch.setattr(_slurm_backend, "_run", lambda *command: answers.pop(0))
     assert _slurm_backend._queued_tasks("sweep-1") == {"7_0": "PENDING"} and not answers
 
 
-def test_without_slurm_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_slurm_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="hydra/launcher=slurm: squeue is not installed"):
         _slurm_backend._queued_tasks("sweep-1")

@@ -31,11 +31,11 @@ BEGAN = 1_000_000.0
         (1, 40, 0, True),  # a warning is always within the window before the limit
     ],
 )
-def test_time_is_up(minutes: int, warned: int, after: int, up: bool) -> None:
+def test_warning_near_the_time_limit_is_a_time_out(minutes: int, warned: int, after: int, up: bool) -> None:
     assert TimeLimit(60 * minutes, warned).is_reached(BEGAN, BEGAN + after) is up
 
 
-def test_slurm_says_when_it_has_preempted() -> None:
+def test_preemption_is_read_from_the_job_description() -> None:
     assert is_preempted("JobId=3 JobState=RUNNING PreemptTime=2026-11-29T07:00:00 SuspendTime=None")
     assert not is_preempted("JobId=3 PreemptEligibleTime=2026-11-29T06:00:00 PreemptTime=None")
     assert not is_preempted("")
@@ -77,9 +77,7 @@ def handler(tmp_path: Path) -> Iterator[Any]:
     ("after", "shown", "requeued"),
     [(60.0, None, True), (595.0, "PreemptTime=2026-11-29T07:00:00", True), (595.0, "PreemptTime=None", False)],
 )
-def test_a_preempted_task_goes_back_into_the_queue(
-    handler: Any, after: float, shown: str | None, requeued: bool
-) -> None:
+def test_preempted_task_is_requeued(handler: Any, after: float, shown: str | None, requeued: bool) -> None:
     now = [BEGAN]
     start = {"SLURM_JOB_START_TIME": str(int(BEGAN))}
     slurm_signals.install(TimeLimit(600, 90), lambda: shown, lambda: now[0], start)
@@ -94,12 +92,12 @@ def test_a_preempted_task_goes_back_into_the_queue(
         assert handler.env.requeued is None
 
 
-def test_submitits_own_rule_is_why(handler: Any) -> None:
+def test_submitits_rule_still_takes_preemptions_for_time_outs(handler: Any) -> None:
     """If this fails, submitit's own rule is right and `_slurm_signals` can be removed."""
     assert handler.has_timed_out()  # although it has just started
 
 
-def test_without_slurms_start_time_the_task_begins_now(handler: Any) -> None:
+def test_without_slurms_start_time_the_limit_counts_from_now(handler: Any) -> None:
     now = [BEGAN]
     slurm_signals.install(TimeLimit(600, 90), lambda: None, lambda: now[0], {})
     now[0] += 449
@@ -128,19 +126,19 @@ def refused(code: int) -> subprocess.CalledProcessError:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_slurm_may_end_the_process_that_asks_before_it_has_its_answer(handler: Any, number: signal.Signals) -> None:
+def test_requeue_counts_as_done_if_scontrol_is_killed(handler: Any, number: signal.Signals) -> None:
     with pytest.raises(SystemExit):
         requeue_by(handler, [refused(-number)])
 
 
-def test_a_controller_that_does_not_answer_is_asked_again(handler: Any) -> None:
+def test_requeue_is_repeated_if_the_controller_does_not_answer(handler: Any) -> None:
     outcomes = [refused(1), subprocess.TimeoutExpired("scontrol", 60), FileNotFoundError("scontrol"), None]
     with pytest.raises(SystemExit):
         requeue_by(handler, outcomes)
     assert not outcomes
 
 
-def test_a_task_that_is_refused_works_on(handler: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_task_continues_if_its_requeue_is_refused(handler: Any, caplog: pytest.LogCaptureFixture) -> None:
     pauses, left = requeue_by(handler, [refused(1) for _ in range(5)])
     assert pauses == list(slurm_signals.PAUSES) and left == 1
     assert "exit status 1. The task continues until Slurm ends it." in caplog.text

@@ -11,7 +11,7 @@ import pytest
 from sweep.planning.results import ControlAnswers, Progress
 
 
-def test_durations_are_of_a_clock_that_cannot_be_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_durations_use_a_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     planned: Any = SimpleNamespace(index=0, point=None, point_fingerprint=None, prompts=())
     progress = Progress(planned, started=1000.0, began=50.0)
     monkeypatch.setattr(time, "time", lambda: 1.0)  # the system clock was set back

@@ -33,14 +33,14 @@ def fingerprint(config: SweepConfig, **axes: str | float) -> str:
     return Fingerprints().identify([Point(config, tuple(axes.items()))])[0].fingerprint
 
 
-def test_equal_values_are_written_alike() -> None:
+def test_equal_values_have_equal_canonical_texts() -> None:
     assert canonical({"b": 1.0, "a": [-0.0, 1e0, 2.5, True, None, "ü"]}) == '{"a":[0,1,2.5,true,null,"\\u00fc"],"b":1}'
     assert canonical(1) == canonical(1.0) == canonical(1e0) != canonical(True)
     with pytest.raises(ConfigError, match="factor must be a finite number"):
         canonical({"transform": {"factor": float("nan")}})
 
 
-def test_the_form_is_held_still(configure: Configure) -> None:
+def test_fingerprint_format_is_unchanged(configure: Configure) -> None:
     """A change here makes users regenerate all answers. It needs a new `VERSION` and a reason."""
     point = Point(configure(model={"id": "demo"}, transform=scale(1.5)))
     [point_fingerprint] = Fingerprints().identify([point])
@@ -90,7 +90,9 @@ def test_the_form_is_held_still(configure: Configure) -> None:
     assert point_fingerprint.fingerprint == "c3a8a7777498dbbd9c877097d1b44a663801bf8eafd285fa4d79284f4bd93b22"
 
 
-def test_what_does_not_decide_what_is_generated_does_not_count(configure: Configure, tmp_path: Path) -> None:
+def test_settings_without_effect_on_generations_do_not_change_the_fingerprint(
+    configure: Configure, tmp_path: Path
+) -> None:
     base = fingerprint(configure(transform=scale(1.5)))
     changes: list[dict[str, object]] = [
         {"sweep": {"dir": str(tmp_path / "elsewhere"), "name": "x"}},
@@ -104,7 +106,7 @@ def test_what_does_not_decide_what_is_generated_does_not_count(configure: Config
         assert fingerprint(configure(**{"transform": scale(1.5)} | change)) == base, change
 
 
-def test_what_decides_it_counts(configure: Configure, tmp_path: Path) -> None:
+def test_settings_that_change_generations_change_the_fingerprint(configure: Configure, tmp_path: Path) -> None:
     base = fingerprint(configure(transform=scale(1.5)))
     changes: list[dict[str, object]] = [
         {"transform": scale(1.6)},
@@ -119,17 +121,17 @@ def test_what_decides_it_counts(configure: Configure, tmp_path: Path) -> None:
     assert len(found | {base}) == len(changes) + 1
 
 
-def test_which_server_answers_does_not_count_but_that_one_does(configure: Configure) -> None:
+def test_server_address_does_not_change_the_fingerprint(configure: Configure) -> None:
     here, there = (fingerprint(configure(engine={"name": "server", "url": f"http://{host}:8000"})) for host in "ab")
     assert here == there != fingerprint(configure())
 
 
-def test_a_setting_of_the_engine_counts_where_it_is_swept(configure: Configure) -> None:
+def test_swept_engine_setting_changes_the_fingerprint(configure: Configure) -> None:
     config = configure(engine={"name": "vllm", "max_num_seqs": 3})
     assert fingerprint(config, **{"engine.max_num_seqs": 3.0}) != fingerprint(config)
 
 
-def test_references_make_other_scores_and_the_same_generations(configure: Configure) -> None:
+def test_references_change_scores_but_not_the_fingerprint(configure: Configure) -> None:
     one, other = (
         Fingerprints().identify([Point(configure(prompts={"items": [{"prompt": "Hi", "reference": r}]}))])[0]
         for r in ("a", "b")
@@ -137,7 +139,7 @@ def test_references_make_other_scores_and_the_same_generations(configure: Config
     assert one.fingerprint == other.fingerprint and one.result_key != other.result_key
 
 
-def test_files_count_by_their_contents(configure: Configure, tiny: Path, tmp_path: Path) -> None:
+def test_files_are_fingerprinted_by_content(configure: Configure, tiny: Path, tmp_path: Path) -> None:
     def with_vector(name: str, value: float) -> SweepConfig:
         save_file({"v": torch.full((32,), value)}, tmp_path / name)
         transform = {"name": "add_vector", "coefficient": 1.0, "vector": {"path": str(tmp_path / name)}}
@@ -156,7 +158,7 @@ def test_files_count_by_their_contents(configure: Configure, tiny: Path, tmp_pat
     assert fingerprint(copy) != fingerprint(config)
 
 
-def test_weights_are_read_once(tiny: Path, tmp_path: Path) -> None:
+def test_weights_are_hashed_once(tiny: Path, tmp_path: Path) -> None:
     memory = tmp_path / "digests.json"
     first = folder_digest(tiny, ["*.safetensors"], memory)
     known = json.loads(memory.read_text())
@@ -169,13 +171,13 @@ def test_weights_are_read_once(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["${now:%Y}", "${oc.env:HOME}", "${hydra:job.name}"])
-def test_what_changes_from_run_to_run_is_refused(tiny: Path, tmp_path: Path, value: str) -> None:
+def test_values_that_change_between_runs_are_refused(tiny: Path, tmp_path: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=r"prompts\.system must have the same value on every run"):
         parse(compose(tiny, tmp_path, prompts={"items": ["Hi"], "system": value}))
     parse(compose(tiny, tmp_path, sweep={"dir": "${oc.env:HOME}"}))
 
 
-def test_sweeps_of_two_folders_have_two_ids_and_a_moved_folder_keeps_its_own(tmp_path: Path) -> None:
+def test_folder_ids_differ_and_survive_a_move(tmp_path: Path) -> None:
     here, there = (sweep_folder.folder_id(tmp_path / name) for name in ("here", "there"))
     assert here != there
     (tmp_path / "here").rename(tmp_path / "moved")
@@ -191,7 +193,7 @@ def test_sweeps_of_two_folders_have_two_ids_and_a_moved_folder_keeps_its_own(tmp
     )
 
 
-def test_answers_of_an_older_form_stay_where_they_are_and_are_mentioned(
+def test_answers_of_older_formats_are_kept_and_reported(
     command_line: Callable[..., tuple[int, str, str]], tiny: Path, tmp_path: Path
 ) -> None:
     arguments = [f"model.id={tiny}", f"sweep.dir={tmp_path}", "sweep.dry_run=true", "prompts.items=[Hi]"]

@@ -90,14 +90,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folders[0], folders[1]
 
 
-def test_every_key_has_its_line() -> None:
+def test_every_key_is_listed() -> None:
     assert list(fingerprint_keys.KEYS) == list(dict.fromkeys(fingerprint_keys.KEYS))
     assert set(fingerprint_keys.KEYS) == set(fingerprint_keys.configured_keys())
     assert set(VALUES) == set(fingerprint_keys.KEYS)
 
 
 @pytest.mark.parametrize("key", fingerprint_keys.KEYS)
-def test_a_key_is_in_the_fingerprint_as_its_line_says(
+def test_listed_keys_match_the_fingerprint(
     configure: Configure, models: tuple[Path, Path], tmp_path: Path, key: str
 ) -> None:
     items = [entry | {"other": "Otherwise {x}", "number": i, "answer": "none"} for i, entry in enumerate(PROMPTS)]

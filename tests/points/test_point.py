@@ -22,7 +22,7 @@ def scale(factor: float) -> dict[str, object]:
     return {"name": "scale", "factor": factor}
 
 
-def test_names_say_the_swept_values_only(tiny: Path, tmp_path: Path) -> None:
+def test_names_contain_only_swept_values(tiny: Path, tmp_path: Path) -> None:
     jobs = [
         (
             ["transform=scale", f"transform.factor={f}", "sweep.dir=x"],
@@ -40,12 +40,12 @@ def test_names_keep_all_digits(tiny: Path, tmp_path: Path) -> None:
     assert [point.name for point in make_points(jobs)] == ["seed=1234567", "seed=1234568"]
 
 
-def test_keys_with_the_same_last_part_are_told_apart(tiny: Path, tmp_path: Path) -> None:
+def test_keys_with_the_same_last_part_have_distinct_names(tiny: Path, tmp_path: Path) -> None:
     jobs = [([f"seed={i}", f"sampling.seed={i}"], parse(compose(tiny, tmp_path, seed=i))) for i in (0, 1)]
     assert make_points(jobs)[1].name == "seed=1, sampling.seed=1"
 
 
-def test_there_is_a_control_asked_for_or_not(configure: Configure) -> None:
+def test_control_is_always_added(configure: Configure) -> None:
     points = [Point(configure(transform=scale(f))) for f in (1.2, 1.5)]
     ordered = with_controls(points)
     assert [point.role for point in ordered] == ["control", "point", "point"]
@@ -73,7 +73,7 @@ def test_points_share_an_engine_unless_model_or_engine_differ(configure: Configu
     assert specs[0] == specs[1] == specs[3] != specs[2]
 
 
-def test_where_results_go_cannot_be_swept(tiny: Path, tmp_path: Path) -> None:
+def test_output_locations_cannot_be_swept(tiny: Path, tmp_path: Path) -> None:
     jobs = [([f"sweep.dir={d}"], parse(compose(tiny, tmp_path, sweep={"dir": d}))) for d in ("a", "b")]
     with pytest.raises(ConfigError, match="cannot be swept"):
         make_points(jobs)
@@ -111,6 +111,6 @@ def test_a_batch_has_all_keys_that_the_command_sweeps() -> None:
         (r"C:\\dir", r"C:\dir"),
     ],
 )
-def test_texts_are_named_as_they_were_meant(configure: Callable[..., SweepConfig], spelled: str, meant: str) -> None:
+def test_texts_are_named_without_their_quoting(configure: Callable[..., SweepConfig], spelled: str, meant: str) -> None:
     jobs = [([f"prompts.system={value}"], configure()) for value in (spelled, "other")]
     assert make_points(jobs)[0].axes == (("prompts.system", meant),)

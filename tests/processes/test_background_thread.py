@@ -28,7 +28,7 @@ def test_an_exception_is_raised_by_the_next_call() -> None:
         worker.drain()
 
 
-def test_no_item_is_started_after_abandon_found_the_thread_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_item_starts_after_abandon_on_an_idle_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread clears the event that `abandon` waits for before it checks whether it was abandoned."""
     seen: list[bool] = []
 

@@ -13,7 +13,7 @@ from sweep.processes import framing
 
 
 @pytest.mark.parametrize("size", [0, 1, framing.MAPPED - 1, framing.MAPPED, 5 * framing.MAPPED + 3])
-def test_what_is_sent_is_received(size: int) -> None:
+def test_sent_objects_are_received(size: int) -> None:
     array = np.arange(size, dtype=np.int64).view(np.uint8)[:size]
     value = {"array": array, "more": [array[::2], "text", None], "same": array}
     near, far = socket.socketpair()

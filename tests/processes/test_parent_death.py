@@ -43,7 +43,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_parents_descendants_end(tmp_path: Path) -> None:
+def test_descendants_of_a_killed_parent_end(tmp_path: Path) -> None:
     with subprocess.Popen(tree(tmp_path, importing=0)) as parent:
         wait_for(lambda: (tmp_path / "grandchild").exists())
         assert_all_end_with(parent)
@@ -56,7 +56,7 @@ def test_a_child_that_is_still_importing_ends_with_its_parent(tmp_path: Path) ->
         assert_all_end_with(parent)
 
 
-def test_a_child_ends_if_its_parent_ended_before_it_was_tied(tmp_path: Path) -> None:
+def test_child_ends_if_its_parent_ended_before_setup(tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     words = str(tmp_path / "words")
@@ -88,7 +88,7 @@ for message in ("Unexpected error pre-processing request", "EngineCore encounter
     assert words.read_text() == "MemoryError: rror."
 
 
-def test_spawning_is_restored_afterwards(tmp_path: Path) -> None:
+def test_spawn_command_line_is_restored_afterwards(tmp_path: Path) -> None:
     before = spawn.get_command_line
     with pytest.raises(LookupError), parent_death.tied_children(tmp_path / "words"):
         assert "tie_to_parent(" in str(spawn.get_command_line(tracker_fd=1, pipe_handle=2))

@@ -95,7 +95,7 @@ def put(publish_queue: PublishQueue, count: int) -> list[str]:
     return names
 
 
-def test_points_that_wait_are_published_together(
+def test_waiting_points_are_published_together(
     publish_queue: PublishQueue, scripted: Scripted, gate: threading.Event
 ) -> None:
     names = put(publish_queue, 2 * TOGETHER + 1)
@@ -108,7 +108,7 @@ def test_points_that_wait_are_published_together(
     }
 
 
-def test_a_point_that_comes_twice_is_published_once(
+def test_repeated_point_is_published_once(
     publish_queue: PublishQueue, scripted: Scripted, gate: threading.Event
 ) -> None:
     names = put(publish_queue, 3)
@@ -118,7 +118,7 @@ def test_a_point_that_comes_twice_is_published_once(
     assert scripted.calls == [(names, False)] and scripted.there == dict.fromkeys(names, 1)
 
 
-def test_what_a_call_has_no_time_for_comes_next(
+def test_points_left_by_a_call_are_published_next(
     publish_queue: PublishQueue, scripted: Scripted, gate: threading.Event
 ) -> None:
     scripted.few = 2
@@ -129,9 +129,7 @@ def test_what_a_call_has_no_time_for_comes_next(
     assert scripted.there == dict.fromkeys(names, 1)
 
 
-def test_a_point_that_is_refused_is_tried_again_by_itself(
-    publish_queue: PublishQueue, scripted: Scripted, gate: threading.Event
-) -> None:
+def test_refused_point_is_retried_alone(publish_queue: PublishQueue, scripted: Scripted, gate: threading.Event) -> None:
     scripted.refuse = {"point 2": 2}
     names = put(publish_queue, 5)
     gate.set()
@@ -140,7 +138,7 @@ def test_a_point_that_is_refused_is_tried_again_by_itself(
     assert scripted.there == dict.fromkeys(names, 1) and not publish_queue.unpublished
 
 
-def test_points_of_a_lost_call_are_looked_for_first(
+def test_points_of_a_lost_call_are_searched_before_publishing(
     publish_queue: PublishQueue, scripted: Scripted, gate: threading.Event
 ) -> None:
     scripted.lose = 1
@@ -152,7 +150,7 @@ def test_points_of_a_lost_call_are_looked_for_first(
     assert set(publish_queue._publish_log.entries) == set(names)
 
 
-def test_a_point_that_is_refused_for_good_is_given_up_and_no_other(
+def test_only_a_repeatedly_refused_point_is_given_up(
     publish_queue: PublishQueue, scripted: Scripted, gate: threading.Event
 ) -> None:
     scripted.refuse = {"point 1": 1000}
@@ -164,7 +162,7 @@ def test_a_point_that_is_refused_for_good_is_given_up_and_no_other(
     assert scripted.there == dict.fromkeys([names[0], *names[2:]], 1)
 
 
-def test_a_call_for_many_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_with_many_points_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
     def publish(self: Tracker, record: PointRecord, *_: Any, **__: Any) -> str:

@@ -58,7 +58,7 @@ def test_points_whose_columns_differ_in_type_are_read_together(tmp_path: Path) -
     assert [list(ids) for ids in frame["token_ids"]] == [[], [1], [1]]
 
 
-def test_half_a_surrogate_pair_is_archived_as_a_question_mark(tmp_path: Path) -> None:
+def test_lone_surrogate_is_archived_as_a_question_mark(tmp_path: Path) -> None:
     archive = Archive(tmp_path)
     archive.add("a", record(0, ()), [row(generation="half \ud83d")])
     assert archive.read(["a"])["generation"].tolist() == ["half ?"]
@@ -77,7 +77,7 @@ def batches(configure: Configure) -> list[PointResult]:
     return results
 
 
-def test_a_key_with_a_word_at_any_point_holds_words_everywhere(configure: Configure, tmp_path: Path) -> None:
+def test_axis_with_any_word_holds_words_for_all_points(configure: Configure, tmp_path: Path) -> None:
     found = batches(configure)
     assert [r.point.axes for r in found[1::2]] == [(("prompts.limit", "null"),), (("prompts.limit", 2.0),)]
     comparison = compare(found, 0.95)
@@ -96,7 +96,7 @@ def test_a_key_with_a_word_at_any_point_holds_words_everywhere(configure: Config
     ]
 
 
-def test_controls_of_several_batches_have_names_of_their_own(configure: Configure) -> None:
+def test_controls_of_several_batches_have_distinct_names(configure: Configure) -> None:
     comparison = compare(batches(configure), 0.95)
     assert [r.point.name for r in comparison.results] == [
         "control (limit=null)",
@@ -120,7 +120,7 @@ def test_controls_of_several_batches_have_names_of_their_own(configure: Configur
         ({"name": "normalize", "norm": 2.0}, {"transform.norm": 2.0}, {}),  # it has no dose
     ],
 )
-def test_a_control_stands_at_the_neutral_dose(
+def test_control_has_the_neutral_dose(
     configure: Configure, transform: Any, axes: dict[str, float], neutral: dict[str, float]
 ) -> None:
     point = Point(configure(transform=transform), tuple(axes.items()))
@@ -140,7 +140,7 @@ def test_a_control_stands_at_the_neutral_dose(
     }
 
 
-def test_a_control_with_a_dose_is_not_taken_for_a_treated_point(configure: Configure) -> None:
+def test_control_with_a_dose_is_not_a_treated_point(configure: Configure) -> None:
     points = [
         Point(configure(transform={"name": "scale", "factor": f}), (("transform.factor", f),)) for f in (0.5, 2.0)
     ]

@@ -32,7 +32,7 @@ def test_lines_follow_the_doses_and_carry_intervals() -> None:
     assert found_above.breaking_point == (pytest.approx(1.6), pytest.approx(1.4), pytest.approx(1.8))
 
 
-def test_the_floor_lies_on_the_side_of_no_difference() -> None:
+def test_noise_floor_band_includes_no_difference() -> None:
     found = {r.measure: r for r in responses(make())}
     assert found["divergence/token_agreement"].floor_bands == [(None, (0.98, 1))]
     assert found["divergence/edit_distance"].floor_bands == [(None, (0, 0.02))]
@@ -43,7 +43,7 @@ def test_the_floor_lies_on_the_side_of_no_difference() -> None:
     assert found["divergence/edit_distance"].controls == []
 
 
-def test_axes_of_texts_have_no_doses() -> None:
+def test_text_axes_have_no_doses() -> None:
     columns = {
         "point": range(4),
         "role": ["control", "point", "point", "point"],
@@ -57,7 +57,7 @@ def test_axes_of_texts_have_no_doses() -> None:
     assert axes == ["c"] * 3  # each point has another `a`
 
 
-def test_measures_are_not_their_statistics() -> None:
+def test_statistics_columns_are_not_measures() -> None:
     columns = [
         "point",
         "axis/x",
@@ -72,7 +72,7 @@ def test_measures_are_not_their_statistics() -> None:
     assert measures(columns) == ["quality/f1", "quality/n", "perturbation/start/cosine", "cost/tokens"]
 
 
-def test_doses_that_span_much_are_logarithmic() -> None:
+def test_wide_dose_ranges_use_a_logarithmic_axis() -> None:
     results = make(factors=3)
     spread = {1.2: 0.01, 1.4: 0.1, 1.6: 1.0}
     points = results.points.assign(**{"axis/transform.factor": results.points["axis/transform.factor"].map(spread)})
@@ -110,7 +110,7 @@ def test_figures_have_intervals_floor_and_doses() -> None:
     assert [s["y0"] for s in quality["layout"]["shapes"] if s.get("label", {}).get("text") == "control"] == [1]
 
 
-def test_both_sides_of_the_neutral_dose_are_drawn_and_said() -> None:
+def test_both_sides_of_the_neutral_dose_are_drawn_and_reported() -> None:
     results = make(below=True)
     doses = responses(results)
     drawn = {f["measure"]: f["layout"] for f in map(figure, doses)}

@@ -17,7 +17,7 @@ from sweep.report import files
 from sweep.report.results import SweepResults
 
 
-def test_what_is_written_can_be_loaded(tmp_path: Path) -> None:
+def test_written_results_can_be_loaded(tmp_path: Path) -> None:
     results = make(prompts=4, factors=2)
     folder = tmp_path / "sweeps" / results.sweep_id / "report"
     written = files.write(results, folder)
@@ -73,7 +73,7 @@ def test_an_axis_of_numbers_and_texts_and_answers_without_tokens(tmp_path: Path)
     assert str(pq.read_schema(tmp_path / "generations.parquet").field("token_ids").type) == "list<element: int64>"
 
 
-def test_nothing_was_generated(tmp_path: Path) -> None:
+def test_report_without_generations_is_written(tmp_path: Path) -> None:
     results = make(prompts=1, factors=1)
     points = results.points[["point", "name", "role", "control"]].assign(error="EngineError: it died")
     files.write(SweepResults("id", "", "sweep", 0.95, points, pd.DataFrame()), tmp_path)
@@ -83,7 +83,7 @@ def test_nothing_was_generated(tmp_path: Path) -> None:
     assert list(pd.read_csv(tmp_path / "responses.csv").columns[:6]) == first
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = make(prompts=1, factors=2)
     files.write(results, tmp_path)
     before = (tmp_path / "points.csv").read_bytes()
@@ -99,7 +99,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.glob(".*"))
 
 
-def test_the_newest_is_the_one_that_was_reported_last(tmp_path: Path) -> None:
+def test_newest_sweep_is_the_last_reported_one(tmp_path: Path) -> None:
     for age, name in enumerate(("b", "c", "a")):  # a is the oldest
         folder = tmp_path / "sweeps" / name / "report"
         folder.mkdir(parents=True)
@@ -109,7 +109,7 @@ def test_the_newest_is_the_one_that_was_reported_last(tmp_path: Path) -> None:
     assert sweep.load(dir=tmp_path)["which"].tolist() == ["b"]
 
 
-def test_errors_say_what_is_missing(tmp_path: Path) -> None:
+def test_error_messages_name_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"No sweep in .*sweeps has written a report\. Set dir= to the sweep\.dir"
     ):
@@ -137,7 +137,7 @@ def test_errors_say_what_is_missing(tmp_path: Path) -> None:
         sweep.load("2026-a", tmp_path, points=True)
 
 
-def test_importing_sweep_stays_light() -> None:
+def test_importing_sweep_imports_no_heavy_modules() -> None:
     program = "import sys, sweep, sweep.report, sweep.report.terminal; print([m for m in ('pandas', 'torch', 'matplotlib', 'plotly') if m in sys.modules]); sweep.load; print('pandas' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.split("\n")[:2] == ["[]", "True"]

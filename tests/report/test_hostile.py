@@ -43,7 +43,7 @@ def two_series(first: str, second: str) -> SweepResults:
 
 
 @pytest.mark.parametrize("text", [EVIL, "<!--", "]]>", '" onclick="x', "'><b>", "</title>", "&lt;b&gt;", "`${1}`"])
-def test_names_of_series_points_and_measures_stay_text(text: str) -> None:
+def test_names_of_series_points_and_measures_are_escaped(text: str) -> None:
     results = two_series(text, "plain")
     points = results.points.rename(columns={"quality/contains": f"quality/{text}"}).assign(name=text, error=None)
     rows = results.generations.rename(columns={"quality/contains": f"quality/{text}"})
@@ -102,7 +102,7 @@ def test_names_of_series_points_and_measures_stay_text(text: str) -> None:
     assert "kind=plain" in names and len(names) == 2 and not [name for name in names if "<" in name]
 
 
-def test_generations_reach_the_page_as_json_that_ends_nothing() -> None:
+def test_generations_cannot_end_the_pages_json() -> None:
     results = make(prompts=2, factors=1)
     hostile = ["</script>", "<!--<script>", "\u2028\u2029", "\x00\x1b", "\ud83d", "{{ 1 }}", "NaN", "__proto__"]
     rows = results.generations.assign(generation=(hostile * 4)[: len(results.generations)], prompt_id="__proto__")
@@ -114,7 +114,7 @@ def test_generations_reach_the_page_as_json_that_ends_nothing() -> None:
     assert (row["id"], shown) == ("__proto__", ["</script>", "<!--<script>"])
 
 
-def test_control_characters_show_in_the_page_and_in_tables(tmp_path: Path) -> None:
+def test_control_characters_are_visible_in_page_and_tables(tmp_path: Path) -> None:
     results = two_series(ESCAPE, "plain")
     points = results.points.assign(name=f"n{ESCAPE}", error=f"failed: {ESCAPE}")
     text = html.render(replace(results, points=points, name=ESCAPE, command=ESCAPE))
@@ -127,7 +127,7 @@ def test_control_characters_show_in_the_page_and_in_tables(tmp_path: Path) -> No
     assert not set(csv) & {"\x1b", "\x07", "\x9b", "\u202e"}
 
 
-def test_what_a_spreadsheet_takes_for_a_formula_comes_back_unchanged(tmp_path: Path) -> None:
+def test_spreadsheet_formulas_are_escaped_and_loaded_unchanged(tmp_path: Path) -> None:
     """As documented: a CSV is data; import such columns as text."""
     results = make(prompts=1, factors=4)
     cells = ["=1+1", "+1", "-1", "@SUM(A1)", 'a,"b"\nc']
@@ -136,7 +136,7 @@ def test_what_a_spreadsheet_takes_for_a_formula_comes_back_unchanged(tmp_path: P
     assert sweep.load(tmp_path, points=True)["axis/transform.kind"].tolist() == cells
 
 
-def test_bytes_that_are_no_text_are_written(tmp_path: Path, configure: Callable[..., SweepConfig]) -> None:
+def test_bytes_that_are_not_text_are_written(tmp_path: Path, configure: Callable[..., SweepConfig]) -> None:
     values = {"quality/exact_match": np.ones(3)}
     point = Point(configure(), (("transform.kind", "caf\udce9"),))
     comparison = compare([PointResult(0, point, summarise_scores(values, 0.95), values, "half \ud83d")], 0.95)
@@ -160,9 +160,7 @@ def test_plots_draw_any_name(tmp_path: Path, text: str) -> None:
     assert len([entry for entry in legend if entry.strip().startswith("kind=")]) == 2
 
 
-def test_the_description_is_markdown_that_says_only_what_was_meant(
-    tmp_path: Path, configure: Callable[..., SweepConfig]
-) -> None:
+def test_description_escapes_markdown(tmp_path: Path, configure: Callable[..., SweepConfig]) -> None:
     evil = "a`b|c*d_e [x](http://y) <img src=x>\n# h & i"
     values = {"quality/exact_match": np.ones(3)}
     points = [Point(configure(), is_control=True)]
@@ -179,7 +177,7 @@ def test_the_description_is_markdown_that_says_only_what_was_meant(
     assert [line.count("|") - line.count(r"\|") for line in text.splitlines() if line.startswith("| ")] == [3, 3, 3, 3]
 
 
-def test_texts_are_written_out() -> None:
+def test_texts_are_escaped_for_terminal_and_markdown() -> None:
     assert visible("a\tb\nc\r\x00é東\U0001f600") == "a\tb\nc" + r"\x0d\x00" + "é東\U0001f600"
     assert one_line("a\tb\nc") == r"a\tb\nc"
     assert (code("x"), code("``"), markdown("a_b")) == ("`x`", "``` `` ```", r"a\_b")

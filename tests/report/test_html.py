@@ -47,7 +47,7 @@ def payload(text: str) -> dict[str, Any]:
     return data
 
 
-def test_it_needs_nothing_but_itself() -> None:
+def test_page_loads_no_external_resources() -> None:
     page = Page(html.render(make()))
     assert len(page.scripts) == 3
     policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
@@ -57,7 +57,7 @@ def test_it_needs_nothing_but_itself() -> None:
         assert "src" not in attributes and not any(name.startswith("on") for name in attributes)
 
 
-def test_texts_stay_texts() -> None:
+def test_html_in_texts_is_escaped() -> None:
     text = html.render(make(evil=True))
     page = Page(text)
     assert len(page.scripts) == 3 and "img" not in [tag for tag, _ in page.tags]
@@ -68,11 +68,11 @@ def test_texts_stay_texts() -> None:
     assert row["cells"][0][0][0][0].endswith(EVIL)
 
 
-def test_half_a_surrogate_pair_can_be_written() -> None:
+def test_lone_surrogate_can_be_written() -> None:
     assert html.as_script(["half \ud83d"]).encode() == b'["half ?"]'
 
 
-def test_columns_are_in_order_of_strength() -> None:
+def test_columns_are_ordered_by_dose() -> None:
     def order(*rows: tuple[int, Any, Any]) -> list[int]:
         records = [
             {"point": i, "role": "point" if c != i else "control", "control": c, "axis/a": a, "axis/b": b}
@@ -86,7 +86,7 @@ def test_columns_are_in_order_of_strength() -> None:
     assert order((0, nan, nan), (3, 1.0, nan), (0, 9.0, nan), (3, nan, nan)) == [0, 2, 3, 1]  # each after its control
 
 
-def test_cells_tell_where_they_differ_from_their_own_control() -> None:
+def test_cells_mark_differences_from_their_control() -> None:
     frame = pd.DataFrame(
         [
             {"point": point, "prompt_id": "q", "prompt": "?", "sample": sample, "generation": text, "reference": None}
@@ -117,7 +117,7 @@ def test_cells_tell_where_they_differ_from_their_own_control() -> None:
     assert row["reference"] == ""
 
 
-def test_many_columns_are_hidden_at_first_but_neither_controls_nor_the_strongest() -> None:
+def test_many_columns_are_hidden_at_first_except_controls_and_the_strongest() -> None:
     results = make(prompts=2, factors=49)
     columns = Matrix.of(results, by_strength(results.points)).columns
     shown = [column["name"] for column in columns if column["shown"]]
@@ -125,7 +125,7 @@ def test_many_columns_are_hidden_at_first_but_neither_controls_nor_the_strongest
     assert shown[0] == "control" and shown[-1] == columns[-1]["name"]
 
 
-def test_a_huge_sweep_shows_its_first_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_sweep_shows_its_first_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix, "LARGEST", 24)
     text = html.render(make(prompts=12, factors=5))
     assert len(payload(text)["rows"]) == 4
@@ -140,7 +140,7 @@ def test_the_table_of_points_has_intervals_and_marks() -> None:
     assert re.search(r"control\s+1 \[1, 1\]\s*1 \[1, 1\]\s*0\.98 \[0\.98, 0\.98\]", text)
 
 
-def test_failed_points_and_missing_generations_are_said() -> None:
+def test_failed_points_and_missing_generations_are_reported() -> None:
     results = make(prompts=3, factors=2)
     points = results.points.assign(error=[None, None, "EngineError: <b>"])
     generations = results.generations[results.generations["point"] != 2]
@@ -151,7 +151,7 @@ def test_failed_points_and_missing_generations_are_said() -> None:
     assert data["rows"][0]["cells"][2] == [None]
 
 
-def test_a_failed_point_keeps_its_place_beside_the_only_control() -> None:
+def test_failed_point_keeps_its_position_with_one_control() -> None:
     points = make(factors=3).points.assign(control=[math.nan, 0, math.nan, 0])
     assert by_strength(points) == [0, 1, 2, 3]
 
@@ -165,7 +165,7 @@ def test_prompts_are_shown_without_the_number_of_their_sample() -> None:
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in Matrix.of(results, order).rows]
 
 
-def test_bounds_beyond_all_doses_are_infinite_in_the_table_and_not_in_the_plots() -> None:
+def test_bounds_beyond_all_doses_are_infinite_only_in_the_table() -> None:
     results = make()
     results.responses.loc[0, ["first_effective/ci_low", "breaking_point/ci_high"]] = [-math.inf, math.inf]
     results.points.loc[3, "quality/contains"] = math.inf
@@ -177,7 +177,7 @@ def test_bounds_beyond_all_doses_are_infinite_in_the_table_and_not_in_the_plots(
     assert figures["quality/contains"]["data"][0]["x"] == [1.2, 1.4, 1.8, 2.0]
 
 
-def test_nothing_was_generated() -> None:
+def test_report_without_generations_is_written() -> None:
     results = make(prompts=1, factors=1)
     points = results.points[["point", "name", "role", "control", "axis/transform.factor"]].assign(
         error="EngineError: it died"
@@ -199,7 +199,7 @@ def test_size_of_a_large_report() -> None:
     assert len(text.encode()) < 12e6
 
 
-def test_a_measure_that_does_not_apply_to_a_prompt_is_left_empty() -> None:
+def test_inapplicable_measure_is_an_empty_cell() -> None:
     """As exact match of a prompt without references, beside others that have some."""
     results = make()
     results.generations.loc[

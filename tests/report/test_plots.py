@@ -15,7 +15,7 @@ from sweep.report.dose_response import responses
 from sweep.report.figures import BREAKING, EFFECTIVE
 
 
-def test_one_for_each_axis_and_group(tmp_path: Path) -> None:
+def test_one_plot_for_each_axis_and_group(tmp_path: Path) -> None:
     results = make()
     renamed = results.points.rename(columns={"axis/transform.factor": "axis/a/b $x$"})
     object.__setattr__(results, "points", renamed)
@@ -60,7 +60,7 @@ def test_panels_show_intervals_control_floor_and_doses() -> None:
     }
 
 
-def test_nothing_to_plot(tmp_path: Path) -> None:
+def test_without_responses_no_plot_is_written(tmp_path: Path) -> None:
     assert plots.write(make(factors=1), tmp_path / "plots") == []
     assert not (tmp_path / "plots").exists()
 

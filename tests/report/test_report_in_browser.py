@@ -139,7 +139,7 @@ def test_columns_and_scores_are_chosen(open_report: Open) -> None:
     expect(cell(page, 1, 12)).to_contain_text("edit distance 0.")
 
 
-def test_other_samples_are_behind_a_switch(open_report: Open) -> None:
+def test_other_samples_are_shown_by_a_switch(open_report: Open) -> None:
     page = open_report(samples=2)
     first = cell(page, 1, 5).text_content()
     page.select_option("#sample", "1")
@@ -148,7 +148,7 @@ def test_other_samples_are_behind_a_switch(open_report: Open) -> None:
     assert cell(page, 1, 5).locator(".text").text_content() == "".join(span[1:] for span in data)
 
 
-def test_html_in_texts_shows_as_text(open_report: Open) -> None:
+def test_html_in_texts_is_shown_as_text(open_report: Open) -> None:
     page = open_report(evil=True)
     row = page.locator(".body > .row").nth(1)
     for column in range(6):

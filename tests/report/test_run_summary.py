@@ -74,7 +74,7 @@ def noise(sigma: float) -> dict[str, Any]:
         ("transform.amount", lambda dose: scale(2.0) if dose == 1 else noise(1.0), [1.0, 2.0], {"all": None}),
     ],
 )
-def test_the_neutral_dose_is_the_transforms(
+def test_neutral_dose_is_taken_from_the_transform(
     configure: Configure, axis: str, transform: Callable[[float], Any], doses: list[float], expected: dict[str, Any]
 ) -> None:
     comparison = swept(configure, axis, dict.fromkeys(doses, 0.5), transform)
@@ -82,7 +82,7 @@ def test_the_neutral_dose_is_the_transforms(
     assert {(a, m) for a, m, _ in along(comparison)} == {(axis, MEASURE)}
 
 
-def test_the_control_stands_at_the_neutral_dose_unless_another_step_changes_something(configure: Configure) -> None:
+def test_control_has_the_neutral_dose_unless_another_step_changes_rows(configure: Configure) -> None:
     def breaking_point(sigma: float, axis: str = "transform.1.factor") -> float:
         comparison = swept(configure, axis, {2.0: 0.4, 4.0: 0.1}, lambda dose: [noise(sigma), scale(dose)])
         return along(comparison)[axis, MEASURE, "above"].breaking_point
@@ -91,7 +91,7 @@ def test_the_control_stands_at_the_neutral_dose_unless_another_step_changes_some
     assert breaking_point(sigma=1.0) == 2
 
 
-def test_both_sides_are_said(configure: Configure) -> None:
+def test_both_sides_are_reported(configure: Configure) -> None:
     shares = {0.25: 0.1, 0.5: 0.7, 0.8: 0.9, 1.2: 0.9, 1.5: 0.8, 2.0: 0.4, 5.0: 0.1}
     comparison = swept(configure, "transform.factor", shares, scale)
     [said] = response_findings(comparison, as_markdown=True)
@@ -114,12 +114,12 @@ def test_both_sides_are_said(configure: Configure) -> None:
     assert list(response_findings(comparison)) == [said.replace("`", "")]
 
 
-def test_what_users_write_shows_as_it_is_in_markdown(configure: Configure) -> None:
+def test_user_texts_are_escaped_in_markdown(configure: Configure) -> None:
     lines = describe(swept(configure, "transform.factor", {2.0: 0.5}, scale), "sweep sweep.name=`<b>`", {}).splitlines()
     assert lines[0] == "`` sweep sweep.name=`<b>` ``"
 
 
-def test_what_was_not_found_is_not_said(configure: Configure) -> None:
+def test_missing_findings_are_not_reported(configure: Configure) -> None:
     one_sided = swept(configure, "transform.factor", {0.5: 0.9, 2.0: 0.1}, scale)
     [said] = response_findings(one_sided)
     assert " ≥ 2" in said and "; half of the control's at 1.56 " in said
@@ -144,7 +144,7 @@ def test_the_table_has_a_row_for_each_side(configure: Configure) -> None:
     assert list(nothing.columns) == list(table.columns) and nothing.empty
 
 
-def test_each_of_several_controls_has_its_own_responses(configure: Configure) -> None:
+def test_each_control_has_separate_responses(configure: Configure) -> None:
     groups = [swept(configure, "transform.factor", {0.5: 0.1, 2.0: 0.1}, scale).results for _ in range(2)]
     other = [
         replace(

@@ -21,7 +21,6 @@ from sweep.report.figures import figure
 from sweep.report.overview import findings
 from sweep.report.results import SweepResults, tables
 from sweep.report.run_summary import describe, response_findings
-from sweep.report.series import TreatedPoint, find_series, names
 from sweep.scoring.measures import summarise_scores
 from sweep.scoring.response import Response
 from sweep.scoring.significance import benjamini_hochberg
@@ -94,7 +93,7 @@ def test_a_falling_curve_is_not_averaged_with_a_flat_one(configure: Configure) -
     ]
 
 
-def test_each_series_is_said_drawn_and_tabulated(configure: Configure) -> None:
+def test_each_series_is_reported_drawn_and_tabulated(configure: Configure) -> None:
     comparison = two_spans(configure)
     said = list(response_findings(comparison))
     assert said[0].startswith(
@@ -212,13 +211,13 @@ def test_a_series_without_a_finding_is_named_only_next_to_one_with_a_finding(
     assert [line.split(":")[0] for line in response_findings(comparison)] == said
 
 
-def test_an_axis_of_words_has_no_series(configure: Configure) -> None:
+def test_text_axis_has_no_series(configure: Configure) -> None:
     comparison = swept(configure, [({"transform.span": "all"}, 0.1), ({"transform.span": "content"}, 0.8)])
     assert comparison.series == [] and list(response_findings(comparison)) == []
     assert responses(laid_out(comparison)) == []
 
 
-def test_seeds_are_pooled_and_that_is_said(configure: Configure) -> None:
+def test_pooled_seeds_are_reported(configure: Configure) -> None:
     def noise(axes: Axes) -> dict[str, Any]:
         return {"transform": {"name": "noise", "sigma": axes["transform.sigma"]}, "seed": int(axes["seed"])}
 
@@ -256,7 +255,7 @@ def test_q_values_are_over_all_points_of_all_series(configure: Configure) -> Non
     ] * 4
 
 
-def test_an_axis_that_changes_the_control_has_lines_and_no_thresholds(configure: Configure) -> None:
+def test_axis_that_changes_the_control_has_no_thresholds(configure: Configure) -> None:
     def sampled(axes: Axes, transform: dict[str, Any]) -> SweepConfig:
         return configure(transform=transform, sampling={"max_tokens": int(axes["sampling.max_tokens"])})
 
@@ -306,48 +305,3 @@ def test_thresholds_are_drawn_where_another_key_changes_the_control(
         assert (len(line.sides), line.neutral, line.doses) == (1, 1.0, [1.5, 2.0, 3.0])
         assert [dose for (dose, _, _), _ in line.effective] == [2.0] and len(line.breaking) == 1
     assert "first effective" in html.render(table) and len(plots.draw([response], 0.95).axes) == 1
-
-
-def test_series_that_are_named_alike_are_told_apart() -> None:
-    entries = [
-        TreatedPoint(i, {"t.a": a, "t.b": b}, 0) for i, (a, b) in enumerate(product((1.0, 2.0), (0.3, 0.1 + 0.2)))
-    ]
-    named = [series.name for series in find_series(entries) if series.axis == "t.a"]
-    assert named == ["b=0.3 control #0 point #0", "b=0.3 control #0 point #1"]
-
-
-def test_series_along_each_of_two_numbers() -> None:
-    entries = [
-        TreatedPoint(i, {"t.a": a, "t.b": b}, 0) for i, (a, b) in enumerate([(1.0, 5.0), (2.0, 5.0), (1.0, 6.5)])
-    ]
-    along = [(series.axis, series.name, series.points) for series in find_series(entries)]
-    assert along == [("t.a", "b=5", (0, 1)), ("t.a", "b=6.5", (2,)), ("t.b", "a=1", (0, 2)), ("t.b", "a=2", (1,))]
-
-
-def test_a_seed_that_changes_the_control_is_not_pooled() -> None:
-    entries = [
-        TreatedPoint(i, {"transform.x": x, "sampling.seed": seed, "transform.seed": noise}, int(seed))
-        for i, (x, seed, noise) in enumerate((x, s, n) for s in (0.0, 1.0) for n in (0.0, 1.0) for x in (1.0, 2.0))
-    ]
-    found = [(series.name, series.pooled, series.control, series.points) for series in find_series(entries)]
-    assert found == [("seed=0", "seed=0,1", 0, (0, 2, 1, 3)), ("seed=1", "seed=0,1", 1, (4, 6, 5, 7))]
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([{"transform.span": "all"}], [""]),
-        ([{"a.x": "u", "b": 1.0}, {"a.x": "v", "b": 1.0}], ["x=u", "x=v"]),
-        ([{"a.x": "u", "b.x": 1.0}, {"a.x": "v", "b.x": 2.0}], ["a.x=u, b.x=1", "a.x=v, b.x=2"]),
-        ([{"prompts.path": "/data/a.jsonl"}, {"prompts.path": "/data/b.jsonl"}], ["path=a.jsonl", "path=b.jsonl"]),
-        ([{"model.id": "org/a"}, {"model.id": "b"}], ["id=org/a", "id=b"]),
-        ([{"x": 0.1 + 0.2}, {"x": 0.3}], ["x=0.3", "x=0.3"]),  # nothing tells them apart in twelve digits
-        ([{"transform.control": "null"}, {}], ["transform.control=null", ""]),
-        ([{"s": "a" * 60}, {"s": "b" * 60}], [f"s={'a' * 19}…{'a' * 20}", f"s={'b' * 19}…{'b' * 20}"]),
-        ([{"s": "a" * 30 + "1" + "b" * 30}, {"s": "a" * 30 + "2" + "b" * 30}], None),
-    ],
-)
-def test_names_are_short_and_unambiguous(rows: list[dict[str, Value]], expected: list[str] | None) -> None:
-    if expected is None:  # where cutting would make them equal, they are whole
-        expected = [f"s={row['s']}" for row in rows]
-    assert names(rows) == expected

@@ -27,7 +27,7 @@ def matrix(*rows: Row, digests: bool = True) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("digests", [True, False])
-def test_two_files_with_equal_ids_show_each_wording(digests: bool) -> None:
+def test_equal_ids_in_two_files_show_each_wording(digests: bool) -> None:
     rows = matrix(
         (0, "q0", "1", "What is 1 + 1?", "2", ""),
         (1, "q0", "1", "What is 1 + 1?", "2 x", ""),
@@ -40,7 +40,7 @@ def test_two_files_with_equal_ids_show_each_wording(digests: bool) -> None:
     assert spans == [[["=2"], ["=2", "+ x"], None, None], [None, None, ["=10"], ["=10"]]]
 
 
-def test_another_reference_has_a_row_of_its_own() -> None:
+def test_another_reference_has_a_separate_row() -> None:
     rows = matrix((0, "q0", "1", "Why?", "a", "because"), (2, "q0", "1", "Why?", "a", "no reason"))
     assert [row["reference"] for row in rows] == ["because", "no reason"]
 
@@ -62,7 +62,7 @@ def test_only_a_points_samples_are_numbered() -> None:
     assert [row["prompt"] for row in rows] == ["Who is #1"]
 
 
-def test_a_digest_says_what_is_asked() -> None:
+def test_prompt_digest_depends_on_the_users_messages() -> None:
     user, system = {"role": "user", "content": "A"}, {"role": "system", "content": "Be brief."}
     prompt = Prompt("q", "A", (user,), ("x",))
     same = [Prompt("r", "A", (user,)), Prompt("q", "A", (system, user))]

@@ -26,7 +26,7 @@ def top(values: np.ndarray, k: int) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_full_distributions_are_scipys(seed: int) -> None:
+def test_full_distributions_equal_scipys(seed: int) -> None:
     answer, control = logits(seed)
     found = distance(dict(enumerate(answer)), dict(enumerate(control)))
     assert found.kl == pytest.approx(rel_entr(np.exp(control), np.exp(answer)).sum(), abs=2e-6)
@@ -42,7 +42,7 @@ def test_worked_example() -> None:
     assert found.top1 == 1  # one of p's two
 
 
-def test_the_same_distribution_is_at_no_distance() -> None:
+def test_equal_distributions_have_distance_0() -> None:
     _, control = logits(0)
     for k in (1, 5, VOCABULARY):
         found = distance(top(control, k), top(control, k))
@@ -50,7 +50,7 @@ def test_the_same_distribution_is_at_no_distance() -> None:
         assert found.unlisted == pytest.approx(1 - np.exp(np.sort(control)[-k:]).sum())
 
 
-def test_an_estimate_from_the_top_tokens_is_near_the_truth_and_nearer_the_more_there_are() -> None:
+def test_top_token_estimate_improves_with_more_tokens() -> None:
     errors = {}
     for k in (5, 20, 100):
         relative = []
@@ -76,7 +76,7 @@ def test_tokens_that_only_one_side_lists() -> None:
     assert small.kl == pytest.approx(rel_entr(p, q).sum(), abs=1e-12)
 
 
-def test_distances_are_finite_and_bounded_where_nothing_is_shared() -> None:
+def test_disjoint_distributions_have_finite_bounded_distances() -> None:
     found = distance({1: 0.0}, {2: 0.0})
     assert 10 < found.kl < -math.log(FLOOR) + 1e-3
     assert math.log(2) - 1e-4 < found.js <= math.log(2)
@@ -84,7 +84,7 @@ def test_distances_are_finite_and_bounded_where_nothing_is_shared() -> None:
     assert minus_infinity == found
 
 
-def test_a_drawn_token_beyond_the_top_does_not_lower_the_bound() -> None:
+def test_sampled_token_outside_the_top_keeps_the_bound() -> None:
     q = {1: math.log(0.5), 2: math.log(0.2)}
     p = {3: math.log(0.99)}
     alone, with_drawn = distance(q, p, 2), distance(q | {9: math.log(1e-6)}, p, 2)
@@ -93,7 +93,7 @@ def test_a_drawn_token_beyond_the_top_does_not_lower_the_bound() -> None:
 
 
 @pytest.mark.parametrize("bad", [{}, {1: -math.inf}, {1: 0.0, 2: 0.0}, {1: math.nan}])
-def test_what_is_no_distribution_is_refused(bad: dict[int, float]) -> None:
+def test_invalid_distribution_is_refused(bad: dict[int, float]) -> None:
     with pytest.raises(ValueError, match="expected log-probabilities of one distribution"):
         distance(bad, {1: 0.0})
 

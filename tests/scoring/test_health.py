@@ -68,7 +68,7 @@ def slow_loop(ids: list[int]) -> bool:
     return False
 
 
-def test_against_slow_definitions() -> None:
+def test_results_equal_slow_definitions() -> None:
     draw = random.Random(0)
     flags = 0
     for _ in range(3000):
@@ -111,7 +111,7 @@ def test_compression_ratio() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 63, 3833, 3834, 3835, 20000])
-def test_compression_is_zlibs_whatever_the_window(length: int) -> None:
+def test_compression_equals_zlibs_for_every_window(length: int) -> None:
     draw = random.Random(length)
     words = ["".join(draw.choices("etaoinshr", k=draw.randrange(1, 8))) for _ in range(length // 20 + 2)]
     for text in (
@@ -152,7 +152,7 @@ def test_refusal() -> None:
     assert sorted(set(REFUSALS)) == list(REFUSALS)
 
 
-def test_all_together() -> None:
+def test_health_returns_all_measures() -> None:
     measured = health("no no no", [5, 5, 5])
     counted = {f"health/{name}" for name in ("characters", "tokens", "longest_repeat", "compression_ratio")}
     assert set(measured) == SHARES | counted
@@ -162,7 +162,7 @@ def test_all_together() -> None:
     assert nothing["health/empty"] == 1 and math.isnan(nothing["health/compression_ratio"])
 
 
-def test_what_is_kept_of_an_answer_is_not_what_is_handed_out() -> None:
+def test_cached_scores_are_not_changed_by_callers() -> None:
     answer = Completion("no no no", (5, 5, 5), "stop")
     first = score(answer, (), None, {})
     expected = dict(first)
@@ -170,7 +170,7 @@ def test_what_is_kept_of_an_answer_is_not_what_is_handed_out() -> None:
     assert score(answer, (), None, {}) == expected
 
 
-def test_it_is_fast_enough_for_long_sweeps() -> None:
+def test_health_is_fast_enough_for_long_sweeps() -> None:
     """256,000 answers in 20 s; here with as much room again for a busy machine."""
     draw = random.Random(0)
     answers = [[draw.randrange(32000) for _ in range(64)] for _ in range(1000)]
@@ -190,7 +190,7 @@ def test_prefix_agreement(answer: tuple[int, ...], control: tuple[int, ...], sha
 
 
 @pytest.mark.parametrize(("answer", "control"), [((1, 2, 3), (1, 9, 3, 4)), ((), ()), ((1,), ()), ((), (1,))])
-def test_divergences_are_the_same_together(answer: tuple[int, ...], control: tuple[int, ...]) -> None:
+def test_joint_divergences_equal_single_ones(answer: tuple[int, ...], control: tuple[int, ...]) -> None:
     names = ("first_divergence", "prefix_agreement", "token_agreement", "edit_distance")
     assert divergence.compare(answer, control) == {
         f"divergence/{name}": getattr(divergence, name)(answer, control) for name in names

@@ -32,11 +32,11 @@ def test_squad(answer: str, reference: str, exact: int, f1: float) -> None:
     assert text.token_f1(answer, [reference]) == pytest.approx(f1)
 
 
-def test_articles_within_words_stay() -> None:
+def test_articles_within_words_are_kept() -> None:
     assert text.normalise("The theatre, an  anthem\n& a sofa") == "theatre anthem sofa"
 
 
-def test_only_ascii_punctuation_goes() -> None:
+def test_only_ascii_punctuation_is_removed() -> None:
     assert text.normalise("É‘a’ – «the» \ud800;ß.") == "é‘ ’ – « » \ud800ß"
 
 
@@ -98,11 +98,11 @@ def test_regex_match() -> None:
     ("pattern", "answer"),
     [("a{e}", "a{e}"), ("a{e}", "b"), (r"x_{i}\{\d{2}\}", "x_{i}{42}"), ("[{]d}{1}", "{d}"), ("a{}b", "a{}b"), ("a{,2}b{1,}", "aabb"), (r"\N{DIGIT ONE}{2}", "11"), (r"\\{s<=1}", "\\{s<=1}"), ("(?i)paris(?!h)", "PARIS"), ("(?s)one.two", "one\ntwo"), ("(?m)^two$", "one\ntwo"), (r"two\Z", "two\n")],
 )  # fmt: skip
-def test_patterns_mean_what_they_mean_to_python(pattern: str, answer: str) -> None:
+def test_regex_match_agrees_with_pythons_re(pattern: str, answer: str) -> None:
     assert text.regex_match(answer, [pattern]) == (re.search(pattern, answer) is not None)
 
 
-def test_a_pattern_that_would_take_for_ever_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_pattern_is_stopped_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "REGEX_SECONDS", 0.1)
     assert text.regex_match("a" * 60, ["(a|aa)+$"]) == 1
     began = time.thread_time()
@@ -114,7 +114,7 @@ def test_a_pattern_that_would_take_for_ever_is_named(monkeypatch: pytest.MonkeyP
 ANSWER, REFERENCE = "The quick brown fox jumps over the lazy dog.", "A quick brown fox jumped over the lazy dog."
 
 
-def test_chrf_and_bleu_are_sacrebleus() -> None:
+def test_chrf_and_bleu_equal_sacrebleus() -> None:
     chrf = sacrebleu.sentence_chrf(ANSWER, [REFERENCE]).score / 100
     bleu = sacrebleu.sentence_bleu(ANSWER, [REFERENCE]).score / 100
     assert 0.3 < chrf < 1 and 0.3 < bleu < 1
@@ -123,7 +123,7 @@ def test_chrf_and_bleu_are_sacrebleus() -> None:
     assert text.chrf("Paris", ["Paris"]) == text.bleu("Paris", ["Paris"]) == 1  # shorter than four words
 
 
-def test_chrf_and_bleu_are_sacrebleus_to_the_last_digit() -> None:
+def test_chrf_and_bleu_equal_sacrebleus_exactly() -> None:
     draw = random.Random(0)
     words = ["the", "owl", "says", "it.", "it's", "£3.50", "naïve", "日本語", "👩\u200d👧", "\n", "a-b", "&amp;", ""]
     texts = [" ".join(draw.choices(words, k=draw.randrange(40))) for _ in range(40)]
@@ -136,7 +136,7 @@ def test_chrf_and_bleu_are_sacrebleus_to_the_last_digit() -> None:
 
 
 @pytest.mark.parametrize("name", ["normalised_exact_match", "contains", "token_f1", "numeric_match", "chrf", "bleu"])
-def test_the_best_reference_counts_wherever_it_stands(name: str) -> None:
+def test_best_reference_counts_at_any_position(name: str) -> None:
     scorer, good, bad = scorers.QUALITY[f"quality/{name}"], "quick brown fox 7", "nothing of the kind, 8"
     alone = scorer(good, [good])
     assert alone == 1 > scorer(good, [bad])
@@ -215,7 +215,7 @@ def test_users_scorers(own: str) -> None:
         ("{}:keyword", r"keyword\(generation, \*, references\) must take \(generation, references\)"),
     ],
 )
-def test_what_is_no_scorer_is_refused(own: str, path: str, message: str) -> None:
+def test_invalid_scorer_is_refused(own: str, path: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         scorers.load_scorer(path.format(own))
 

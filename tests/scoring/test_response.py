@@ -33,7 +33,7 @@ DOSES = [1.0, 2.0, 4.0, 8.0, 16.0]
 SHARES = [0.9, 0.9, 0.7, 0.3, 0.1]
 
 
-def test_a_falling_quality() -> None:
+def test_falling_quality_has_a_breaking_point() -> None:
     control, *values = yes_or_no([0.9, *SHARES], 0)
     found = respond(DOSES, values, control, yes_or_no=True)
     assert found.rho == pytest.approx(stats.spearmanr(DOSES, np.mean(values, axis=1)).statistic)
@@ -56,7 +56,7 @@ def test_the_breaking_point_is_interpolated_where_half_of_the_control_is_crossed
     assert respond([3.0], np.full((1, 10), 0.2), control).breaking_point == 3
 
 
-def test_each_side_of_the_neutral_dose_responds_by_itself() -> None:
+def test_each_side_of_the_neutral_dose_has_a_separate_response() -> None:
     doses, shares = [0.25, 0.5, 0.8, 1.0, 1.2, 2.0, 5.0], [0.1, 0.6, 0.9, 0.9, 0.9, 0.3, 0.1]
     control, *values = yes_or_no([0.9, *shares], 1)
     found = dose_response(doses, values, control, neutral=1.0, yes_or_no=True)
@@ -79,7 +79,7 @@ def test_each_side_of_the_neutral_dose_responds_by_itself() -> None:
     assert (mirrored.rho, mirrored.rho_ci_low, mirrored.rho_ci_high) == (below.rho, below.rho_ci_low, below.rho_ci_high)
 
 
-def test_a_side_is_where_doses_are() -> None:
+def test_only_sides_with_doses_have_responses() -> None:
     control, *values = yes_or_no([0.9, *SHARES], 1)
     assert list(dose_response(DOSES, values, control)) == ["all"]
     assert list(dose_response(DOSES, values, control, neutral=0.0)) == ["above"]
@@ -87,7 +87,7 @@ def test_a_side_is_where_doses_are() -> None:
     assert dose_response([1.0, 1.0], values[:2], control, neutral=1.0) == {}
 
 
-def test_below_an_infinite_neutral_dose_strength_grows_as_the_dose_falls() -> None:
+def test_strength_grows_as_the_dose_falls_below_an_infinite_neutral_dose() -> None:
     """As a signal-to-noise ratio does."""
     decibels = [40.0, 30.0, 20.0, 10.0, 0.0]
     control, *values = yes_or_no([0.9, *SHARES], 0)
@@ -97,7 +97,7 @@ def test_below_an_infinite_neutral_dose_strength_grows_as_the_dose_falls() -> No
     assert respond([20.0], np.full((1, 10), 0.2), np.ones(10), neutral=math.inf).breaking_point == 20
 
 
-def test_a_control_that_does_not_stand_at_the_neutral_dose() -> None:
+def test_control_away_from_the_neutral_dose_is_not_interpolated() -> None:
     """Where another step of a composition has already halved the quality, no factor is what did."""
     control, values = np.ones(10), np.tile([[0.3], [0.4], [0.2]], 10)
     found = dose_response([0.5, 1.0, 2.0], values, control, neutral=1.0, control_is_neutral=False)
@@ -119,7 +119,7 @@ def test_order_and_repetition_of_points_do_not_matter() -> None:
     assert respond(DOSES * 2, halves, control) == expected
 
 
-def test_nothing_happens() -> None:
+def test_flat_responses_have_no_thresholds() -> None:
     control, *values = yes_or_no([0.9] * 6, 3)
     found = respond(DOSES, values, control, yes_or_no=True)
     assert math.isnan(found.first_effective) and math.isnan(found.first_effective_ci_low)
@@ -134,7 +134,7 @@ def test_nothing_happens() -> None:
     assert math.isnan(respond([1.0, 2.0], np.eye(2), np.ones(2)).rho)
 
 
-def test_resamples_that_never_break_count_as_stronger_than_all_doses() -> None:
+def test_resamples_without_a_break_count_beyond_all_doses() -> None:
     control, *values = yes_or_no([0.9, 0.85, 0.43], 4, 60)
     found = respond([1.0, 2.0], values, control, yes_or_no=True)
     assert (found.breaking_point, found.breaking_point_ci_low) == pytest.approx((1.9643, 1.7361), abs=1e-4)
@@ -157,7 +157,7 @@ def test_a_divergence_begins_above_the_noise_floor(as_values: bool) -> None:
     assert agreement.first_effective == 3
 
 
-def test_an_effect_that_stronger_doses_do_not_have_is_taken_for_chance() -> None:
+def test_effect_missing_at_stronger_doses_is_ignored() -> None:
     control, *values = yes_or_no([0.9, 0.6, 0.9, 0.6, 0.5], 6)
     assert respond([1, 2, 3, 4], values, control).first_effective == 3
     assert respond([1, 2, 3, 4], values, control, sustained=False).first_effective == 1
@@ -178,7 +178,7 @@ def test_missing_values_are_left_out() -> None:
     assert respond([*DOSES, 32.0], empty_row, control).rho == found.rho
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_unsuitable_input_is_refused() -> None:
     for given in ([1.0], np.ones((2, 3)), np.ones(3)), ([1.0, math.nan], np.ones((2, 3)), np.ones(3)):
         with pytest.raises(ValueError):
             respond(*given)
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused() -> None:
         respond([1.0], np.ones((1, 3)), np.ones(3), -0.1)
 
 
-def test_bounds_in_resamples_are_students() -> None:
+def test_bounds_in_resamples_use_students_t() -> None:
     values = np.random.default_rng(0).normal(3, 1, (2, 15))
     values[1, :5] = math.nan
     counts = resampled_counts(15, 4, 0)
@@ -220,14 +220,14 @@ def test_intervals_cover_the_truth() -> None:
     assert np.mean([r.first_effective_ci_low <= 4 <= r.first_effective_ci_high for r in found]) >= 0.95
 
 
-def test_doses_that_do_nothing_are_seldom_called_effective() -> None:
+def test_false_effective_doses_are_rare() -> None:
     found = simulate([0.9] * 5, 300, 100)
     assert np.mean([not math.isnan(r.first_effective) for r in found]) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 300)
     assert np.mean([r.rho_ci_low <= 0 <= r.rho_ci_high for r in found]) >= 0.92
 
 
 @pytest.mark.parametrize("prompts", [2, 3, 5])
-def test_doses_that_do_nothing_to_few_prompts_have_no_effect(prompts: int) -> None:
+def test_doses_without_effect_on_few_prompts_are_not_effective(prompts: int) -> None:
     generator, found = np.random.default_rng(1), 0
     for _ in range(300):
         values = generator.normal(size=(1, prompts))

@@ -84,19 +84,19 @@ def test_perturbation_of_a_scaled_matrix() -> None:
     assert (measured["perturbation/largest_entry"], measured["perturbation/rows"]) == (7.5, 2)
 
 
-def test_a_change_that_the_cast_swallows_is_reported_as_none() -> None:
+def test_change_lost_in_the_cast_is_reported_as_0() -> None:
     rows = torch.ones(4, 8)
     measured = perturbation(Comparison.of((rows * 1.001).to(torch.bfloat16), rows))
     assert measured["perturbation/changed"] == 0.0 and measured["perturbation/relative_l2"] == 0.0
     assert "perturbation/snr_db" not in measured
 
 
-def test_perturbation_of_moved_rows_is_measured_place_by_place() -> None:
+def test_perturbation_of_moved_rows_is_measured_by_position() -> None:
     measured = perturbation(Comparison.of(ROWS.flip(0), ROWS, [(1,), (0,)]))
     assert measured["perturbation/relative_l2"] == pytest.approx(math.sqrt(20 / 50))
 
 
-def test_rows_that_were_put_in_or_left_out_count_as_changed() -> None:
+def test_inserted_and_removed_rows_count_as_changed() -> None:
     """‖E‖² is 25 + 25."""
     injected = torch.tensor([[5.0, 5.0]])
     longer = perturbation(Comparison.of(torch.cat([injected, ROWS]), ROWS, [(), (0,), (1,)]))
@@ -117,7 +117,7 @@ def test_rows_that_were_put_in_or_left_out_count_as_changed() -> None:
     assert other["perturbation/relative_l2"] == pytest.approx(math.sqrt((50 + 50) / 50))
 
 
-def test_perturbations_beyond_the_squares_of_fp32() -> None:
+def test_perturbations_with_overflowing_squares_are_finite() -> None:
     measured = perturbation(Comparison.of(ROWS * 1e30, ROWS))
     assert measured["perturbation/relative_l2"] == pytest.approx(1e30)
     assert measured["perturbation/snr_db"] == pytest.approx(-600)
@@ -166,7 +166,7 @@ def test_only_rows_that_may_have_flipped_are_looked_up(
     assert looked_up == ([] if share < 0.5 else [len(ids)])
 
 
-def test_a_sample_of_neighbours_stands_for_all(table: EmbeddingTable) -> None:
+def test_sampled_neighbours_estimate_the_flip_share(table: EmbeddingTable) -> None:
     ids = list(range(40))
     far = table.rows([t + 100 for t in ids])
     sample = Neighbours.sample(Comparison.of(far, table.rows(ids)), ids, 5)
@@ -186,7 +186,7 @@ def test_intervals_of_worked_examples() -> None:
 
 
 @pytest.mark.parametrize("kind", ["normal", "yes_or_no"])
-def test_intervals_cover_the_truth_as_often_as_they_say(kind: str) -> None:
+def test_intervals_have_their_nominal_coverage(kind: str) -> None:
     random, trials = np.random.default_rng(0), 2000
     if kind == "normal":
         truth, samples = 2.0, {f"quality/mine_{i}": random.normal(2.0, 3.0, 20) for i in range(trials)}

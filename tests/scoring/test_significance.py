@@ -41,7 +41,7 @@ def test_nothing_to_test() -> None:
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (5, 1), (8, 8), (2, 30)])
-def test_mcnemar_is_a_binomial_test_of_those_who_changed(gained: int, lost: int) -> None:
+def test_mcnemar_equals_a_binomial_test_of_changes(gained: int, lost: int) -> None:
     control = np.array([0.0] * gained + [1.0] * lost + [0.0, 1.0, 1.0, math.nan])
     values = np.array([[1.0] * gained + [0.0] * lost + [0.0, 1.0, 1.0, 1.0]])
     expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
@@ -51,7 +51,7 @@ def test_mcnemar_is_a_binomial_test_of_those_who_changed(gained: int, lost: int)
     assert p_values(values, control, yes_or_no=True)[0] == pytest.approx(expected)
 
 
-def test_mcnemar_refuses_what_is_not_yes_or_no() -> None:
+def test_mcnemar_refuses_values_other_than_0_and_1() -> None:
     with pytest.raises(ValueError, match="0 and 1"):
         mcnemar_p([[0.5, 1.0]], [1.0, 1.0])
     assert math.isnan(mcnemar_p([[math.nan, 1.0]], [1.0, math.nan])[0])
@@ -61,7 +61,7 @@ def test_mcnemar_refuses_what_is_not_yes_or_no() -> None:
     assert found[0] == permutation_p(mixed - 1)[0]
 
 
-def test_benjamini_hochberg_leaves_out_what_is_missing() -> None:
+def test_benjamini_hochberg_ignores_missing_values() -> None:
     """By hand: 0.01·4/1, 0.02·4/2, 0.03·4/3 are all 0.04; 0.5·4/4."""
     found = benjamini_hochberg([0.5, math.nan, 0.01, 0.03, 0.02])
     assert found[[0, 2, 3, 4]] == pytest.approx([0.5, 0.04, 0.04, 0.04]) and math.isnan(found[1])
@@ -100,14 +100,14 @@ def test_false_discoveries_among_true_ones_are_at_or_below_their_level_and_true_
 
 
 @pytest.mark.parametrize("shift", [0.9, 1.5, 4.0])
-def test_the_tail_is_that_of_all_signs(shift: float) -> None:
+def test_tail_probability_equals_full_enumeration(shift: float) -> None:
     d = np.random.default_rng(3).normal(shift, 1.0, 18)
     signs = np.array(list(itertools.product((-1.0, 1.0), repeat=18)))
     exact = np.mean(np.abs(signs @ d) >= abs(d.sum()) - 1e-9)
     assert _tail(d[None])[0] == pytest.approx(exact, rel=0.15)
 
 
-def test_one_point_in_a_large_sweep_can_be_told_apart() -> None:
+def test_one_effect_in_a_large_sweep_is_significant() -> None:
     generator = np.random.default_rng(0)
     values = generator.normal(0.0, 1.0, (120, 256))
     values[7] += 3.0

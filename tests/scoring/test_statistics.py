@@ -14,7 +14,7 @@ SIMULATIONS = 2000
 
 
 @pytest.mark.parametrize("kind", ["normal", "skewed", "ties"])
-def test_bca_is_scipys_within_what_resampling_leaves(kind: str) -> None:
+def test_bca_equals_scipys_within_resampling_error(kind: str) -> None:
     draw = np.random.default_rng(1)
     values = {
         "normal": draw.normal(5, 2, (6, 25)),
@@ -35,7 +35,7 @@ def test_bca_is_scipys_within_what_resampling_leaves(kind: str) -> None:
 
 
 @pytest.mark.parametrize("expand", [False, True])
-def test_bca_is_its_definition_resample_by_resample(expand: bool) -> None:
+def test_bca_equals_its_definition(expand: bool) -> None:
     """Efron's formulae, with a jackknife that leaves out one prompt after the other."""
     draw = np.random.default_rng(4)
     n, resamples = 12, 500
@@ -53,7 +53,7 @@ def test_bca_is_its_definition_resample_by_resample(expand: bool) -> None:
         assert [found.ci_low[0], found.ci_high[0]] == pytest.approx(np.quantile(means, shares).tolist(), rel=1e-9)
 
 
-def test_missing_values_are_left_out_wherever_they_stand() -> None:
+def test_missing_values_are_left_out_at_any_position() -> None:
     draw = np.random.default_rng(0)
     sample = draw.normal(size=20)
     table = np.full((4, 30), np.nan)
@@ -84,7 +84,7 @@ def test_equal_values_and_single_values() -> None:
         bootstrap_bca([1.0, 2.0])
 
 
-def test_seeds_decide_and_points_do_not_depend_on_their_company() -> None:
+def test_intervals_depend_on_the_seed_and_not_on_other_points() -> None:
     values = np.random.default_rng(0).normal(size=(3, 20))
     one, again = bootstrap_bca(values), bootstrap_bca(values[1:2])
     assert one.ci_low[1] == pytest.approx(again.ci_low[0], abs=1e-12)
@@ -93,7 +93,7 @@ def test_seeds_decide_and_points_do_not_depend_on_their_company() -> None:
     assert bootstrap_bca(many).ci_low[::400] == pytest.approx(one.ci_low, abs=1e-12)
 
 
-def test_yes_or_no_is_wilsons() -> None:
+def test_yes_or_no_intervals_equal_wilsons() -> None:
     table = np.array([[1.0] * 10, [0.0] * 10, [1.0] * 7 + [0.0] * 3, [1.0] * 4 + [math.nan] * 6, [0.5] * 10])
     found = intervals(table, 0.9, yes_or_no=True)
     for row, (k, n) in enumerate([(10, 10), (0, 10), (7, 10), (4, 4)]):
@@ -120,7 +120,7 @@ def samples(kind: str, n: int) -> tuple[np.ndarray, float | np.ndarray]:
 
 @pytest.mark.parametrize("n", [30, 60])
 @pytest.mark.parametrize("kind", ["normal", "skewed", "share", "yes_or_no"])
-def test_intervals_cover_the_truth_as_often_as_they_say(kind: str, n: int) -> None:
+def test_intervals_have_their_nominal_coverage(kind: str, n: int) -> None:
     values, truth = samples(kind, n)
     found = intervals(values, yes_or_no=kind == "yes_or_no")
     assert 0.93 <= np.mean((found.ci_low <= truth) & (truth <= found.ci_high)) <= 0.97

@@ -14,7 +14,7 @@ from sweep.storage.archive import Archive
 GONE = r"was removed or moved while the sweep was running\. Nothing more is written there\.\nRun the same command again"
 
 
-def test_a_folder_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
+def test_removed_archive_folder_is_not_created_again(tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     archive = Archive(tmp_path / "sweep" / "points")
     archive.add("a", RECORD, [{"prompt": "Hi"}])

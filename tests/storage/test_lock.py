@@ -78,7 +78,7 @@ def recycled() -> Holder:
     return replace(here, started=here.started - 1, token="dead")
 
 
-def test_the_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
+def test_second_process_gets_the_holders_name(tmp_path: Path) -> None:
     process = start(HOLD, tmp_path / "lease")
     assert line(process) == "held"
     with pytest.raises(SweepHeld) as caught:
@@ -92,12 +92,12 @@ def test_the_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
         pass
 
 
-def test_one_process_cannot_hold_it_twice(tmp_path: Path) -> None:
+def test_lock_cannot_be_held_twice_by_one_process(tmp_path: Path) -> None:
     with SweepLock(tmp_path), pytest.raises(SweepHeld):
         SweepLock(tmp_path).acquire()
 
 
-def test_what_was_given_back_can_be_taken_any_number_of_times(tmp_path: Path) -> None:
+def test_released_lock_can_be_acquired_again(tmp_path: Path) -> None:
     for _ in range(20):
         with SweepLock(tmp_path) as lock:
             assert not lock.lost.is_set()
@@ -122,7 +122,7 @@ def test_a_killed_holder_is_replaced_at_once(tmp_path: Path, reaped: bool) -> No
     process.communicate()
 
 
-def test_of_eight_that_find_a_dead_holder_one_gets_the_lease(tmp_path: Path) -> None:
+def test_one_of_eight_processes_replaces_a_dead_holder(tmp_path: Path) -> None:
     rounds = [f"{n:02d}" for n in range(20)]
     for name in rounds:
         write(tmp_path / name, 1, recycled())
@@ -142,9 +142,7 @@ def test_of_eight_that_find_a_dead_holder_one_gets_the_lease(tmp_path: Path) -> 
         assert (said.count(f"won {name}"), said.count(f"lost {name}")) == (1, 7)
 
 
-def test_another_machines_holder_counts_as_long_as_it_gives_signs_of_life(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_holder_on_another_machine_counts_while_it_renews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 0.0)  # this machine's clock must not matter
     now = time.clock_gettime(time.CLOCK_REALTIME)
     path = write(tmp_path, 3, foreign())
@@ -160,7 +158,7 @@ def test_another_machines_holder_counts_as_long_as_it_gives_signs_of_life(
         assert (tmp_path / "00000004.json").exists()
 
 
-def test_a_process_id_counts_in_its_own_boot_and_namespace_only(tmp_path: Path) -> None:
+def test_process_ids_are_compared_within_boot_and_namespace(tmp_path: Path) -> None:
     dead = recycled()
     assert dead.is_alive() is False
     assert Holder.here().is_alive() is True
@@ -174,9 +172,7 @@ def test_a_process_id_counts_in_its_own_boot_and_namespace_only(tmp_path: Path) 
         pass
 
 
-def test_a_claim_without_content_is_waited_for_then_respected_then_buried(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_claim_without_content_holds_the_lock_until_it_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "WRITE_SECONDS", 0.05)
     for damaged in (b"", b"{", b"[]", b"\xff", b'{"pid": "x"}'):
         path = write(tmp_path, 1, None)
@@ -188,7 +184,7 @@ def test_a_claim_without_content_is_waited_for_then_respected_then_buried(
         pass
 
 
-def test_a_holder_gives_signs_of_life(tmp_path: Path) -> None:
+def test_holder_renews_its_claim(tmp_path: Path) -> None:
     with SweepLock(tmp_path, renew_seconds=0.05):
         path = tmp_path / "00000001.json"
         os.utime(path, (0, 0))
@@ -199,7 +195,7 @@ def test_a_holder_gives_signs_of_life(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["taken", "replaced", "removed"])
-def test_a_loss_is_noticed_and_somebody_elses_claim_left_alone(tmp_path: Path, how: str) -> None:
+def test_lost_lock_is_reported_and_the_other_claim_is_kept(tmp_path: Path, how: str) -> None:
     reasons: list[str] = []
     theirs = write(tmp_path / "elsewhere", 1, foreign())
     with SweepLock(tmp_path / "lease", on_lost=reasons.append, renew_seconds=0.05) as lock:
@@ -216,9 +212,7 @@ def test_a_loss_is_noticed_and_somebody_elses_claim_left_alone(tmp_path: Path, h
         assert json.loads(claim.read_text())["released_at"] is None
 
 
-def test_whoever_was_held_up_does_not_take_a_number_that_was_cleared_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_delayed_process_does_not_reuse_a_removed_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 5, recycled())
     lock, looks = SweepLock(tmp_path), iter([[5]])
     real = lock._numbers
@@ -229,7 +223,7 @@ def test_whoever_was_held_up_does_not_take_a_number_that_was_cleared_away(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000005.json", "00000020.json"]
 
 
-def test_a_folder_that_cannot_be_used_is_an_error_of_its_own(tmp_path: Path) -> None:
+def test_unusable_lock_folder_is_a_lock_error(tmp_path: Path) -> None:
     (tmp_path / "lease").write_text("")
     with pytest.raises(LockError, match="File exists"):
         SweepLock(tmp_path / "lease").acquire()

@@ -12,7 +12,7 @@ from sweep.storage import publish_log as ledgers
 from sweep.storage.publish_log import PublishLog
 
 
-def test_what_was_added_is_there_for_the_next_run(tmp_path: Path) -> None:
+def test_added_entries_are_read_by_the_next_run(tmp_path: Path) -> None:
     publish_log = PublishLog(tmp_path / "new", "here")
     for key in ("a", "b"):
         publish_log.add(key, RECORD, f"run-{key}")
@@ -25,13 +25,13 @@ def test_what_was_added_is_there_for_the_next_run(tmp_path: Path) -> None:
     assert later.has("a", RECORD) and not PublishLog(tmp_path / "new", "elsewhere").entries
 
 
-def test_a_torn_line_does_not_swallow_the_next_one(tmp_path: Path) -> None:
+def test_incomplete_line_does_not_corrupt_the_next(tmp_path: Path) -> None:
     (tmp_path / "published.jsonl").write_text('{"place": "he')
     PublishLog(tmp_path, "here").add("a", RECORD, "run-a")
     assert list(PublishLog(tmp_path, "here").entries) == ["a"]
 
 
-def test_adding_reads_one_byte_however_long_the_ledger_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adding_an_entry_does_not_read_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_log = PublishLog(tmp_path, "here")
     publish_log.add("a", RECORD, "run-a")
     monkeypatch.setattr(ledgers.Path, "read_bytes", lambda _: pytest.fail("the whole file was read"))

@@ -149,7 +149,7 @@ def test_a_points_run_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found["info"] == ("factor=2", "FAILED", 1000, 2000, "active")
 
 
-def test_a_column_that_is_not_known_is_left_to_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_column_is_left_to_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(complete_runs.COLUMNS, "SqlTag", "run_uuid key")
     assert not has_known_schema.__wrapped__()
     monkeypatch.setitem(complete_runs.COLUMNS, "SqlMissing", "run_uuid")
@@ -169,7 +169,7 @@ def refuse(*_: object, **__: object) -> None:
         (False, (MlflowClient, "set_terminated")),
     ],
 )
-def test_a_run_that_cannot_be_filled_was_never_there(
+def test_failed_transaction_leaves_no_run(
     tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool, broken: tuple[type, str]
 ) -> None:
     monkeypatch.setattr(point_publishing, "has_known_schema", lambda: known)
@@ -182,7 +182,7 @@ def test_a_run_that_cannot_be_filled_was_never_there(
     assert [run.info.status for run in points(tmp_path)] == ["FAILED"]
 
 
-def test_of_points_published_together_all_are_inserted_or_none(
+def test_points_published_together_are_inserted_all_or_none(
     tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = replace(RECORD, tags={**RECORD.tags, "sweep.result": "second"}, index=4)
@@ -201,7 +201,7 @@ def test_of_points_published_together_all_are_inserted_or_none(
     assert len(points(tmp_path)) == 2
 
 
-def test_a_table_that_cannot_be_read_is_reported_as_such(tracker: Tracker, tmp_path: Path) -> None:
+def test_unreadable_table_is_reported(tracker: Tracker, tmp_path: Path) -> None:
     def unreadable() -> Table:
         raise SweepError("the archive is damaged")
 
@@ -233,7 +233,7 @@ def test_a_deleted_experiment_is_reported(tracker: Tracker, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_transaction_is_seen_by_others_once_it_is_complete(
+def test_transactions_are_visible_only_when_complete(
     tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     seen, owner, name = [], *((Session, "execute") if known else (MlflowClient, "set_terminated"))
@@ -253,7 +253,7 @@ def test_a_transaction_is_seen_by_others_once_it_is_complete(
     assert seen and not any(seen) and len(points(tmp_path)) == 1
 
 
-def test_the_store_is_one_file_again_at_the_end(tmp_path: Path) -> None:
+def test_store_is_a_single_file_at_the_end(tmp_path: Path) -> None:
     tracker = Tracker(TrackingConfig(), tmp_path, "some")
     tracker.start("name", "sweep …", "seed: 0\n")
     tracker.publish(RECORD, TABLE, retry=False)
@@ -263,7 +263,7 @@ def test_the_store_is_one_file_again_at_the_end(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
 
 
-def test_a_reader_at_the_end_does_no_harm(tmp_path: Path) -> None:
+def test_open_reader_at_the_end_is_tolerated(tmp_path: Path) -> None:
     tracker = Tracker(TrackingConfig(), tmp_path, "some")
     tracker.start("name", "sweep …", "seed: 0\n")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as reader:

@@ -51,7 +51,7 @@ def made(tmp_path: Path, store_template: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_a_newer_mlflows_store_is_refused_and_left_as_it_is(made: Callable[[str], Path], named: bool) -> None:
+def test_store_of_a_newer_mlflow_is_refused_unchanged(made: Callable[[str], Path], named: bool) -> None:
     path = made("0123456789ab")
     before = path.read_bytes()
     uri = f"sqlite:///{path}" if named else None
@@ -79,7 +79,7 @@ def older_revision() -> str:
 
 
 @pytest.mark.parametrize("mode", ["delete", "wal"])
-def test_an_older_store_is_migrated_and_a_copy_kept(
+def test_older_store_is_migrated_with_a_backup(
     made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     path = made(older_revision())
@@ -99,7 +99,7 @@ def test_an_older_store_is_migrated_and_a_copy_kept(
     assert note.endswith(f"Backup in the same folder: {kept.name}.2.") and query(kept, tables) == [("the_users",)]
 
 
-def test_a_migration_that_fails_leaves_the_store_as_it_was(
+def test_failed_migration_leaves_the_store_unchanged(
     made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = made(older_revision())
@@ -117,7 +117,7 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(
     )
 
 
-def test_what_scripts_ui_is_told(
+def test_local_store_command_prints_the_address_or_an_error(
     made: Callable[[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = made("0123456789ab")
@@ -135,7 +135,7 @@ ODD = ["a%20b", "a?b", "a%3Fb", "a#b", "a b é", "it's [50%] & more; a=b@c:d+e"]
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_the_store_lies_in_sweep_dir_whatever_that_is_called(tmp_path: Path, name: str) -> None:
+def test_store_is_inside_sweep_dir_for_any_name(tmp_path: Path, name: str) -> None:
     root = tmp_path / "here" / name
     run_id = publish(root, "one")
     assert [path.name for path in (tmp_path / "here").iterdir()] == [name]
@@ -168,7 +168,7 @@ def dump(path: Path) -> str:
 
 
 @pytest.mark.parametrize("how", ["moved", "copied"])
-def test_a_folder_that_was_moved_or_copied_is_used_where_it_is(tmp_path: Path, how: str) -> None:
+def test_moved_or_copied_folder_is_used_at_its_place(tmp_path: Path, how: str) -> None:
     before, after = tmp_path / "a%20b", tmp_path / "elsewhere" / "c?d"
     first = publish(before, "one", traces=True)
     after.parent.mkdir()
@@ -187,7 +187,7 @@ def test_a_folder_that_was_moved_or_copied_is_used_where_it_is(tmp_path: Path, h
         assert "there" in table_of(before, first) and "c%3Fd" not in dump(before / "mlflow.db")
 
 
-def test_a_folder_can_be_copied_in_the_middle_of_a_sweep(tmp_path: Path) -> None:
+def test_folder_can_be_copied_during_a_sweep(tmp_path: Path) -> None:
     before, after = tmp_path / "a", tmp_path / "b"
     first = publish(before, "one", finish=False)
     assert (before / "mlflow.db-wal").stat().st_size
@@ -198,7 +198,7 @@ def test_a_folder_can_be_copied_in_the_middle_of_a_sweep(tmp_path: Path) -> None
     assert not (after / "mlflow.db-wal").exists()
 
 
-def test_what_is_done_to_a_moved_store_is_said_once(tmp_path: Path) -> None:
+def test_relocation_of_a_moved_store_is_reported_once(tmp_path: Path) -> None:
     before, after = tmp_path / "a", tmp_path / "b"
     publish(before, "one")
     before.rename(after)
@@ -208,7 +208,7 @@ def test_what_is_done_to_a_moved_store_is_said_once(tmp_path: Path) -> None:
     assert Store(TrackingConfig(), after).notes == []
 
 
-def test_a_ledger_counts_wherever_its_folder_lies(tmp_path: Path) -> None:
+def test_publish_log_is_valid_after_a_move(tmp_path: Path) -> None:
     publish(tmp_path / "a", "one")
     before = Tracker(TrackingConfig(), tmp_path / "a", "some")
     assert before.parent_status() == "FINISHED"
@@ -218,7 +218,7 @@ def test_a_ledger_counts_wherever_its_folder_lies(tmp_path: Path) -> None:
     assert after.place == before.place and str(tmp_path) not in after.place
 
 
-def test_runs_whose_files_stayed_behind_and_other_peoples_keep_their_addresses(tmp_path: Path) -> None:
+def test_runs_without_moved_files_keep_their_artifact_addresses(tmp_path: Path) -> None:
     first = publish(tmp_path / "a", "one")
     query(
         tmp_path / "a" / "mlflow.db",
@@ -235,7 +235,7 @@ def test_runs_whose_files_stayed_behind_and_other_peoples_keep_their_addresses(t
     ]
 
 
-def test_two_ways_to_one_folder_are_one_place(tmp_path: Path) -> None:
+def test_symbolic_link_to_the_folder_is_not_a_move(tmp_path: Path) -> None:
     publish(tmp_path / "a", "one")
     (tmp_path / "mount").symlink_to(tmp_path / "a")
     assert sqlite.relocate(tmp_path / "mount" / "mlflow.db", tmp_path / "mount") is None

@@ -53,14 +53,14 @@ def made(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.mark.usefixtures("store_template")
-def test_a_copy_is_what_mlflow_makes(tmp_path: Path) -> None:
+def test_copied_store_equals_mlflows(tmp_path: Path) -> None:
     template.make(tmp_path / "made.db", ARTIFACTS)
     template.create(tmp_path / "copied.db", ARTIFACTS)
     assert dump(tmp_path / "copied.db") == dump(tmp_path / "made.db")
     assert "file:///sweeps/artifacts/0" in str(dump(tmp_path / "copied.db")["experiments"])
 
 
-def test_the_first_store_leaves_a_template_without_its_place(tmp_path: Path, cache: Path, made: list[Path]) -> None:
+def test_first_store_leaves_a_template_without_its_path(tmp_path: Path, cache: Path, made: list[Path]) -> None:
     template.create(tmp_path / "one.db", ARTIFACTS)
     template.create(tmp_path / "two.db", ARTIFACTS)
     assert made == [tmp_path / "one.db"]
@@ -90,7 +90,7 @@ def as_link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [damage, fill, as_pipe, as_link, lambda path: path.write_bytes(b"")])
-def test_a_template_that_is_not_an_empty_store_is_made_anew(
+def test_template_with_content_is_replaced(
     tmp_path: Path, cache: Path, made: list[Path], store_template: Path, spoil: Callable[[Path], object]
 ) -> None:
     template.create(tmp_path / "one.db", ARTIFACTS)
@@ -101,9 +101,7 @@ def test_a_template_that_is_not_an_empty_store_is_made_anew(
     assert dump(cache) == dump(store_template)
 
 
-def test_a_cache_that_cannot_be_used_is_done_without(
-    tmp_path: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unusable_cache_folder_is_tolerated(tmp_path: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
     template.create(tmp_path / "one.db", ARTIFACTS)

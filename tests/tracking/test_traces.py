@@ -98,7 +98,7 @@ def test_every_generation_has_a_trace_with_its_scores(
         assert "[row by row](#/experiments/" in parent.data.tags["mlflow.note.content"]
 
 
-def test_traces_can_be_asked_for_later(configure: Configure, on_shared_engine: Engine) -> None:
+def test_traces_can_be_added_by_a_later_run(configure: Configure, on_shared_engine: Engine) -> None:
     first = sweep(configure, traces=False)
     uri = f"sqlite:///{configure().sweep.root / 'mlflow.db'}"
     _, runs, traces = published(uri)
@@ -136,7 +136,7 @@ def tracker(tmp_path: Path) -> Tracker:
 
 
 @pytest.mark.parametrize(("rows", "page"), [(0, PAGE), (64, PAGE), (130, 50)])
-def test_all_rows_are_kept(
+def test_all_rows_have_traces(
     tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, page: int
 ) -> None:
     """The last are more than one call writes and two answers list."""
@@ -154,7 +154,7 @@ def _fail(*_: Any) -> None:
     raise ConnectionError("the connection is lost")
 
 
-def test_what_an_attempt_has_left_is_taken_away(
+def test_traces_of_failed_attempts_are_removed(
     tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attempts that end between the traces and the end of the run: one that can clean up, and one that cannot."""
@@ -178,7 +178,7 @@ def test_what_an_attempt_has_left_is_taken_away(
     assert [trace.info.trace_metadata["mlflow.sourceRun"] for trace in published(uri)[2]] == [replacement] * 4
 
 
-def test_lost_traces_are_noticed(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_traces_are_an_error(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracing.client import TracingClient
 
     log_spans = TracingClient.log_spans
@@ -197,7 +197,7 @@ def remote(tracking_server: str, experiment: str, tmp_path: Path) -> Tracker:
 
 
 @pytest.mark.slow
-def test_on_a_server(remote: Tracker, tracking_server: str, experiment: str) -> None:
+def test_traces_on_a_server(remote: Tracker, tracking_server: str, experiment: str) -> None:
     remote.publish(record(), table(64), retry=False)
     _, [run], traces = published(tracking_server, experiment)
     assert len(traces) == 64 and all(len(trace.info.assessments) == 2 for trace in traces)
@@ -205,7 +205,7 @@ def test_on_a_server(remote: Tracker, tracking_server: str, experiment: str) -> 
 
 
 @pytest.mark.slow
-def test_the_link_shows_the_controls_and_a_points_answers_prompt_by_prompt(remote: Tracker, tmp_path: Path) -> None:
+def test_link_compares_control_and_point_by_prompt(remote: Tracker, tmp_path: Path) -> None:
     """The real user interface of MLflow in a real browser."""
     remote.publish(record("control", "control", 0), table(3, "A plain answer to {}."), retry=False)
     for index, factor in ((1, 2), (2, 8)):

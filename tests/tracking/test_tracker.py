@@ -52,7 +52,7 @@ def purge(client: MlflowClient, run_id: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["deleted", "purged", "refused"])
-def test_a_point_is_published_though_its_failed_run_cannot_be_deleted(
+def test_point_is_published_if_its_failed_run_cannot_be_deleted(
     client: MlflowClient, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker, _ = begin(tmp_path)
@@ -73,7 +73,7 @@ def test_a_point_is_published_though_its_failed_run_cannot_be_deleted(
     assert (f"The run {old} was replaced but could not be deleted" in caplog.text) is (how == "refused")
 
 
-def test_what_could_not_be_published_is_said_and_not_what_came_after(
+def test_first_error_of_a_failed_publication_is_reported(
     client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker, _ = begin(tmp_path)
@@ -89,9 +89,7 @@ def test_what_could_not_be_published_is_said_and_not_what_came_after(
 
 
 @pytest.mark.parametrize("how", ["deleted", "purged"])
-def test_points_of_a_deleted_parent_become_the_new_ones_and_are_not_there_twice(
-    client: MlflowClient, tmp_path: Path, how: str
-) -> None:
+def test_points_of_a_deleted_parent_move_to_the_new_parent(client: MlflowClient, tmp_path: Path, how: str) -> None:
     tracker, _ = begin(tmp_path)
     point, parent = tracker.publish(DONE, TABLE, retry=False), str(tracker.parent)
     client.delete_run(parent)
@@ -104,9 +102,7 @@ def test_points_of_a_deleted_parent_become_the_new_ones_and_are_not_there_twice(
     assert client.get_run(point).data.tags["mlflow.parentRunId"] == again.parent
 
 
-def test_a_parent_that_was_ended_elsewhere_runs_again_until_it_is_finished(
-    client: MlflowClient, tmp_path: Path
-) -> None:
+def test_ended_parent_run_is_running_again_during_a_resume(client: MlflowClient, tmp_path: Path) -> None:
     [parent] = [run.info.run_id for run in runs(client)]
     client.set_terminated(parent, "FAILED")
     tracker, earlier = begin(tmp_path)
@@ -125,7 +121,7 @@ def test_a_clock_that_was_set_back_gives_no_negative_durations(
     assert run.info.end_time == run.info.start_time > 1000
 
 
-def test_a_deleted_experiment_is_named_and_can_be_restored(client: MlflowClient, tmp_path: Path) -> None:
+def test_deleted_experiment_is_reported_and_can_be_restored(client: MlflowClient, tmp_path: Path) -> None:
     client.delete_experiment("1")
     tracker = Tracker(TrackingConfig(), tmp_path, "some")
     with pytest.raises(
@@ -150,7 +146,7 @@ def test_names_are_masked_and_cut_at_first_and_on_resume(
     assert client.get_run(point).info.run_name == cut
 
 
-def test_what_is_over_mlflows_limits_is_cut_or_spelt_otherwise(
+def test_values_over_mlflows_limits_are_cut_or_renamed(
     client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")
@@ -174,7 +170,7 @@ def test_what_is_over_mlflows_limits_is_cut_or_spelt_otherwise(
     assert tags["mlflow.note.content"] == "d" * 7999 + "…" and tags["sweep.note"] == "n" * 4999 + "…"
 
 
-def test_only_a_deleted_run_is_passed_over(client: MlflowClient, tmp_path: Path) -> None:
+def test_only_deleted_runs_are_skipped(client: MlflowClient, tmp_path: Path) -> None:
     """MLflow has one error code for a run that was deleted and for a name that it refuses."""
     tracker, _ = begin(tmp_path)
     point = tracker.publish(DONE, TABLE, retry=False)
@@ -198,7 +194,7 @@ def test_only_a_deleted_run_is_passed_over(client: MlflowClient, tmp_path: Path)
         ("a%=,@+#~(b", "a________b"),
     ],
 )
-def test_keys_as_mlflow_takes_them(client: MlflowClient, tmp_path: Path, key: str, kept: str) -> None:
+def test_keys_are_adapted_to_mlflows_rules(client: MlflowClient, tmp_path: Path, key: str, kept: str) -> None:
     assert [own for own, _ in limits.unique_keys([(key, 1)])] == [kept]
     tracker, _ = begin(tmp_path)
     run_id = tracker.publish(replace(DONE, parameters={key: 1}, metrics={key: 1.0}), TABLE, retry=False)

@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 
 import point_records
 from point_records import TABLE
-from servers import Door, free_port
+from proxies import Door
+from servers import free_port
 from sweep.app.sweep_runner import SweepRunner
 from sweep.config.schema import SweepConfig, TrackingConfig
 from sweep.console.terminal import Terminal
@@ -55,7 +56,7 @@ def process_of(tracker: TrackerProcess) -> psutil.Process:
     return psutil.Process(tracker.remote.process.pid)
 
 
-def test_which_kind_is_opened(tmp_path: Path) -> None:
+def test_tracker_kind_follows_in_process(tmp_path: Path) -> None:
     assert isinstance(open_tracker(TrackingConfig(in_process=True), tmp_path, "some"), Tracker)
     apart = open_tracker(TrackingConfig(), tmp_path, "some")
     assert isinstance(apart, TrackerProcess) and not any(tmp_path.iterdir())
@@ -63,7 +64,7 @@ def test_which_kind_is_opened(tmp_path: Path) -> None:
     assert apart.remote.process.returncode == -signal.SIGKILL  # nothing was asked of it, so nothing is waited for
 
 
-def test_a_sweep_is_published_as_from_this_process(
+def test_publication_equals_that_from_this_process(
     configure: Callable[..., SweepConfig], on_shared_engine: Engine
 ) -> None:
     told = []
@@ -93,7 +94,7 @@ def test_a_sweep_is_published_as_from_this_process(
     assert told[0] == told[1] and len(told[0]) == 4
 
 
-def test_errors_come_through_with_their_kind_and_cause(tmp_path: Path) -> None:
+def test_errors_keep_their_type_and_cause(tmp_path: Path) -> None:
     away = TrackerProcess(TrackingConfig(uri=f"http://127.0.0.1:{free_port()}"), tmp_path, "some")
     with pytest.raises(TrackerUnreachable, match="cannot be used") as raised:
         away.connect()
@@ -108,7 +109,7 @@ def test_errors_come_through_with_their_kind_and_cause(tmp_path: Path) -> None:
     none.end()
 
 
-def test_a_process_that_is_killed_fails_one_call_and_another_takes_its_place(
+def test_killed_process_fails_one_call_and_is_replaced(
     tracker: TrackerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker.connect()
@@ -137,9 +138,7 @@ def test_a_process_that_is_killed_fails_one_call_and_another_takes_its_place(
 
 
 @pytest.mark.slow
-def test_a_parent_that_cannot_be_found_again_is_not_forgotten(
-    tracking_server: str, experiment: str, tmp_path: Path
-) -> None:
+def test_parent_run_is_kept_if_it_cannot_be_found_again(tracking_server: str, experiment: str, tmp_path: Path) -> None:
     """The process dies while the server is away: points are published as the run's children when both are back."""
     with closing(Door(tracking_server)) as door:
         door.open()
@@ -162,7 +161,7 @@ def test_a_parent_that_cannot_be_found_again_is_not_forgotten(
     assert parent is not None and client.get_run(parent).info.status == "FINISHED"
 
 
-def test_what_cannot_be_sent_fails_alone(tracker: TrackerProcess) -> None:
+def test_unpicklable_call_fails_alone(tracker: TrackerProcess) -> None:
     tracker.connect()
     tracker.start("name", "sweep …", "seed: 0\n")
     pid = process_of(tracker).pid
@@ -190,7 +189,7 @@ def _refuse(reason: str) -> None:
     raise ValueError(reason)
 
 
-def test_an_interrupted_call_leaves_the_next_ones_their_answers(tracker: TrackerProcess) -> None:
+def test_interrupted_call_does_not_disturb_later_calls(tracker: TrackerProcess) -> None:
     tracker.connect()
     process_of(tracker).suspend()
     asked = tracker.remote.call(
@@ -202,7 +201,7 @@ def test_an_interrupted_call_leaves_the_next_ones_their_answers(tracker: Tracker
     tracker.finish("KILLED", {})
 
 
-def test_what_asks_a_group_of_processes_to_end_does_not_end_it(tracker: TrackerProcess) -> None:
+def test_tracker_process_ignores_group_signals(tracker: TrackerProcess) -> None:
     tracker.connect()
     process = process_of(tracker)
     for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
@@ -229,7 +228,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("used", ["used", "importing"])
-def test_it_does_not_outlive_whoever_started_it(used: str, ready: Path) -> None:
+def test_tracker_process_ends_with_its_parent(used: str, ready: Path) -> None:
     command = [sys.executable, "-c", ORPHAN, str(ready), used]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from servers import Door, free_port, losing_replies, mlflow_server
+from proxies import Door, losing_replies
+from servers import free_port, mlflow_server
 from sweep.app.sweep_runner import SweepRunner
 from sweep.config.schema import SweepConfig, TrackingConfig
 from sweep.console.terminal import Terminal
@@ -67,7 +68,7 @@ def test_a_sweep_on_a_server(
     assert not (configure().sweep.root / "mlflow.db").exists()
 
 
-def test_a_server_that_goes_away_while_the_engine_starts_is_waited_for(
+def test_server_lost_during_engine_start_is_retried(
     store_template: Callable[[], Path],
     configure: Callable[..., SweepConfig],
     on_shared_engine: Engine,
@@ -96,7 +97,7 @@ def test_a_server_that_goes_away_while_the_engine_starts_is_waited_for(
     assert not runner.problems
 
 
-def test_a_sweep_that_has_begun_goes_on_without_its_server(
+def test_started_sweep_continues_without_its_server(
     tracking_server: str, experiment: str, configure: Callable[..., SweepConfig], on_shared_engine: Engine
 ) -> None:
     def sweep(points: list[Point]) -> SweepRunner:
@@ -126,7 +127,7 @@ def test_a_sweep_that_has_begun_goes_on_without_its_server(
     assert statuses(tracking_server, experiment) == dict.fromkeys(names, "FINISHED")
 
 
-def test_a_server_whose_replies_are_lost_has_nothing_twice(
+def test_lost_replies_cause_no_duplicates(
     tracking_server: str, experiment: str, configure: Callable[..., SweepConfig], on_shared_engine: Engine
 ) -> None:
     """What was asked for is done, and the answer says 502: as proxies do when they lose patience."""
@@ -141,7 +142,7 @@ def test_a_server_whose_replies_are_lost_has_nothing_twice(
     assert statuses(tracking_server, experiment) == dict.fromkeys(names, "FINISHED")
 
 
-def test_a_store_whose_maker_died_is_made_again(tmp_path: Path) -> None:
+def test_store_of_a_killed_creator_is_created_again(tmp_path: Path) -> None:
     """SQLite does not undo MLflow's migrations: a file that is half of a store would stay so for good."""
     code = (
         "import os, sys; from pathlib import Path; from sqlalchemy import Engine, event; "
@@ -156,7 +157,7 @@ def test_a_store_whose_maker_died_is_made_again(tmp_path: Path) -> None:
     assert Store(TrackingConfig(), tmp_path).experiment
 
 
-def test_one_database_of_several_folders_is_made_once(tmp_path: Path) -> None:
+def test_shared_database_is_created_once(tmp_path: Path) -> None:
     """MLflow's own migrations, run by several processes at a time, leave a SQLite file that no one can open."""
     code = (
         "import sys; from pathlib import Path; from sweep.config.schema import TrackingConfig; "

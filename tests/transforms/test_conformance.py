@@ -29,7 +29,7 @@ def test_registered_transforms_conform(check: Check, transform: type[Transform],
     check(transform, parameters, demo_corpus())
 
 
-def test_every_transform_is_tried() -> None:
+def test_every_transform_is_tested() -> None:
     untried = {name for name, transform in TRANSFORMS.items() if not transform.examples}
     assert untried <= {"identity", "encoder"}  # the control, and what needs a model that only its own test makes
 
@@ -81,7 +81,7 @@ class TestTheBatteryItself:
             ("order", "depends on the order"),
         ],
     )
-    def test_it_notices(self, what: str, said: str | None) -> None:
+    def test_checks_detect_broken_transforms(self, what: str, said: str | None) -> None:
         calls = []
 
         @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def test_difference_of_means(corpus: PromptSet) -> None:
     assert torch.allclose(source.vector(corpus), expected, atol=1e-6)
 
 
-def test_pca_is_the_direction_that_explains_most_of_the_differences(corpus: PromptSet) -> None:
+def test_pca_is_the_direction_of_largest_variance(corpus: PromptSet) -> None:
     positive, negative = ["happy", "glad", "merry", "gay"], ["sad", "angry", "gloomy", "low"]
     source = VectorSource(positive=positive, negative=negative, method="pca", rank=3)
     pairs = zip(positive, negative, strict=True)
@@ -79,7 +79,7 @@ def test_vectors_of_a_file(corpus: PromptSet, tmp_path: Path) -> None:
     assert from_file(tmp_path, ROWS[:3]).files() == (tmp_path / "vectors.safetensors",)
 
 
-def test_vectors_are_made_once(corpus: PromptSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_are_computed_once(corpus: PromptSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = VectorSource(positive=["once"], negative=["twice"])
     first = source.vectors(corpus)
     monkeypatch.setattr(type(corpus), "tokenize", lambda *_: pytest.fail("tokenized again"))
@@ -137,7 +137,7 @@ def test_renormalizing_keeps_norms_and_turns_the_same_way(context: Context, coef
 
 @settings(max_examples=30, deadline=None)
 @given(strength=st.floats(-2, 3).filter(lambda s: abs(s) > 1e-2), length=st.floats(1e-3, 1e3))
-def test_ablation_removes_its_share_whatever_the_vectors_length(
+def test_ablation_does_not_depend_on_the_vectors_length(
     context: Context, tmp_path_factory: pytest.TempPathFactory, strength: float, length: float
 ) -> None:
     s = ROWS[0] / ROWS[0].norm()
@@ -179,7 +179,7 @@ def test_clamping_to_zero_is_ablation(context: Context) -> None:
     assert torch.equal(Clamp(vector=MOOD).apply(ROWS, context), Ablate(vector=MOOD).apply(ROWS, context))
 
 
-def test_erasure_leaves_nothing_of_the_subspace(context: Context, tmp_path: Path) -> None:
+def test_erasure_removes_the_subspace(context: Context, tmp_path: Path) -> None:
     vectors, rows = ROWS[:4], ROWS[4:]
     source = from_file(tmp_path, vectors)
     after = Erase(vector=source).apply(rows, context)
@@ -196,7 +196,7 @@ def test_erasing_one_vector_is_ablation(context: Context) -> None:
     assert torch.equal(Erase(vector=MOOD).apply(ROWS, context), Ablate(vector=MOOD).apply(ROWS, context))
 
 
-def test_erasing_components_blinds_a_probe(context: Context, tmp_path: Path) -> None:
+def test_erased_components_cannot_be_probed(context: Context, tmp_path: Path) -> None:
     """Two classes that a linear probe told apart by their difference look alike to it afterwards."""
     noise = torch.randn(400, WIDTH, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(400) % 2 * 2.0 - 1
@@ -216,7 +216,7 @@ def test_erasing_components_blinds_a_probe(context: Context, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "transform", [AddVector(3.0, MOOD, unit="row_rms"), Ablate(1.0, MOOD), Clamp(1.0, MOOD, 1.0, "row_rms")]
 )
-def test_rows_of_zeros_give_numbers(context: Context, transform: Transform) -> None:
+def test_zero_rows_stay_finite(context: Context, transform: Transform) -> None:
     zeros = torch.zeros(2, WIDTH)
     after = transform.apply(zeros, context)
     assert torch.equal(after, zeros)
@@ -241,7 +241,9 @@ def test_rows_of_zeros_give_numbers(context: Context, transform: Transform) -> N
         ({"path": "a.npy", "rank": 0}, r"transform\.vector\.rank must be at least 1"),
     ],
 )
-def test_sources_that_say_too_little_or_too_much(cls: Callable[..., Transform], source: Any, said: str) -> None:
+def test_incomplete_and_contradictory_sources_are_refused(
+    cls: Callable[..., Transform], source: Any, said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         cls(vector=VectorSource(**source))
 
@@ -268,7 +270,7 @@ def test_vectors_that_cannot_be_used(corpus: PromptSet, tmp_path: Path) -> None:
     check(Ablate(vector=VectorSource(positive=["a"], negative=[""])), r"the text '' has no tokens")
 
 
-def test_a_vector_is_configured_in_a_section_of_its_own(corpus: PromptSet) -> None:
+def test_vector_is_configured_in_a_separate_section(corpus: PromptSet) -> None:
     vector = {"positive": ["happy"], "negative": ["sad"]}
     pipeline = build_pipeline({"name": "add_vector", "coefficient": 2, "normalize": True, "vector": vector})
     pipeline.check(corpus)

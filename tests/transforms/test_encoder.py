@@ -107,7 +107,7 @@ def run(corpus: PromptSet, prompt_id: str, **given: Any) -> tuple[Tensor, Rows, 
     return rows, after, [i for i, stem in enumerate(after.resolved_origins()) if stem == place]
 
 
-def test_words_arrive_through_the_projector(encoder: Path, projector: Path, corpus: PromptSet) -> None:
+def test_words_are_projected(encoder: Path, projector: Path, corpus: PromptSet) -> None:
     given = {"encoder": str(encoder), "projector": str(projector), "value": "caption"}
     right = 0
     for text in HELD_OUT:
@@ -121,7 +121,7 @@ def test_words_arrive_through_the_projector(encoder: Path, projector: Path, corp
     assert right >= 0.99 * 3 * len(HELD_OUT)
 
 
-def test_without_projector_the_rows_are_the_encoders(encoder: Path, tmp_path: Path, corpus: PromptSet) -> None:
+def test_without_projector_rows_equal_the_encoders(encoder: Path, tmp_path: Path, corpus: PromptSet) -> None:
     identity = torch.eye(64, WIDTH)
     save_file({"weight": identity}, tmp_path / "wider.safetensors")
     expected = reference(encoder, "red cat")
@@ -153,7 +153,7 @@ def test_layers_of_a_projector(encoder: Path, tmp_path: Path, corpus: PromptSet)
         assert torch.allclose(after.tensor[new], expected, atol=1e-5)
 
 
-def test_it_conforms(encoder: Path, projector: Path) -> None:
+def test_encoder_transform_conforms(encoder: Path, projector: Path) -> None:
     """The same checks as of all others, for which this one needs files; the demo model's rows are of another width."""
     width = demo_corpus().table.hidden_size
     wide = projector.with_name("wide.safetensors")
@@ -172,13 +172,13 @@ def test_texts_are_encoded_once(
     assert torch.equal(first.tensor, second.tensor)
 
 
-def test_its_files_are_the_encoders_and_the_projectors(encoder: Path, projector: Path) -> None:
+def test_fingerprinted_files_are_the_encoders_and_projectors(encoder: Path, projector: Path) -> None:
     files = Encoder(encoder=str(encoder), text="red", projector=str(projector)).files()
     assert files[-1] == projector
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in files}
 
 
-def test_what_a_prompt_may_lack(encoder: Path, projector: Path, corpus: PromptSet) -> None:
+def test_prompts_without_a_value_or_tokens_are_refused(encoder: Path, projector: Path, corpus: PromptSet) -> None:
     given = {"encoder": str(encoder), "projector": str(projector)}
     with pytest.raises(TransformError, match=r"the prompt has no value 'captoin'\. Did you mean 'caption'"):
         run(corpus, HELD_OUT[0], **given, value="captoin")
@@ -226,7 +226,7 @@ def test_encoders_that_cannot_be_loaded(encoder: Path, corpus: PromptSet, tmp_pa
         Encoder(encoder=str(tmp_path / "partial"), text="red").check(corpus)
 
 
-def test_code_that_comes_with_an_encoder_is_not_run(encoder: Path, corpus: PromptSet, tmp_path: Path) -> None:
+def test_encoder_code_is_not_run(encoder: Path, corpus: PromptSet, tmp_path: Path) -> None:
     folder = tmp_path / "remote"
     shutil.copytree(encoder, folder)
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -254,7 +254,7 @@ def test_parameters_that_are_refused(given: dict[str, Any], said: str) -> None:
         build_pipeline({"name": "encoder", **given})
 
 
-def test_an_encoder_that_was_replaced_is_read_again(encoder: Path, corpus: PromptSet, tmp_path: Path) -> None:
+def test_replaced_encoder_is_read_again(encoder: Path, corpus: PromptSet, tmp_path: Path) -> None:
     """Else a second sweep of one process would have the first one's rows under its own fingerprint."""
     folder = shutil.copytree(encoder, tmp_path / "encoder")
     tensors = load_file(folder / "model.safetensors")
@@ -268,7 +268,7 @@ def test_an_encoder_that_was_replaced_is_read_again(encoder: Path, corpus: Promp
     assert torch.equal(after, run(corpus, HELD_OUT[0], **given)[1].tensor)
 
 
-def test_tokens_that_the_encoder_has_no_row_for_are_named(encoder: Path, corpus: PromptSet, tmp_path: Path) -> None:
+def test_tokens_without_an_encoder_row_are_named(encoder: Path, corpus: PromptSet, tmp_path: Path) -> None:
     folder = shutil.copytree(encoder, tmp_path / "encoder")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["purple"])

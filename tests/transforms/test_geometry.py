@@ -104,7 +104,7 @@ def test_truncation(context: Context, corpus: PromptSet, basis: str, rank: int, 
     close(half.apply(rows, context), (rows + truncated) / 2)
 
 
-def test_truncation_is_the_best_there_is(context: Context) -> None:
+def test_truncation_is_the_best_approximation(context: Context) -> None:
     """Eckart-Young: the squared error is the sum of the squares of the singular values that were left out."""
     rows = random_rows(0)
     values = torch.linalg.svdvals(rows.double() - rows.double().mean(0))
@@ -116,7 +116,7 @@ def test_truncation_is_the_best_there_is(context: Context) -> None:
     close(TruncateRank(0).apply(rows, context), rows.mean(0).expand_as(rows))
 
 
-def test_components_that_a_prompt_has_not_are_not_made_up(context: Context) -> None:
+def test_missing_components_of_a_prompt_are_not_added(context: Context) -> None:
     """Beyond a cloud's own dimensions, principal components are arbitrary and must not be taken from the rows."""
     rows = random_rows(1, count=3)
     left = RemoveComponents(9, "prompt").apply(rows, context)
@@ -131,7 +131,7 @@ def test_components_that_a_prompt_has_not_are_not_made_up(context: Context) -> N
         assert transform.apply(torch.zeros(3, WIDTH), context).isfinite().all()
 
 
-def test_no_components_of_the_corpus_beyond_its_own_dimensions(context: Context, corpus: PromptSet) -> None:
+def test_corpus_has_no_components_beyond_its_rank(context: Context, corpus: PromptSet) -> None:
     distinct = len(torch.unique(cloud_of("corpus", torch.empty(0), corpus), dim=0))
     assert distinct < WIDTH
     rows = random_rows(2)
@@ -157,7 +157,7 @@ def test_rotations(context: Context, angle: float, planes: int | None, shared_se
 
 
 @pytest.mark.parametrize("planes", [1, 3, 32, None])
-def test_a_rotation_turns_as_many_planes_and_no_more(context: Context, planes: int | None) -> None:
+def test_rotation_changes_exactly_its_planes(context: Context, planes: int | None) -> None:
     """Of the matrix Q, two eigenvalues for each plane are exp(±iθ), the others 1."""
     matrix = Rotate(30.0, planes).apply(torch.eye(WIDTH), context)
     close(matrix @ matrix.T, torch.eye(WIDTH))
@@ -234,7 +234,7 @@ def test_bad_parameters_are_refused(make: Callable[[], Transform], field: str) -
         make()
 
 
-def test_what_does_not_fit_the_width_is_said_beforehand(corpus: PromptSet) -> None:
+def test_parameters_that_exceed_the_width_are_refused_in_the_plan(corpus: PromptSet) -> None:
     for fits in (Rotate(1.0, None), Rotate(1.0, 32), Rotate(1.0, dimensions=[[0, 63]])):
         fits.check(corpus)
     with pytest.raises(ConfigError, match=r"transform\.planes must be at most 32"):

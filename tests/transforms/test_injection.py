@@ -50,7 +50,7 @@ def run(corpus: PromptSet, prompt_id: str, *stages: dict[str, Any], seed: int = 
 
 
 @pytest.mark.parametrize("folder", [True, False])
-def test_a_peft_checkpoint_goes_before_everything(corpus: PromptSet, tmp_path: Path, folder: bool) -> None:
+def test_peft_rows_are_put_before_the_prompt(corpus: PromptSet, tmp_path: Path, folder: bool) -> None:
     save_file({"prompt_embeddings": ROWS}, tmp_path / "adapter_model.safetensors")
     path = tmp_path if folder else tmp_path / "adapter_model.safetensors"
     rows, after = run(corpus, "sky", {"name": "soft_prompt", "path": str(path)})
@@ -60,7 +60,7 @@ def test_a_peft_checkpoint_goes_before_everything(corpus: PromptSet, tmp_path: P
 
 
 @pytest.mark.parametrize(("place", "at"), [("before", 0), ("after", 1)])
-def test_a_text_goes_beside_its_span(corpus: PromptSet, place: str, at: int) -> None:
+def test_text_is_inserted_next_to_its_span(corpus: PromptSet, place: str, at: int) -> None:
     rows, after = run(corpus, "sky", {"name": "soft_prompt", "text": "Hm! ", "place": place, "span": SPAN})
     start = corpus.layout("sky").text.index("the sky")
     first = corpus.layout("sky").offsets.index((start, start + 1)) + at * len("the sky")
@@ -68,7 +68,7 @@ def test_a_text_goes_beside_its_span(corpus: PromptSet, place: str, at: int) -> 
     assert torch.equal(after.tensor, torch.cat([rows[:first], new, rows[first:]]))
 
 
-def test_a_span_with_gaps_has_it_once(corpus: PromptSet) -> None:
+def test_span_with_gaps_gets_one_insertion(corpus: PromptSet) -> None:
     span = {"positions": [2, 5, 9]}
     stage = {"name": "soft_prompt", "random": 3, "span": span}
     rows, after = run(corpus, "sky", stage)
@@ -101,7 +101,7 @@ def test_random_rows_have_the_tables_moments_and_are_shared_by_prompts(corpus: P
     assert torch.allclose(drawn.std(0), torch.full((WIDTH,), std), rtol=0.1)
 
 
-def test_what_comes_after_finds_old_and_new_rows(corpus: PromptSet) -> None:
+def test_later_steps_find_old_and_new_rows(corpus: PromptSet) -> None:
     soft = {"name": "soft_prompt", "random": 4, "span": SPAN}
     rows, plain = run(corpus, "sky", soft)
     numbers = [i for i, stem in enumerate(plain.resolved_origins()) if not stem]
@@ -127,7 +127,7 @@ def test_a_placeholder_becomes_the_tensors_rows(images: PromptSet, tmp_path: Pat
     assert after.resolved_origins()[first : first + 5] == [tuple(inside)] * 5
 
 
-def test_every_stretch_is_replaced(images: PromptSet) -> None:
+def test_every_run_of_the_span_is_replaced(images: PromptSet) -> None:
     rows, after = run(images, "two", {"name": "inject", "text": "a cat", "span": {"placeholder": "image"}})
     new = images.table.rows(images.tokenize("a cat"))
     assert len(after.tensor) == len(rows) - 2 * len("{image}") + 2 * len("a cat")
@@ -175,7 +175,7 @@ def test_each_prompt_can_have_a_file_of_its_own(images: PromptSet, tmp_path: Pat
         Inject(path=path).check(images)
 
 
-def test_brackets_in_a_path_are_no_pattern(images: PromptSet, tmp_path: Path) -> None:
+def test_brackets_in_a_path_are_literal(images: PromptSet, tmp_path: Path) -> None:
     (tmp_path / "[1]").mkdir()
     (tmp_path / "[1]" / "one.npy").write_bytes(_npy(ROWS))
     assert Inject(path=str(tmp_path / "[1]" / "{id}.npy")).files() == [tmp_path / "[1]" / "one.npy"]
@@ -197,7 +197,7 @@ def test_brackets_in_a_path_are_no_pattern(images: PromptSet, tmp_path: Path) ->
         ({"name": "inject", "text": "a", "scale": "row"}, r"transform\.scale: .* Available: none, table_rms"),
     ],
 )
-def test_what_is_refused(corpus: PromptSet, values: dict[str, Any], said: str) -> None:
+def test_invalid_injections_are_refused(corpus: PromptSet, values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         build_pipeline(values).check(corpus)
 

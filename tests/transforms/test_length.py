@@ -58,14 +58,14 @@ def test_merging_equal_rows_changes_none_and_one_row_nothing(context: Context, m
     assert torch.equal(Merge(2, method).apply(torch.zeros(3, 8), context), torch.zeros(2, 8))
 
 
-def test_merging_by_norm_listens_to_long_rows(context: Context) -> None:
+def test_merging_by_norm_weights_long_rows(context: Context) -> None:
     rows = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0], [5.0, 5.0]])
     assert torch.allclose(Merge(2, "norm_weighted").apply(rows, context), torch.tensor([[2.25, 0.25], [5.0, 5.0]]))
 
 
 @settings(max_examples=60)
 @given(COUNTS, st.floats(0.01, 5))
-def test_stretch_reads_a_straight_line_exactly(context: Context, count: int, rate: float) -> None:
+def test_stretch_interpolates_linear_rows_exactly(context: Context, count: int, rate: float) -> None:
     line = torch.arange(count, dtype=torch.float32)[:, None] * torch.tensor([1.0, -2.0])
     done = Stretch(rate).rearrange(line, context)
     wanted = max(1, math.floor(rate * count + 0.5))
@@ -90,9 +90,7 @@ def test_stretch_keeps_the_ends_and_whole_steps(context: Context, count: int, st
 
 @settings(max_examples=40)
 @given(st.lists(st.booleans(), min_size=1, max_size=26).filter(any), st.floats(0.05, 4), st.integers(1, 4))
-def test_no_span_makes_a_prompt_longer_than_declared(
-    corpus: PromptSet, inside: list[bool], rate: float, times: int
-) -> None:
+def test_no_span_exceeds_the_declared_length(corpus: PromptSet, inside: list[bool], rate: float, times: int) -> None:
     tensor = corpus.table.rows(corpus.layout("sky").token_ids)
     positions = tuple(i for i, chosen in enumerate(inside[: len(tensor)]) if chosen)
     for transform in (Stretch(rate), Repeat(times), Merge(times)):
@@ -102,7 +100,7 @@ def test_no_span_makes_a_prompt_longer_than_declared(
         assert len(rows.tensor) <= pipeline.max_rows(len(tensor))
 
 
-def test_what_stretch_declares_is_reached(context: Context) -> None:
+def test_stretch_reaches_its_declared_length(context: Context) -> None:
     assert len(Stretch(1.5).apply(ROWS, context)) == 60 == Stretch(1.5).max_rows(40)
     assert Stretch(0.5).max_rows(40) == 40
     assert Stretch(1.001).max_rows(2000) == 2003  # not 2002: three stretches of 500 rows gain one each, by rounding

@@ -23,7 +23,7 @@ def context(corpus: PromptSet) -> Context:
 
 @settings(max_examples=30)
 @given(SHARES)
-def test_dropout_drops_the_share_that_is_asked_for(context: Context, p: float) -> None:
+def test_dropout_drops_the_requested_share(context: Context, p: float) -> None:
     transform = Dropout(p)
     after = transform.apply(ROWS, context)
     dropped = after == 0
@@ -51,7 +51,7 @@ def test_dropout_counts_only_what_it_changed(context: Context) -> None:
 
 @settings(max_examples=30)
 @given(SHARES, SHARES)
-def test_what_a_small_share_takes_is_taken_by_every_larger_one(context: Context, one: float, other: float) -> None:
+def test_smaller_shares_are_subsets_of_larger_ones(context: Context, one: float, other: float) -> None:
     small, large = sorted((one, other))
     dropped, more = (Dropout(p).apply(ROWS, context) == 0 for p in (small, large))
     assert not (dropped & ~more).any()
@@ -76,7 +76,7 @@ def test_masked_rows_are_the_fill_and_others_bit_equal(context: Context, p: floa
 
 
 @pytest.mark.parametrize("transform", [MaskRows, DropRows])
-def test_a_share_of_one_takes_every_row(context: Context, transform: type[MaskRows] | type[DropRows]) -> None:
+def test_share_of_1_takes_every_row(context: Context, transform: type[MaskRows] | type[DropRows]) -> None:
     after = transform(1.0).apply(ROWS, context)
     assert not after.any()
     assert transform(1.0).achieved(ROWS, after, context) == 1

@@ -54,7 +54,7 @@ def random_rows(seed: int, count: int = 9, width: int = 32) -> Tensor:
     return torch.randn(count, width, generator=generator) * torch.logspace(-2, 1, count)[:, None]
 
 
-def test_the_prompts_have_the_lengths_that_these_tests_are_about(corpus: PromptSet) -> None:
+def test_test_prompts_have_the_expected_lengths(corpus: PromptSet) -> None:
     assert {name: len(rows_of(corpus, name)) for name in LENGTHS} == LENGTHS
     assert len(context_of(corpus).embed(TEXT)) == LENGTHS["sky"]
 
@@ -97,7 +97,7 @@ def test_slerp(corpus: PromptSet, t: float, seed: int, angle: float) -> None:
         assert slerp.achieved(a, mixed, context) == pytest.approx(t, abs=1e-3)
 
 
-def test_slerp_of_rows_without_an_arc(corpus: PromptSet) -> None:
+def test_slerp_of_zero_and_parallel_rows(corpus: PromptSet) -> None:
     a = random_rows(0)
     torch.testing.assert_close(Slerp(0.25).apply(a, fixed(corpus, 3 * a)), 1.5 * a)
     b = random_rows(1)
@@ -162,7 +162,7 @@ def test_resampling(have: int, need: int) -> None:
     assert torch.equal(resampled(line, have), line)
 
 
-def test_a_prompt_alone_needs_to_be_told_with_what_to_mix(corpus: PromptSet) -> None:
+def test_single_prompt_without_a_text_is_refused(corpus: PromptSet) -> None:
     alone = PromptSet([p for p in corpus.prompts if p.prompt.id == "sky"], corpus.table, corpus.checkpoint)
     context = replace(context_of(corpus), corpus=alone)
     with pytest.raises(TransformError, match="no other prompt"):
@@ -208,7 +208,7 @@ def test_bad_parameters_are_refused(make: Callable[[], Transform], field: str) -
         (Baseline(0.5, to="pad"), "transform.to: .* no pad token"),
     ],
 )
-def test_what_is_missing_is_said_beforehand(transform: Transform, message: str, corpus: PromptSet) -> None:
+def test_missing_counterparts_are_refused_in_the_plan(transform: Transform, message: str, corpus: PromptSet) -> None:
     class Padless(PromptSet):
         def special(self, name: str) -> int:
             raise TransformError(f"the model's tokenizer has no {name} token")

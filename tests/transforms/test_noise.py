@@ -88,12 +88,12 @@ def test_gaussian_noise(context: Context, unit: str, sigma: float) -> None:
     assert noise.achieved(rows, rows, context) == 0
 
 
-def test_the_unit_is_the_deviation_around_the_mean() -> None:
+def test_unit_is_the_standard_deviation_around_the_mean() -> None:
     table: Any = SimpleNamespace(std=2.0, rms=3.0)
     assert unit_size("table_std", torch.ones(2, 4), table) == 2.0
 
 
-def test_noise_in_proportion_leaves_zero_rows_alone(context: Context) -> None:
+def test_proportional_noise_keeps_zero_rows(context: Context) -> None:
     rows = random_rows(0, 5, 64)
     rows[2] = 0.0
     for transform, dose, tolerance in ((Noise(1.0, "row_rms"), 1.0, 0.2), (SNRNoise(0.0), 0.0, 1.5)):
@@ -129,9 +129,7 @@ def test_neftune_is_bounded(context: Context, shape: tuple[int, int], alpha: flo
 
 @pytest.mark.parametrize("alpha", [5.0, 10.0, 15.0])
 @pytest.mark.parametrize("shape", [(400, 256), (7, 4096), (100, 1000)])
-def test_neftune_has_the_expected_norm_whatever_the_shape(
-    context: Context, alpha: float, shape: tuple[int, int]
-) -> None:
+def test_neftune_has_the_expected_norm_for_any_shape(context: Context, alpha: float, shape: tuple[int, int]) -> None:
     rows = torch.zeros(shape)
     added = NEFTune(alpha).apply(rows, context)
     assert float(added.norm()) == pytest.approx(alpha / 3**0.5, rel=0.02)

@@ -58,7 +58,7 @@ def test_scales_multiply(context: Context, a: float, b: float, seed: int) -> Non
     assert Scale(a).achieved(rows, Scale(a).apply(rows, context), context) == pytest.approx(a, rel=1e-6)
 
 
-def test_a_factor_that_the_cast_swallows_is_achieved_as_one(context: Context, rows: Tensor) -> None:
+def test_factor_lost_in_the_cast_is_achieved_as_1(context: Context, rows: Tensor) -> None:
     before = rows.bfloat16().float()
     assert torch.equal(Scale(1.0).apply(rows, context), rows)
     assert Scale(1.001).achieved(before, Scale(1.001).apply(before, context).bfloat16().float(), context) == 1.0
@@ -77,7 +77,7 @@ def test_a_factor_that_the_cast_swallows_is_achieved_as_one(context: Context, ro
     ids=["value", "table", "prompt", "normalize"],
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_every_row_gets_the_size(
+def test_every_row_gets_the_norm(
     context: Context, transform: Transform, wanted: Callable[[Tensor, Context], float], seed: int
 ) -> None:
     rows = random_rows(seed)
@@ -88,7 +88,7 @@ def test_every_row_gets_the_size(
     torch.testing.assert_close(transform.apply(matched, context), matched, rtol=1e-5, atol=0)
 
 
-def test_original_undoes_a_change_of_size(context: Context, rows: Tensor) -> None:
+def test_original_restores_the_norms(context: Context, rows: Tensor) -> None:
     changed = rows * torch.linspace(0.5, 3, len(rows))[:, None]
     torch.testing.assert_close(RMSMatch("original").apply(changed, context), rows, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(RMSMatch("original").apply(rows, context), rows, rtol=1e-6, atol=1e-8)
@@ -97,7 +97,7 @@ def test_original_undoes_a_change_of_size(context: Context, rows: Tensor) -> Non
 @pytest.mark.parametrize("make", [lambda s: RMSMatch("table", strength=s), lambda s: Normalize(2.0, strength=s)])
 @given(strength=st.floats(-2, 3))
 @settings(max_examples=15, deadline=None)
-def test_strength_is_a_line(context: Context, make: Callable[[float], Transform], strength: float) -> None:
+def test_strength_interpolates_linearly(context: Context, make: Callable[[float], Transform], strength: float) -> None:
     rows = random_rows(0)
     whole, part = make(1.0).apply(rows, context), make(strength).apply(rows, context)
     torch.testing.assert_close(part, rows + strength * (whole - rows), rtol=1e-4, atol=1e-5)

@@ -36,7 +36,7 @@ def order_of(transform: Reordering, count: int, context: Context) -> list[int]:
 
 @settings(max_examples=60)
 @given(COUNTS, WINDOWS, st.integers(-60, 60))
-def test_rows_stay_within_their_windows_and_none_is_lost(context: Context, count: int, window: int, shift: int) -> None:
+def test_rows_stay_within_their_windows_and_are_permuted(context: Context, count: int, window: int, shift: int) -> None:
     for transform in (Shuffle(window), Reverse(window), Roll(shift, window)):
         order = order_of(transform, count, context)
         assert sorted(order) == list(range(count))
@@ -60,7 +60,7 @@ def test_rolling_back_is_the_identity(context: Context, count: int, window: int,
 
 @settings(max_examples=30)
 @given(COUNTS, st.integers(-60, 60))
-def test_the_whole_stretch_is_rolled_and_reversed_as_torch_does(context: Context, count: int, shift: int) -> None:
+def test_whole_span_is_rolled_and_flipped_as_by_torch(context: Context, count: int, shift: int) -> None:
     rows = rows_of(count)
     assert torch.equal(Roll(shift).apply(rows, context), rows.roll(shift, 0))
     assert torch.equal(Reverse(0).apply(rows, context), rows.flip(0))
@@ -71,7 +71,7 @@ def test_windows_by_hand(context: Context) -> None:
     assert order_of(Roll(1, 3), 8, context) == [2, 0, 1, 5, 3, 4, 7, 6]
 
 
-def test_a_window_of_one_row_moves_nothing(context: Context) -> None:
+def test_window_of_one_row_changes_nothing(context: Context) -> None:
     for transform in (Shuffle(1), Reverse(1), Roll(5, 1), Roll(0)):
         assert order_of(transform, 30, context) == list(range(30))
 

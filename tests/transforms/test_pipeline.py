@@ -47,7 +47,7 @@ def test_equal_transforms_at_different_places_draw_different_numbers(corpus: Pro
     assert torch.equal(run([NOISE, {"name": "identity"}], corpus).tensor, run(NOISE, corpus).tensor)
 
 
-def test_each_has_its_own_span_even_after_rows_were_moved_and_inserted(corpus: PromptSet) -> None:
+def test_each_step_keeps_its_span_after_moved_and_inserted_rows(corpus: PromptSet) -> None:
     steps = [
         {"name": "repeat", "times": 2},
         {"name": "reverse", "window": 0},
@@ -69,7 +69,7 @@ def test_each_has_its_own_span_even_after_rows_were_moved_and_inserted(corpus: P
         assert torch.equal(result.tensor[i], original[token])
 
 
-def test_stretches_of_a_span_are_rearranged_by_themselves(corpus: PromptSet) -> None:
+def test_runs_of_a_span_are_rearranged_separately(corpus: PromptSet) -> None:
     span = {"part": "content", "exclude": {"substring": " "}}
     result = run({"name": "reverse", "window": 0, "span": span}, corpus)
     layout = corpus.layout("hello")
@@ -88,7 +88,7 @@ def test_rows_and_their_tokens_move_together(name: str, window: int, seed: int, 
 
 
 @pytest.mark.parametrize("kind", ["noise", "direction"])
-def test_a_control_changes_each_row_by_as_much(kind: str, corpus: PromptSet) -> None:
+def test_control_changes_each_row_by_the_same_amount(kind: str, corpus: PromptSet) -> None:
     config = {"name": "lerp", "t": 0.5, "text": "abcdefghijk"}
     change = run(config, corpus).tensor - clean(corpus)
     control = run({**config, "control": kind}, corpus).tensor - clean(corpus)
@@ -99,27 +99,27 @@ def test_a_control_changes_each_row_by_as_much(kind: str, corpus: PromptSet) -> 
     assert torch.allclose(alike, torch.ones_like(alike), atol=1e-4) == (kind == "direction")
 
 
-def test_a_control_direction_is_shared_by_the_prompts(corpus: PromptSet) -> None:
+def test_control_direction_is_shared_by_prompts(corpus: PromptSet) -> None:
     config = {**SCALE, "control": "direction"}
     changes = [run(config, corpus, p).tensor - clean(corpus, p) for p in ("hello", "sky")]
     directions = [c[c.norm(dim=1) > 0][0] for c in changes]
     assert torch.allclose(*(d / d.norm() for d in directions), atol=1e-4)
 
 
-def test_the_control_of_noise_is_not_the_noise_itself(corpus: PromptSet) -> None:
+def test_control_of_noise_differs_from_the_noise(corpus: PromptSet) -> None:
     noise, control = (run({**NOISE, "control": c}, corpus).tensor - clean(corpus) for c in (None, "noise"))
     alike = torch.nn.functional.cosine_similarity(noise.flatten(), control.flatten(), dim=0)
     assert abs(float(alike)) < 0.2
 
 
-def test_the_control_of_a_reordering_changes_each_row_by_as_much(corpus: PromptSet) -> None:
+def test_control_of_a_reordering_changes_each_row_by_the_same_amount(corpus: PromptSet) -> None:
     change, control = (run({"name": "reverse", "control": c}, corpus).tensor - clean(corpus) for c in (None, "noise"))
     assert torch.allclose(control.norm(dim=1), change.norm(dim=1), rtol=1e-4, atol=1e-6)
     with pytest.raises(TransformError, match="keeps the number of rows"):
         run({"name": "repeat", "times": 2, "control": "noise"}, corpus)
 
 
-def test_files_and_code_count_by_their_contents(tmp_path: Path) -> None:
+def test_files_and_code_are_fingerprinted_by_content(tmp_path: Path) -> None:
     def identity(file: Path) -> object:
         return build_pipeline({"name": "add_vector", "coefficient": 1.0, "vector": {"path": str(file)}}).identity()
 
@@ -129,7 +129,7 @@ def test_files_and_code_count_by_their_contents(tmp_path: Path) -> None:
     assert a == b and a != c
 
 
-def test_equal_spans_are_one(corpus: PromptSet) -> None:
+def test_equal_spans_have_equal_fingerprints(corpus: PromptSet) -> None:
     def identity(span: object) -> object:
         return build_pipeline({**NOISE, "span": span}).identity()
 
@@ -141,7 +141,7 @@ def test_equal_spans_are_one(corpus: PromptSet) -> None:
     assert identity("content") != identity("all")
 
 
-def test_every_row_has_the_token_that_it_stands_for(corpus: PromptSet) -> None:
+def test_every_row_keeps_its_token(corpus: PromptSet) -> None:
     ids = corpus.layout("hello").token_ids
     spoken = {
         "soft_prompt": corpus.tokenize("ab"),
@@ -192,7 +192,7 @@ def test_bad_compositions_are_refused(config: Any, said: str) -> None:
         build_pipeline(config)
 
 
-def test_numbered_steps_are_a_list(corpus: PromptSet) -> None:
+def test_numbered_steps_form_a_list(corpus: PromptSet) -> None:
     numbered: dict[str, Any] = {"name": "compose", "1": NOISE, "0": SCALE}
     assert build_pipeline(numbered) == build_pipeline([SCALE, NOISE])
     assert build_pipeline(numbered).name == "scale+noise"
@@ -200,7 +200,7 @@ def test_numbered_steps_are_a_list(corpus: PromptSet) -> None:
     assert (parameters["transform.0.factor"], parameters["transform.1.name"]) == (2.0, "noise")
 
 
-def test_what_a_transform_raises_names_it(corpus: PromptSet) -> None:
+def test_exceptions_of_a_transform_name_it(corpus: PromptSet) -> None:
     with pytest.raises(TransformError, match=r"^noise: the span .* is empty"):
         run({**NOISE, "span": {"substring": "zzz"}}, corpus)
     with pytest.raises(TransformError, match=r"^drop_rows: no row of the prompt is left"):
@@ -213,7 +213,7 @@ def test_the_pipeline_of_the_control() -> None:
     assert isinstance(build_pipeline([NOISE]), Pipeline)
 
 
-def test_parameters_are_names_that_any_tracker_takes() -> None:
+def test_parameter_names_are_valid_for_every_tracker() -> None:
     parameters = build_pipeline({"name": "token_mixture", "tokens": {"?": 1.0, "東": 2.0}}).parameters()
     assert parameters["transform.tokens"] == '{"?": 1.0, "東": 2.0}'
     vector = build_pipeline({"name": "ablate", "vector": {"positive": ["a"], "negative": ["b"]}}).parameters()

@@ -120,7 +120,7 @@ def test_plain_casts(context: Context) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(-1, 2))
-def test_strength_is_a_line(context: Context, strength: float) -> None:
+def test_strength_interpolates_linearly(context: Context, strength: float) -> None:
     rows = random_rows(0, 8, 64)
     whole, part = Quantize("int4").apply(rows, context), Quantize("int4", strength=strength).apply(rows, context)
     torch.testing.assert_close(part, rows + strength * (whole - rows), rtol=1e-5, atol=1e-5)

@@ -66,13 +66,13 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"\w+", text)
 
 
-def test_the_span_says_what_the_next_prompt_says_there(corpus: PromptSet) -> None:
+def test_span_is_replaced_by_the_next_prompts(corpus: PromptSet) -> None:
     for prompt_id, other in (("hello", "sky"), ("sky", "two"), ("two", "hello")):
         _, after = run(corpus, prompt_id, {"name": "other_prompt"})
         assert text_of(after.tensor, corpus) == corpus.layout(other).text
 
 
-def test_a_prompt_of_ones_choice(corpus: PromptSet) -> None:
+def test_chosen_prompt_replaces_the_span(corpus: PromptSet) -> None:
     rows, after = run(corpus, "hello", {"name": "other_prompt", "other": "two", "span": {"positions": [3, 4]}})
     inside = corpus.numbers(Span(positions=(3, 4)), "hello")
     assert torch.equal(after.tensor[inside], corpus.table.rows(corpus.layout("two").token_ids)[inside])
@@ -83,7 +83,7 @@ def test_a_prompt_of_ones_choice(corpus: PromptSet) -> None:
     assert torch.equal(itself.tensor, rows)
 
 
-def test_each_message_becomes_its_counterpart(chats: PromptSet) -> None:
+def test_each_message_is_replaced_by_its_counterpart(chats: PromptSet) -> None:
     _, after = run(chats, "one", {"name": "other_prompt"})
     assert text_of(after.tensor, chats) == chats.layout("two").text
     _, after = run(chats, "one", {"name": "other_prompt", "span": {"role": "user"}})
@@ -102,7 +102,7 @@ def test_other_prompts_that_do_not_exist(corpus: PromptSet, subwords: PromptSet)
         run(subwords, SENTENCE, {"name": "other_prompt"})
 
 
-def test_other_prompts_go_with_noise_but_not_with_moved_rows(corpus: PromptSet) -> None:
+def test_other_prompt_is_allowed_with_noise_but_not_after_moved_rows(corpus: PromptSet) -> None:
     _, plain = run(corpus, "sky", {"name": "other_prompt"})
     _, after = run(corpus, "sky", {"name": "noise", "sigma": 1.0}, {"name": "other_prompt"})
     assert torch.equal(after.tensor, plain.tensor)
@@ -150,14 +150,14 @@ def test_a_share_of_the_pairs_is_swapped_and_nested_in_the_rate() -> None:
     assert len(often) == pytest.approx(0.6 * 1600, rel=0.15)
 
 
-def test_only_the_span_is_misspelt(corpus: PromptSet) -> None:
+def test_typos_are_made_only_in_the_span(corpus: PromptSet) -> None:
     rows, after = run(corpus, "sky", {"name": "typo", "rate": 1.0, "span": {"substring": "blue"}})
     assert text_of(after.tensor, corpus) == corpus.layout("sky").text.replace("blue", "bule")
     outside = [i for i in range(len(rows)) if i not in corpus.numbers(Span(substring="blue"), "sky")]
     assert torch.equal(after.tensor[outside], rows[outside])
 
 
-def test_subwords_are_cut_anew(subwords: PromptSet) -> None:
+def test_misspelt_words_are_tokenized_again(subwords: PromptSet) -> None:
     rows, after = run(subwords, SENTENCE, {"name": "typo", "rate": 1.0, "span": {"substring": "elephants"}})
     text = text_of(after.tensor, subwords)
     assert text == subwords.layout(SENTENCE).text.replace("elephants", "eelhpnats")
@@ -171,13 +171,13 @@ def test_subwords_are_cut_anew(subwords: PromptSet) -> None:
     assert after.resolved_origins()[-1] == (len(rows) - 1,)
 
 
-def test_a_span_that_cuts_through_words(subwords: PromptSet) -> None:
+def test_typos_in_a_span_within_words(subwords: PromptSet) -> None:
     """`om` is a token of `something`; as `mo`, it takes the e after it along."""
     with pytest.raises(TransformError, match=r"typo: the tokens next to the span change .* a span of whole words$"):
         run(subwords, SENTENCE, {"name": "typo", "rate": 1.0, "span": {"substring": "om"}})
 
 
-def test_typos_come_first(corpus: PromptSet) -> None:
+def test_typo_after_another_step_is_refused(corpus: PromptSet) -> None:
     for stage in ({"name": "noise", "sigma": 1.0}, {"name": "reverse"}, {"name": "inject", "text": "no"}):
         with pytest.raises(TransformError, match=r"typo: must be the first transform"):
             run(corpus, "sky", stage, {"name": "typo", "rate": 1.0})
@@ -185,12 +185,12 @@ def test_typos_come_first(corpus: PromptSet) -> None:
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
-def test_a_rate_is_a_share(rate: float) -> None:
+def test_rate_outside_0_to_1_is_refused(rate: float) -> None:
     with pytest.raises(ConfigError, match=r"transform\.rate must be in \[0, 1\]"):
         build_pipeline({"name": "typo", "rate": rate})
 
 
-def test_later_spans_find_what_typos_left_alone(subwords: PromptSet) -> None:
+def test_later_spans_find_text_without_typos(subwords: PromptSet) -> None:
     """Only what was tokenized anew stands for several tokens; the words beside it stay apart."""
     rows, after = run(subwords, SENTENCE, {"name": "typo", "rate": 1.0})
     layout = subwords.layout(SENTENCE)

@@ -70,7 +70,7 @@ def test_nearest_token_keeps_tokens_and_is_idempotent(context: Context, clean: T
 
 @settings(max_examples=20)
 @given(strength=st.floats(0, 1))
-def test_strengths_are_on_the_straight_way(context: Context, noisy: Tensor, strength: float) -> None:
+def test_strength_moves_along_a_straight_line(context: Context, noisy: Tensor, strength: float) -> None:
     for part, whole in (
         (NearestToken(strength), NearestToken(1.0)),
         (KnnBlend(strength), KnnBlend(1.0)),
@@ -116,15 +116,13 @@ def test_anchor_sets_the_distance_to_the_nearest_token(
     assert torch.allclose(cosines, torch.ones(len(noisy)), atol=1e-4)
 
 
-def test_anchor_leaves_tokens_alone_and_is_the_projection_at_zero(
-    context: Context, clean: Tensor, noisy: Tensor
-) -> None:
+def test_anchor_keeps_tokens_and_is_the_projection_at_0(context: Context, clean: Tensor, noisy: Tensor) -> None:
     assert torch.equal(Anchor(0.5).apply(clean, context), clean)
     assert torch.equal(Anchor(0.0).apply(noisy, context), NearestToken().apply(noisy, context))
     assert not Anchor(0.0).is_neutral
 
 
-def test_a_mixture_of_one_token_is_its_row(context: Context, noisy: Tensor, tokens: Tensor) -> None:
+def test_mixture_of_one_token_equals_its_row(context: Context, noisy: Tensor, tokens: Tensor) -> None:
     (a,) = context.corpus.tokenize("a")
     for weights in ({"a": 0.3}, {"a": 7.0, "b": 0.0}, {"a": 1e-60}):
         assert torch.equal(TokenMixture(weights).apply(noisy, context), tokens[a].expand_as(noisy))

@@ -32,13 +32,13 @@ MOUNTS = r"""
         ("/over/x", True),  # the later mount hides the earlier one
     ],
 )
-def test_the_innermost_mount_counts(tmp_path: Path, path: str, local: bool) -> None:
+def test_innermost_mount_is_used(tmp_path: Path, path: str, local: bool) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS.lstrip())
     assert is_local(Path(path), mounts) is local
 
 
-def test_a_system_that_does_not_say_is_not_trusted(tmp_path: Path) -> None:
+def test_unknown_file_system_is_not_trusted(tmp_path: Path) -> None:
     assert not is_local(tmp_path, tmp_path / "no mountinfo")
 
 

@@ -50,13 +50,11 @@ def lazily_imported() -> ModuleNotFoundError:
     raise AssertionError("it was imported")
 
 
-def test_one_that_does_not_fit_is_named_with_the_cure(companions: Path) -> None:
+def test_incompatible_package_is_named_with_the_fix(companions: Path) -> None:
     assert advice(lazily_imported()) == MISFIT
 
 
-def test_a_model_that_cannot_be_loaded_for_it_says_so(
-    companions: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_that_needs_the_package_names_it(companions: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def raises(*_: object, **__: object) -> None:
         raise lazily_imported()
 
@@ -73,12 +71,12 @@ def test_a_model_that_cannot_be_loaded_for_it_says_so(
         'File "/env/site-packages/torchvision/_meta_registrations.py", line 163, in register_meta',
     ],
 )
-def test_what_another_process_said_is_read_too(companions: Path, tmp_path: Path, text: str) -> None:
+def test_errors_in_another_processs_output_are_recognised(companions: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "last").write_text(text)
     assert str(start_error(RuntimeError("it ended"), tmp_path / "last")) == f"vLLM did not start: {MISFIT}"
 
 
-def test_one_that_is_missing(tmp_path: Path) -> None:
+def test_missing_package_is_named_with_the_fix(tmp_path: Path) -> None:
     error = ModuleNotFoundError("No module named 'torchvision'")
     assert advice(error) == MISSING
     assert str(start_error(error, tmp_path / "none")) == f"vLLM did not start: {MISSING}"
@@ -87,6 +85,6 @@ def test_one_that_is_missing(tmp_path: Path) -> None:
     )
 
 
-def test_other_errors_are_left_alone() -> None:
+def test_other_errors_get_no_advice() -> None:
     for error in (ValueError("no such head"), ModuleNotFoundError("No module named 'torchvisions'"), None):
         assert advice(error) is None

@@ -73,14 +73,14 @@ def test_secrets_are_masked_however_they_are_written(form: str) -> None:
     assert redact(f"it is <{FORMS[form]}>, again {FORMS[form]}.", {"OTHER_TOKEN": ODD}) == "it is <***>, again ***."
 
 
-def test_log_records_lose_theirs(caplog: pytest.LogCaptureFixture) -> None:
+def test_secrets_in_log_records_are_masked(caplog: pytest.LogCaptureFixture) -> None:
     log = logging.getLogger("sweep.test")
     log.addFilter(Redact())
     log.warning("cannot reach %s", "http://me:secret@host")
     assert caplog.messages == ["cannot reach http://me:***@host"]
 
 
-def test_files_lose_theirs(tmp_path: Path) -> None:
+def test_secrets_in_files_are_masked(tmp_path: Path) -> None:
     file = tmp_path / "multirun.yaml"
     file.write_text("uri: postgresql://me:secret@host/db\nname: ü\n")
     redact_file(file)
@@ -89,7 +89,7 @@ def test_files_lose_theirs(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["multirun.yaml"]
 
 
-def test_the_keys_of_pages_are_no_secrets() -> None:
+def test_share_keys_of_pages_are_not_masked() -> None:
     page = "#/experiments/1/runs?orderByKey=metrics.x&viewStateShareKey=abcdef123&api_key=hunter2&key=hunter2"
     assert redact(page, {}) == page.replace("hunter2", "***")
 

@@ -42,12 +42,12 @@ def attempts(seconds: float, hurry_at: float, most: int = 200) -> list[float]:
 
 
 @pytest.mark.parametrize("seconds", [0, 1, 5, 20, 30, 60])
-def test_all_of_the_patience_is_used_and_no_more(seconds: int) -> None:
+def test_retries_use_exactly_the_patience(seconds: int) -> None:
     assert attempts(seconds, hurry_at=0) == [float(second) for second in range(seconds + 1)]
 
 
 @pytest.mark.parametrize("seconds", [20, 60])
-def test_it_is_the_same_when_the_tracker_has_been_away_for_long(seconds: int) -> None:
+def test_retries_use_the_patience_after_a_long_outage(seconds: int) -> None:
     before = [0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 61.0]
     # The wait until 91 ends with the hurry.
     assert attempts(seconds, hurry_at=70.0) == [*before, *(70.0 + second for second in range(seconds + 1))]
@@ -57,11 +57,11 @@ def test_the_last_attempt_is_made_when_the_time_is_up() -> None:
     assert attempts(2.5, hurry_at=0) == [0.0, 1.0, 2.0, 2.5]
 
 
-def test_without_a_hurry_nothing_is_given_up() -> None:
+def test_retries_continue_without_a_deadline() -> None:
     assert attempts(0.0, hurry_at=float("inf"), most=9) == [0, 1, 3, 7, 15, 31, 61, 91, 121]
 
 
-def test_the_end_gives_up_at_once() -> None:
+def test_end_stops_retries_at_once() -> None:
     clock = Clock(60.0, float("inf"))
     clock.patience.end()
     assert not clock.patience.pause(1) and clock.time == 0.0

@@ -195,7 +195,7 @@ def test_points_do_not_keep_requests_waiting(configure: Configure, processes: Pr
         assert "cannot be written" in str(future.exception(60))
 
 
-def test_an_unused_corpus_is_removed_from_the_processes(configure: Configure, processes: ProcessPool) -> None:
+def test_unused_prompt_set_is_removed_from_the_processes(configure: Configure, processes: ProcessPool) -> None:
     corpus, config = _corpus(configure), scaled(configure, 2.0)
     processes.build(corpus, config, [0], frozenset(), 64).result()
     number = processes._numbers[corpus]

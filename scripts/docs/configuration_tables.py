@@ -1,0 +1,172 @@
+"""Reference tables of the configuration: sections, engines, launchers, the sweeper, and spans."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from doc_markdown import attributes, marked, table
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+import hydra_plugins.sweep_launchers.local as local_launcher
+import hydra_plugins.sweep_launchers.plan as plan_launcher
+import hydra_plugins.sweep_launchers.ray as ray_launcher
+import hydra_plugins.sweep_launchers.slurm as slurm_launcher
+import hydra_plugins.sweep_sweepers.optuna as optuna_sweeper
+from sweep.config.schema import SECTIONS
+from sweep.engines import ENGINES
+from sweep.inputs.span import Span
+
+# Descriptions that can be read alone: of keys whose docstring has none, or one that needs its context.
+DESCRIPTIONS = {
+    "model.id": "hub id, local folder, or `demo` for the embedded model",
+    "model.revision": "revision on the hub",
+    "model.dtype": "`auto` (the checkpoint's), `float32`, `bfloat16` or `float16`; `model=demo` sets float32",
+    "model.trust_remote_code": "run the model's own code",
+    "model.embedder": "`safetensors` reads the rows that are needed, `transformers` loads the model for its table",
+    "prompts.items": "the prompts themselves, in place of a file",
+    "prompts.path": "a file of prompts",
+    "prompts.chat": "apply the model's chat template",
+    "prompts.system": "system message for every prompt",
+    "prompts.limit": "read only the first prompts",
+    "prompts.id_key": "key or path of an entry's id",
+    "prompts.prompt_key": "key or path of an entry's text",
+    "prompts.reference_key": "key or path of an entry's references",
+    "sampling.max_tokens": "most tokens of an answer",
+    "sampling.temperature": "0: greedy",
+    "sampling.top_p": "nucleus sampling; 1: all tokens",
+    "sampling.top_k": "0: all tokens",
+    "sampling.repetition_penalty": "1: none",
+    "sampling.seed": "seed of samples; each request's seed derives from it and the prompt",
+    "sampling.n": "samples per prompt",
+    "sampling.stop": "strings that end an answer",
+    "sampling.ignore_eos": "do not stop at the end-of-text token",
+    "tracking.uri": "any MLflow tracking URI; null: an SQLite file in `sweep.dir`",
+    "tracking.experiment": "name of the MLflow experiment",
+    "sweep.dir": "everything that a run writes lies under this folder",
+    "sweep.name": "name of the sweep; null: what it sweeps, such as `scale factor=1.2,1.5`",
+    "sweep.dry_run": "list points, engines, requests and tokens; start nothing",
+    "engine.max_model_len": "tokens of prompt and answer together; null: what the sweep needs",
+    "prompts.placeholders": "names whose `{name}` stays in the text as one unit, for a transform to replace",
+    "prompts.special_tokens": "control tokens in a prompt's own text: `warn`, `allow`, `escape` or `refuse`",
+    "scoring.confidence": "level of all intervals",
+    "scoring.noise_floor": "run each control a second time, in different batches",
+    "scoring.logprobs": "log-probabilities of so many most probable tokens at each step, at most 20; 0: none",
+    "scoring.teacher_forced": "measure how probable the control's answer is under each point's prompt, and vice versa",
+    "scoring.quality": "measures against references: names, or functions of your own as `module.function`",
+    "scoring.primary": "the measure that is shown first; null: the first of `scoring.quality`",
+    "tracking.in_process": "publish from the process with the engine: less memory, slower generation",
+    "sweep.resume": "`true`: continue what the same command began; `false`: begin anew; `force`: mix engine versions",
+    "sweep.on_error": "`continue`, or `stop` at the first point that fails",
+    "sweep.max_failures": "end the sweep when more points than this have failed; null: never",
+    "sweep.objective": "objective of a search: `minimize:MEASURE`, `maximize:MEASURE`, `closest:MEASURE:0.5`, `…:50%`",
+    "sweep.helpers": "worker processes; 0: threads; null: one for every four cores, at least one and at most four",
+    "sweep.gpu_scoring": "find nearest tokens of large vocabularies on the GPU, in at most 3 % of its memory",
+    "engine.served_model": "name of the model on the server; null: its only one",
+    "engine.max_in_flight": "requests sent at a time",
+    "engine.connect_timeout": "seconds for a connection",
+    "engine.read_timeout": "seconds for a whole answer, once connected",
+    "engine.url": "address of the server, with or without `/v1`",
+    "engine.threads": "threads on a CPU; null: one for a small model, else one per core",
+    "engine.prefix_caching": "reuse the KV cache of equal beginnings, such as an untouched system prompt",
+    "hydra.launcher.workers": "processes, each with its own engine; 1: only this one",
+    "hydra.launcher.shards": "number of shards; null: chosen by the launcher",
+    "hydra.launcher.gpus": "GPUs of each worker or actor; null: see the guide",
+    "hydra.launcher.address": "running cluster (`auto`, `host:6379`, `ray://…`); null: start one for this sweep",
+    "hydra.launcher.actors": "number of actors; null: as many as fit",
+    "hydra.launcher.cpus": "cores of each actor",
+    "hydra.launcher.requeues": "how often a task that ran out of time is put back into the queue",
+    "hydra.launcher.linger_seconds": "how long an idle task keeps its engine, for the next batch of a search",
+    "hydra.launcher.wait": "`false`: submit and end",
+    "hydra.launcher.folder": "folder of the plan; null: among the sweep's files",
+    "hydra.sweeper.n_trials": "points in all, including those of earlier runs of the command",
+    "hydra.sweeper.n_jobs": "points chosen at a time; they share an engine and a batch",
+    "hydra.sweeper.sampler": "`tpe`, `gp`, `random` or `grid`",
+    "hydra.sweeper.seed": "seed of the sampler; null: a new one each time",
+    "hydra.sweeper.params": "what is searched, for configuration files",
+    "transform.span.part": "`all`, `content` (the messages' own text), `template` (the rest) or `injected`",
+    "transform.span.role": "messages of this role: `user`, `system`, `assistant`",
+    "transform.span.substring": "each occurrence of a text",
+    "transform.span.regex": "each match of a regular expression",
+    "transform.span.placeholder": "the text that replaces `{name}`",
+    "transform.span.positions": "numbers among the rows that the keys above select; negative ones from the end",
+    "transform.span.window": "[start, stop) among these rows; either may be null or negative",
+    "transform.span.exclude": "spans whose rows are left out",
+}
+TOP_LEVEL = (
+    ("seed", "0", "seed of transforms that draw random numbers"),
+    ("verbose", "false", "show what vLLM, Transformers and MLflow print, instead of writing it to `sweep.log`"),
+    ("plugins", "[]", "Python modules to import first; they may register transforms, measures and engines"),
+)
+LAUNCHERS = {
+    "local": local_launcher.LocalLauncher,
+    "slurm": slurm_launcher.SlurmLauncher,
+    "ray": ray_launcher.RayLauncher,
+    "plan": plan_launcher.PlanLauncher,
+}
+SLURM_TIMES = {
+    "timeout_min": "limit of a task, in minutes",
+    "array_parallelism": "tasks at a time",
+    "signal_delay_s": "seconds of warning before the limit",
+}
+
+
+# Configuration
+def configuration() -> str:
+    """Return a table of each section of the configuration."""
+    lines = ["### Top level", "", *table(("key", "default", "meaning"), marked(TOP_LEVEL))]
+    for name, section in SECTIONS.items():
+        lines += ["", f"### {name}", "", *_key_table(name, section)]
+    for name in ("vllm", "transformers", "server"):
+        lines += ["", f"### engine={name}", "", *_key_table("engine", ENGINES[name])]
+    for name, launcher in LAUNCHERS.items():
+        lines += ["", f"### hydra/launcher={name}", "", *_node_table("hydra.launcher", f"launcher/{name}", launcher)]
+    lines += ["", "### hydra/sweeper=optuna", ""]
+    lines += _node_table("hydra.sweeper", "sweeper/optuna", optuna_sweeper.OptunaSweeper)
+    return "\n".join(lines)
+
+
+def span_keys() -> str:
+    """Return a table of the keys of a span."""
+    return "\n".join(_key_table("transform.span", Span))
+
+
+def _key_table(prefix: str, section: type) -> list[str]:
+    described = attributes(section)
+    rows = []
+    for field in fields(section):
+        key = f"{prefix}.{field.name}"
+        meaning = DESCRIPTIONS.get(key) or described[field.name]
+        rows.append((key, _default(field), meaning))
+    return table(("key", "default", "meaning"), marked(rows))
+
+
+def _node_table(prefix: str, group: str, launcher: type) -> list[str]:
+    node: Any = ConfigStore.instance().load(f"hydra/{group}.yaml").node
+    described = attributes(launcher) | (SLURM_TIMES if group == "launcher/slurm" else {})
+    rows, plain = [], []
+    for key, value in OmegaConf.to_container(node).items():
+        name = f"{prefix}.{key}"
+        if meaning := DESCRIPTIONS.get(name) or described.get(key):
+            rows.append((f"`{name}`", f"`{_show(value)}`", meaning))
+        elif key != "_target_":
+            plain.append(f"`{key}`")
+    options = [(", ".join(plain), "`null`", "options of `sbatch`, under `hydra.launcher.`")] if plain else []
+    return table(("key", "default", "meaning"), options + rows)
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default_factory is not MISSING:
+        return _show(field.default_factory())
+    return _show(field.default)
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_show, value))}]"
+    return "{}" if value == {} else f"{value:g}" if isinstance(value, float) else str(value)
