@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,7 @@ from sweep.errors import TrackingError
 from sweep.publishing.queue import TOGETHER, PublishQueue
 from sweep.storage.archive import Archive, Archived
 from sweep.storage.publish_log import PublishLog
-from sweep.tracking import PointRecord, Publication, tracker
-from sweep.tracking.tracker import Tracker
+from sweep.tracking import PointRecord, Publication, point_publishing
 from sweep.util.retry import Patience
 
 
@@ -30,13 +30,14 @@ class Scripted:
         refuse: points that are refused so many times.
         lose: calls for several points that fail as a whole though they got somewhere, as when a process dies.
         few: how many points a call for several has time for.
+        goes_on: whether points after a failed one are published, as with simultaneous calls.
     """
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[str], bool]] = []
         self.there: dict[str, int] = {}
         self.refuse: dict[str, int] = {}
-        self.lose, self.few = 0, TOGETHER
+        self.lose, self.few, self.goes_on = 0, TOGETHER, False
 
     def publish(self, record: PointRecord, table: Any, *, retry: bool, replaces: str | None) -> str:
         self.calls.append(([record.name], retry))
@@ -49,7 +50,9 @@ class Scripted:
             try:
                 done.append(self._publish(point.record.name, retry))
             except TrackingError:
-                return [*done, None]
+                done.append(None)
+                if not self.goes_on:
+                    return done
         if self.lose:
             self.lose -= 1
             raise TrackingError("The call to MLflow failed: the process died", "the process died")
@@ -106,6 +109,18 @@ def test_waiting_points_are_published_together(
     assert {name: entry.run_id for name, entry in publish_queue._publish_log.entries.items()} == {
         n: f"run of {n}" for n in names
     }
+
+
+def test_points_after_a_failed_one_are_not_published_twice(
+    publish_queue: PublishQueue, scripted: Scripted, gate: threading.Event
+) -> None:
+    scripted.goes_on, scripted.refuse = True, {"point 1": 2, "point 3": 1}
+    names = put(publish_queue, 6)
+    gate.set()
+    publish_queue.drain()
+    assert scripted.calls[:3] == [(names, False), (names[1:2], True), (names[1:2], True)]
+    assert [retry for called, retry in scripted.calls if called == names[3:4]] == [True]
+    assert scripted.there == dict.fromkeys(names, 1) and not publish_queue.unpublished
 
 
 def test_repeated_point_is_published_once(
@@ -165,11 +180,13 @@ def test_only_a_repeatedly_refused_point_is_given_up(
 def test_call_with_many_points_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
-    def publish(self: Tracker, record: PointRecord, *_: Any, **__: Any) -> str:
+    def publish(at: object, point: Publication, *_: Any, **__: Any) -> str:
         now[0] += 0.2
-        return record.name
+        return point.record.name
 
-    monkeypatch.setattr(Tracker, "publish", publish)
-    monkeypatch.setattr(tracker.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(point_publishing, "publish", publish)
+    monkeypatch.setattr(point_publishing, "has_known_schema", lambda: False)
+    monkeypatch.setattr(point_publishing.time, "monotonic", lambda: now[0])
     points = [Publication(replace(RECORD, name=str(number)), lambda: None) for number in range(9)]  # type: ignore
-    assert Tracker.publish_all(object.__new__(Tracker), points, retry=False) == ["0", "1", "2"]
+    at = SimpleNamespace(database=SimpleNamespace(is_sql=True), traces=None)
+    assert point_publishing.publish_all(at, points, "parent", retry=False) == ["0", "1", "2"]  # type: ignore[arg-type]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
@@ -15,7 +17,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from point_records import RECORD, TABLE
 from sweep.config.schema import TrackingConfig
-from sweep.core.records import Table
+from sweep.core.records import Publication, Table
 from sweep.errors import ConfigError, TrackingError
 from sweep.tracking import Closing, Tracker, limits, point_publishing
 
@@ -199,3 +201,19 @@ def test_keys_are_adapted_to_mlflows_rules(client: MlflowClient, tmp_path: Path,
     tracker, _ = begin(tmp_path)
     run_id = tracker.publish(replace(DONE, parameters={key: 1}, metrics={key: 1.0}), TABLE, retry=False)
     assert len(client.get_run(run_id).data.params) == 1
+
+
+def test_a_server_gets_several_points_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = SimpleNamespace(database=SimpleNamespace(is_sql=False), traces=None)
+    meeting = threading.Barrier(point_publishing.CONNECTIONS)
+    points = [Publication(replace(DONE, index=index), TABLE) for index in range(3 * point_publishing.CONNECTIONS)]
+
+    def publish(at: object, point: Publication, parent: str | None, *, retry: bool) -> str:
+        meeting.wait(30)
+        if point.record.index == 5:
+            raise TrackingError("MLflow failed: no", "no")
+        return f"run {point.record.index}"
+
+    monkeypatch.setattr(point_publishing, "publish", publish)
+    done = point_publishing.publish_all(at, points, "parent", retry=True)  # type: ignore[arg-type]
+    assert done == ["run 0", "run 1", "run 2", "run 3", "run 4", None, "run 6", "run 7"]
