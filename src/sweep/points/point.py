@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from sweep.config.schema import SweepConfig
+from sweep.core.section import value_digest
 from sweep.engines import EngineConfig
 from sweep.errors import ConfigError
 from sweep.inputs.config import ModelConfig
@@ -30,8 +29,6 @@ Value = str | float
 _ESCAPED, _QUOTED = re.compile(r"\\([\\()\[\]{}:=, \t])"), re.compile(r"(['\"])(.*)\1", re.DOTALL)
 _WORD = re.compile(r"\s*|null|true|false", re.IGNORECASE)  # not strings unless quoted
 _STEP = re.compile(r"transform\.\d+\.name")
-
-_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,8 @@ class Point:
     def control_key(self) -> str:
         """Hash of the configuration without transform and seed. Equal for points that share a control."""
         config = self.config
-        return _hash_of(config.model, config.prompts, config.sampling, config.engine)
+        sections = config.model, config.prompts, config.sampling, config.engine
+        return value_digest([section.content_digest for section in sections])
 
     @cached_property
     def key(self) -> str:
@@ -94,7 +92,7 @@ class Point:
 
         Points with equal file contents under different paths have different keys. See `Fingerprints.distinct`.
         """
-        return _hash([self.control_key, self.config.transform.config(), self.config.seed])
+        return value_digest([self.control_key, self.config.transform.config(), self.config.seed])
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters that determine the point's generations, by override key."""
@@ -223,27 +221,3 @@ def as_text(value: Any, digits: int | None = None) -> str:
     if value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return repr(value) if digits is None else repr(float(f"{value:.{digits}g}"))
-
-
-# Points share the configuration sections in which they agree. Keeping the objects prevents reuse of their ids.
-_hashed: dict[int, tuple[Any, str]] = {}
-_combined: dict[tuple[int, ...], str] = {}
-
-
-def _hash_of(*sections: Any) -> str:
-    """Return a hash of configuration sections, cached by their ids."""
-    key = tuple(map(id, sections))
-    if key not in _combined:
-        for section in sections:
-            if id(section) not in _hashed:
-                _hashed[id(section)] = section, _hash(asdict(section))
-        _combined[key] = _hash([_hashed[section_id][1] for section_id in key])
-    return _combined[key]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()
-
-
-def _canonical(value: Any) -> str:
-    return _JSON.encode(value)
