@@ -20,6 +20,7 @@ from shards import SCRIPTED
 from sweep.app import sweep_app
 from sweep.config import loader as parsing
 from sweep.config.loader import parse
+from sweep.config.overrides import Override
 from sweep.util.paths import conf_dir
 
 CommandLine = Callable[..., tuple[int, str, str]]
@@ -92,13 +93,15 @@ def test_what_is_set_without_hydra_is_what_hydra_would_set(monkeypatch: pytest.M
         for text in [*numbers, *map(repr, (0.1 + 0.2, 1e22, 2**70))]:
             override, hydras = f"transform.sigma={text}", OverridesParser.create()
             known = hydras.parse_override(override).value()
-            setting = composer.setting(override)
+            setting = composer.setting(Override.read(override))
             assert setting is not None and setting.path == ("transform", "sigma")
             assert repr(setting.value) == repr(known), text
         for span in ("{window: [0, 2]}", "{role: user}", "content"):
             for sigma in ("0.5", "2"):
                 overrides = ["transform=noise", f"transform.span={span}", f"transform.sigma={sigma}", "seed=3"]
-                assert composer.compose(master, overrides) == parse(composed(master, overrides))
+                read, config = composer.compose(master, overrides)
+                assert [override.line for override in read] == overrides
+                assert config == parse(composed(master, overrides))
 
 
 def test_a_later_batch_that_is_refused_leaves_the_earlier_ones(

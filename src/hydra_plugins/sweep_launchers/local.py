@@ -65,10 +65,11 @@ class BatchLauncher(Launcher):
             raise ConfigError("The sweep has no points: one of its ranges or lists is empty.")
         setup_globals()
         redact_file(Path(self._config.hydra.sweep.dir) / "multirun.yaml")  # Hydra writes the overrides as typed
-        jobs = [(list(overrides), self._composer.compose(self._config, overrides)) for overrides in job_overrides]
+        jobs = [self._composer.compose(self._config, lines) for lines in job_overrides]
         current = sweep_app.current()
         results = current.run(make_points(jobs, current.axes or self._swept_keys()), self.backend)
-        return [_job_return(jobs[i][0], current.measures(result)) for i, result in enumerate(results)]
+        measures = map(current.measures, results)
+        return [_job_return(list(lines), means) for lines, means in zip(job_overrides, measures, strict=True)]
 
     def _swept_keys(self) -> tuple[str, ...]:
         """Return the command's swept keys if it runs in batches, because one batch may not vary all of them."""

@@ -18,6 +18,7 @@ import sweep.util.environment  # noqa: F401 - before the libraries that read the
 from sweep.app import sweep_app
 from sweep.config import arguments as _arguments
 from sweep.config import code_guard, help_text, hydra_patches, loader
+from sweep.config.overrides import Override
 from sweep.console import signals, streams
 from sweep.core import provenance
 from sweep.errors import ConfigError, PointsFailed, SweepError
@@ -37,7 +38,8 @@ def task(composed: DictConfig) -> dict[str, float]:
         The measures of the point and of its control, for optimising sweepers.
     """
     current = sweep_app.current()
-    [result] = current.run(make_points([(HydraConfig.get().overrides.task, loader.parse(composed))], current.axes))
+    overrides = [Override.read(line) for line in HydraConfig.get().overrides.task]
+    [result] = current.run(make_points([(overrides, loader.parse(composed))], current.axes))
     return current.measures(result)
 
 
