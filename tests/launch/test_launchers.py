@@ -66,7 +66,7 @@ def test_what_is_set_without_hydra_is_what_hydra_would_set(monkeypatch: pytest.M
     """Numbers are parsed without Hydra, and all overrides that are not plain values are composed once."""
     parsing.register()
     monkeypatch.setattr(sweep_app, "_current", None)
-    sweep_app.current()  # registers the resolver that the configuration uses
+    sweep_app.current()  # registers a resolver that the configuration uses
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         given = ["transform=noise", "transform.span={window: [0, 2]}"]

@@ -71,6 +71,7 @@ def main() -> None:
         hydra_patches.list_options_quickly()
         code_guard.install()
         with sweep_app.current() as sweep:
+            hydra_patches.call_before_run(sweep.open_folder)
             run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
             with nullcontext() if _arguments.is_sweep(arguments) else streams.escaping():
                 run()
