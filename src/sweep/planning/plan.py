@@ -72,6 +72,11 @@ class PlannedPoint(Task):
         return 2 if self.point.is_control and self.point.config.scoring.noise_floor else 1
 
     @property
+    def forces_control(self) -> bool:
+        """Whether the control's answers are scored after the point's transformed prompts."""
+        return self.point.config.scoring.teacher_forced and not self.point.is_control and not self.done
+
+    @property
     def prompts(self) -> list[EncodedPrompt]:
         """The point's encoded prompts."""
         return self.corpus.prompts
@@ -215,7 +220,11 @@ def _max_tokens(planned: PlannedPoint) -> int:
 
 
 def _try_transforms(group: EngineGroup) -> None:
-    """Apply transforms to prompts on trial: all points' first prompts, then the second ones, and so on."""
+    """Apply transforms to prompts on trial: all points' first prompts, then the second ones, and so on.
+
+    The results are not kept. With 100 tokens and a hidden size of 4096, each would need 2.4 MB with its untransformed
+    rows, and all of them up to 10 GB, to spare the workers one application for each.
+    """
     started = time.monotonic()
     for number, (planned, encoded) in enumerate(islice(_round_robin(group.points), TRIED_TRANSFORMS)):
         if number >= len(group.points) and time.monotonic() - started > TRIED_SECONDS:
