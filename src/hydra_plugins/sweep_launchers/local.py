@@ -38,7 +38,7 @@ ConfigStore.instance().store(
 
 
 class BatchLauncher(Launcher):
-    """Launcher that runs each of the sweeper's batches in the process's `SweepApp`."""
+    """Launcher that runs each of the sweeper's batches in the process's `SweepApp`. Owned by the main thread."""
 
     def backend(self) -> ShardBackend | None:
         """Return the backend that runs shards, or None to run all points in this process."""

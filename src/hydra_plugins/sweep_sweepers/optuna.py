@@ -56,7 +56,7 @@ def _has_optuna() -> bool:
 
 
 class OptunaSweeper(Sweeper):
-    """Sweeper whose points Optuna proposes and any launcher runs.
+    """Sweeper whose points Optuna proposes and any launcher runs. Owned by the main thread.
 
     Args:
         n_trials: number of points, including those of earlier runs of the command.

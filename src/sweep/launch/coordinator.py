@@ -131,7 +131,7 @@ class Coordinator:
 
 
 class _ResultCollector:
-    """Passes points that shards have archived to the publisher.
+    """Passes points that shards have archived to the publisher. Owned by the coordinator's main thread.
 
     Attributes:
         remaining: the points that no shard has archived yet, by `result_key`.
@@ -166,7 +166,10 @@ class _ResultCollector:
 
 
 class _ProgressWatch:
-    """Callback that updates the progress display and collects results, at most once per `PERIOD`."""
+    """Callback that updates the progress display and collects results, at most once per `PERIOD`.
+
+    Called on the coordinator's main thread.
+    """
 
     def __init__(self, manifest: Manifest, collector: _ResultCollector, advance: Advance) -> None:
         self._manifest, self._collector, self._advance = manifest, collector, advance
