@@ -79,9 +79,10 @@ class SweepApp:
             config: the command's configuration as Hydra composed it.
 
         Raises:
-            ConfigError: the folder cannot be used.
+            ConfigError: a file in the folder is not a regular file.
+            OmegaConfBaseException: `sweep.dir` has no value, or cannot be used as a path.
         """
-        sweeps = sweeps_folder(config.sweep.dir)
+        sweeps = Path(config.hydra.sweep.dir).parent  # `_folder_below` has checked the path
         root_paths = (sweeps.parent / FOLDER_ID, sweeps.parent, *sweeps.parent.parents)
         created = [path for path in root_paths if not path.exists()]
         sweep_id = make_sweep_id(config, folder_id(sweeps.parent))
