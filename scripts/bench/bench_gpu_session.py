@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from sweep.app import sweep_runner
 from sweep.config import loader
+from sweep.config.overrides import Override
 from sweep.config.schema import SweepConfig
 from sweep.console.terminal import Terminal
 from sweep.core.timing import SharedCosts
@@ -39,7 +40,7 @@ from sweep.util.paths import conf_dir
 
 Values = dict[str, Any]
 Answers = dict[Any, tuple[int, ...]]
-Jobs = list[tuple[list[str], SweepConfig]]
+Jobs = list[tuple[list[Override], SweepConfig]]
 STEP = 0.004  # difference of factors that makes points distinct, also in bf16
 
 
@@ -132,7 +133,7 @@ def jobs_of(plain: Values, factors: Sequence[float]) -> Jobs:
     parser, jobs = loader.Parser(), []
     for factor in factors:
         values = plain | {"transform": plain["transform"] | {"factor": factor}}
-        jobs.append(([f"transform.factor={factor!r}"], parser.parse(values)))
+        jobs.append(([Override.read(f"transform.factor={factor!r}")], parser.parse(values)))
     return jobs
 
 
@@ -270,7 +271,7 @@ class Session:
 
     def control(self, inputs: Inputs) -> None:
         """Answer and publish the control, so that later sweeps answer their own requests only."""
-        self.runner.run(make_points([(["transform=identity"], jobs_of(inputs.plain, [1.0])[0][1])]))
+        self.runner.run(make_points([([Override.read("transform=identity")], jobs_of(inputs.plain, [1.0])[0][1])]))
         self._publish()
 
     def sweep(self, inputs: Inputs, points: int) -> Values:

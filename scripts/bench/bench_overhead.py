@@ -29,6 +29,7 @@ from hydra import compose, initialize_config_dir
 
 from sweep.app.sweep_runner import SweepRunner
 from sweep.config import loader
+from sweep.config.overrides import Override
 from sweep.config.schema import SweepConfig
 from sweep.console.terminal import Terminal
 from sweep.inputs import prompts
@@ -41,7 +42,7 @@ from sweep.points.point import make_points
 from sweep.util.paths import conf_dir
 
 MAX_MODEL_LEN = 128
-Jobs = list[tuple[list[str], SweepConfig]]
+Jobs = list[tuple[list[Override], SweepConfig]]
 
 
 def compose_jobs(points: int, arguments: argparse.Namespace, folder: str, *extra: str) -> Jobs:
@@ -59,7 +60,8 @@ def compose_jobs(points: int, arguments: argparse.Namespace, folder: str, *extra
     factors = [f"transform.factor={1 + 0.01 * i:.2f}" for i in range(1, points)]
     overrides = [["transform=identity"], *(["transform=scale", factor] for factor in factors)]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return [(job, loader.parse(compose("config", overrides=[*shared, *job]))) for job in overrides]
+        configs = [loader.parse(compose("config", overrides=[*shared, *job])) for job in overrides]
+    return [(list(map(Override.read, job)), config) for job, config in zip(overrides, configs, strict=True)]
 
 
 def bare(llm: Any, requests: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> float:

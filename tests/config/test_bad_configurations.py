@@ -136,7 +136,7 @@ class Refusal:
         arguments = _arguments.to_hydra_syntax(arguments)
         _arguments.check_values(arguments)
         [jobs] = BasicSweeper.split_arguments(OverridesParser.create(self._loader).parse_overrides(arguments), None)
-        points = make_points([(job, self._composer.compose(self._base, job)) for job in jobs])
+        points = make_points([self._composer.compose(self._base, job) for job in jobs])
         with SweepRunner(points[0].config, SWEEP_ID, "sweep …", Terminal()) as runner:
             runner.run(points)
 

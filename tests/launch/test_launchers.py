@@ -20,6 +20,7 @@ from shards import SCRIPTED
 from sweep.app import sweep_app
 from sweep.config import loader as parsing
 from sweep.config.loader import parse
+from sweep.config.overrides import Override
 from sweep.util.paths import conf_dir
 
 CommandLine = Callable[..., tuple[int, str, str]]
@@ -65,7 +66,7 @@ def test_values_set_without_hydra_equal_hydras(monkeypatch: pytest.MonkeyPatch) 
     """Numbers are parsed without Hydra, and all overrides that are not plain values are composed once."""
     parsing.register()
     monkeypatch.setattr(sweep_app, "_current", None)
-    sweep_app.current()  # registers the resolver that the configuration uses
+    sweep_app.current()  # registers a resolver that the configuration uses
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         given = ["transform=noise", "transform.span={window: [0, 2]}"]
@@ -92,13 +93,15 @@ def test_values_set_without_hydra_equal_hydras(monkeypatch: pytest.MonkeyPatch) 
         for text in [*numbers, *map(repr, (0.1 + 0.2, 1e22, 2**70))]:
             override, hydras = f"transform.sigma={text}", OverridesParser.create()
             known = hydras.parse_override(override).value()
-            setting = composer.setting(override)
+            setting = composer.setting(Override.read(override))
             assert setting is not None and setting.path == ("transform", "sigma")
             assert repr(setting.value) == repr(known), text
         for span in ("{window: [0, 2]}", "{role: user}", "content"):
             for sigma in ("0.5", "2"):
                 overrides = ["transform=noise", f"transform.span={span}", f"transform.sigma={sigma}", "seed=3"]
-                assert composer.compose(master, overrides) == parse(composed(master, overrides))
+                read, config = composer.compose(master, overrides)
+                assert [override.line for override in read] == overrides
+                assert config == parse(composed(master, overrides))
 
 
 def test_refused_batch_keeps_earlier_batches(

@@ -11,11 +11,16 @@ from omegaconf import OmegaConf
 from conftest import compose
 from hydra_plugins.sweep_launchers.local import LocalLauncher
 from sweep.config.loader import parse
+from sweep.config.overrides import Override
 from sweep.config.schema import SweepConfig
 from sweep.errors import ConfigError
 from sweep.points.point import Point, make_points, with_controls
 
 Configure = Callable[..., SweepConfig]
+
+
+def read(*lines: str) -> list[Override]:
+    return list(map(Override.read, lines))
 
 
 def scale(factor: float) -> dict[str, object]:
@@ -25,7 +30,7 @@ def scale(factor: float) -> dict[str, object]:
 def test_names_contain_only_swept_values(tiny: Path, tmp_path: Path) -> None:
     jobs = [
         (
-            ["transform=scale", f"transform.factor={f}", "sweep.dir=x"],
+            read("transform=scale", f"transform.factor={f}", "sweep.dir=x"),
             parse(compose(tiny, tmp_path, transform=scale(float(f)))),
         )
         for f in ("1.2", "1.50")
@@ -36,12 +41,12 @@ def test_names_contain_only_swept_values(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_names_keep_all_digits(tiny: Path, tmp_path: Path) -> None:
-    jobs = [([f"seed={i}"], parse(compose(tiny, tmp_path, seed=i))) for i in (1234567, 1234568)]
+    jobs = [(read(f"seed={i}"), parse(compose(tiny, tmp_path, seed=i))) for i in (1234567, 1234568)]
     assert [point.name for point in make_points(jobs)] == ["seed=1234567", "seed=1234568"]
 
 
 def test_keys_with_the_same_last_part_have_distinct_names(tiny: Path, tmp_path: Path) -> None:
-    jobs = [([f"seed={i}", f"sampling.seed={i}"], parse(compose(tiny, tmp_path, seed=i))) for i in (0, 1)]
+    jobs = [(read(f"seed={i}", f"sampling.seed={i}"), parse(compose(tiny, tmp_path, seed=i))) for i in (0, 1)]
     assert make_points(jobs)[1].name == "seed=1, sampling.seed=1"
 
 
@@ -74,14 +79,14 @@ def test_points_share_an_engine_unless_model_or_engine_differ(configure: Configu
 
 
 def test_output_locations_cannot_be_swept(tiny: Path, tmp_path: Path) -> None:
-    jobs = [([f"sweep.dir={d}"], parse(compose(tiny, tmp_path, sweep={"dir": d}))) for d in ("a", "b")]
+    jobs = [(read(f"sweep.dir={d}"), parse(compose(tiny, tmp_path, sweep={"dir": d}))) for d in ("a", "b")]
     with pytest.raises(ConfigError, match="cannot be swept"):
         make_points(jobs)
 
 
 def test_steps_of_a_composition_that_are_swept_are_axes(configure: Configure) -> None:
     config = configure(transform=scale(1.2))
-    jobs = [([f"+transform@transform.0={name}", "transform.0.seed=1"], config) for name in ("scale", "noise")]
+    jobs = [(read(f"+transform@transform.0={name}", "transform.0.seed=1"), config) for name in ("scale", "noise")]
     assert [point.axes for point in make_points(jobs)] == [(("transform.0.name", n),) for n in ("scale", "noise")]
     assert make_points(jobs[:1])[0].axes == (("transform.0.seed", 1.0),)  # a single job is identified by its parameters
 
@@ -97,20 +102,15 @@ def test_a_batch_has_all_keys_that_the_command_sweeps() -> None:
     assert launcher._swept_keys() == ()
 
 
-@pytest.mark.parametrize(
-    ("spelled", "meant"),
-    [
-        (r"Be\ brief.", "Be brief."),
-        ("'lr=0.1/text.jsonl'", "lr=0.1/text.jsonl"),
-        (r"'it\'s'", "it's"),
-        (r"a\=b\,c", "a=b,c"),
-        ("'1.5'", "'1.5'"),  # a string, unlike the number 1.5
-        ("'null'", "'null'"),
-        ("''", "''"),
-        ("{positions: [0]}", "{positions: [0]}"),
-        (r"C:\\dir", r"C:\dir"),
-    ],
-)
-def test_texts_are_named_without_their_quoting(configure: Callable[..., SweepConfig], spelled: str, meant: str) -> None:
-    jobs = [([f"prompts.system={value}"], configure()) for value in (spelled, "other")]
-    assert make_points(jobs)[0].axes == (("prompts.system", meant),)
+def test_a_key_has_numbers_only_if_all_its_values_are_numbers(configure: Configure) -> None:
+    jobs = [(read(f"transform.factor={value}"), configure()) for value in ("1.50", "2")]
+    assert [point.axes for point in make_points(jobs)] == [(("transform.factor", 1.5),), (("transform.factor", 2.0),)]
+    jobs.append((read("transform.factor=null"), configure()))
+    assert [axes for (axes,) in (point.axes for point in make_points(jobs))] == [
+        ("transform.factor", text) for text in ("1.50", "2", "null")
+    ]
+
+
+def test_a_later_override_of_a_key_replaces_an_earlier_one(configure: Configure) -> None:
+    jobs = [(read("seed=7", "transform=scale", f"seed={i}"), configure()) for i in (1, 2)]
+    assert [point.axes for point in make_points(jobs)] == [(("seed", 1.0),), (("seed", 2.0),)]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sweep.config.overrides import Override
 from sweep.config.schema import SweepConfig
 from sweep.core.records import PointRecord
 from sweep.planning.results import PointResult
@@ -71,7 +72,7 @@ def batches(configure: Configure) -> list[PointResult]:
     for limit, count in ((None, 3), (2, 2)):
         text = "null" if limit is None else str(limit)
         config = configure(transform={"name": "scale", "factor": 2.0}, prompts={"path": "x.jsonl", "limit": limit})
-        [point] = make_points([([f"prompts.limit={text}"], config)], ["prompts.limit"])
+        [point] = make_points([([Override.read(f"prompts.limit={text}")], config)], ["prompts.limit"])
         control = Point(configure(prompts={"path": "x.jsonl", "limit": limit}), is_control=True)
         results += [result(len(results), control, count), result(len(results) + 1, point, count)]
     return results

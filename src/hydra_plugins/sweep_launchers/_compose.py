@@ -8,30 +8,28 @@ Hydra composes the point itself, so that errors are Hydra's own. This uses inter
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override as HydraOverride
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.loader import Parser, parse, without_hydra
+from sweep.config.overrides import Override
 from sweep.config.schema import SweepConfig
 from sweep.errors import ConfigError
 
 PLAIN = (bool, int, float, type(None))
 
-# Numbers that Hydra reads as Python does. Its parser takes 0.3 ms per number, and a range has one for each point.
-NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?P<fraction>(?:\.[0-9]{1,25})?(?:e[+-]?[0-9]{1,3})?)")
-
 MAX_CACHED = 512  # entries per cache. Neighbouring points have most overrides in common
 
 Keys = tuple[str, ...]  # path to a value
+Job = tuple[tuple[Override, ...], SweepConfig]  # the overrides of a point, and its configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class Setting:
 
 
 class Composer:
-    """Composes the configurations of points.
+    """Reads the overrides of points and composes their configurations.
 
     Also replaces the loader's method with which Hydra's sweeper validates a batch, so that each point is composed once.
     Owned by the main thread.
@@ -51,30 +49,39 @@ class Composer:
 
     def __init__(self, loader: Any) -> None:
         self._loader, self._load = loader, loader.load_sweep_config
+        self._read = lru_cache(MAX_CACHED)(Override.read)
         self._parsed = lru_cache(MAX_CACHED)(OverridesParser.create().parse_override)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
         self._templates: dict[tuple[tuple[str, ...], tuple[Keys, ...]], dict[str, Any] | None] = {}
-        self._checked: dict[tuple[str, ...], SweepConfig] = {}
+        self._checked: dict[tuple[str, ...], Job] = {}
         self._parser = Parser()
         loader.load_sweep_config = self._check
 
-    def compose(self, master: DictConfig, overrides: Sequence[str]) -> SweepConfig:
-        """Return a point's configuration. Reuses the result of the sweeper's validation if there is one.
+    def compose(self, master: DictConfig, lines: Sequence[str]) -> Job:
+        """Return a point's overrides and configuration. Reuses the sweeper's validation if there was one.
+
+        Args:
+            master: the configuration of the command.
+            lines: the point's overrides in Hydra's syntax.
 
         Raises:
             HydraException, OmegaConfBaseException, ConfigError: an override is invalid.
         """
-        checked = self._checked.pop(tuple(overrides), None)
-        return checked if checked is not None else self._compose(master, overrides)
+        checked = self._checked.pop(tuple(lines), None)
+        return checked if checked is not None else self._job(master, lines)
 
     def _check(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        self._checked[tuple(sweep_overrides)] = self._compose(master_config, sweep_overrides)
+        self._checked[tuple(sweep_overrides)] = self._job(master_config, sweep_overrides)
         return master_config
 
-    def _compose(self, master: DictConfig, overrides: Sequence[str]) -> SweepConfig:
+    def _job(self, master: DictConfig, lines: Sequence[str]) -> Job:
+        overrides = tuple(map(self._read, lines))
+        return overrides, self._compose(master, overrides)
+
+    def _compose(self, master: DictConfig, overrides: Sequence[Override]) -> SweepConfig:
         pairs = [(override, self.setting(override)) for override in overrides]
         settings = [setting for _, setting in pairs if setting is not None]
-        others = tuple(override for override, setting in pairs if setting is None)
+        others = tuple(override.line for override, setting in pairs if setting is None)
         try:
             plain = self._template(master, others, tuple(setting.path for setting in settings))
             if plain is not None:
@@ -83,27 +90,26 @@ class Composer:
                 return self._parser.parse(plain)
         except (KeyError, ConfigError, HydraException, OmegaConfBaseException):  # composing below gives a better error
             pass
-        parsed = [self._parsed(override) for override in overrides]
+        lines = [override.line for override in overrides]
+        parsed = [self._parsed(line) for line in lines]
         if any(map(_is_special, parsed)):
-            return parse(self._load(master, list(overrides)))
+            return parse(self._load(master, lines))
         return parse(self._composed(master, parsed))
 
-    def setting(self, override: str) -> Setting | None:
+    def setting(self, override: Override) -> Setting | None:
         """Return the plain value that an override sets, or None for any other kind of override.
 
         Raises:
             HydraException: the override has invalid syntax.
         """
-        key, _, text = override.partition("=")
-        number = NUMBER.fullmatch(text)
-        if number is None:
-            return self._setting(override)
-        path = self._path(key)
-        return None if path is None else Setting(path, float(text) if number["fraction"] else int(text))
+        if override.plain is None:
+            return self._setting(override.line)
+        path = self._path(override.key)
+        return None if path is None else Setting(path, override.plain)
 
     @lru_cache(MAX_CACHED)  # noqa: B019 - there is one composer in a process
-    def _setting(self, override: str) -> Setting | None:
-        parsed = self._parsed(override)
+    def _setting(self, line: str) -> Setting | None:
+        parsed = self._parsed(line)
         if self._is_group(parsed.key_or_group) or _is_special(parsed) or parsed.is_add() or parsed.package is not None:
             return None
         value = parsed.value()
@@ -133,7 +139,7 @@ class Composer:
             self._templates[cache_key] = None if interacts else _as_plain(self._composed(master, parsed))
         return self._templates[cache_key]
 
-    def _composed(self, master: DictConfig, overrides: Sequence[Override]) -> DictConfig:
+    def _composed(self, master: DictConfig, overrides: Sequence[HydraOverride]) -> DictConfig:
         groups = [o for o in overrides if self._is_group(o.key_or_group)]
         values = [o for o in overrides if not self._is_group(o.key_or_group)]
         choices = tuple(o.input_line or "" for o in groups)
@@ -147,7 +153,7 @@ class Composer:
         return composed
 
 
-def _is_special(override: Override) -> bool:
+def _is_special(override: HydraOverride) -> bool:
     """Return whether an override configures Hydra itself or deletes a key."""
     return override.is_delete() or override.key_or_group.startswith("hydra")
 

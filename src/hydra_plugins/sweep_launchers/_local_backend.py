@@ -104,7 +104,10 @@ class LocalBackend(ShardBackend):
 
 
 class _Process:
-    """A worker process, which the kernel kills when this process dies. A daemon thread reads its answers."""
+    """A worker process, which the kernel kills when this process dies. A daemon thread reads its answers.
+
+    Owned by the coordinator's main thread, which must outlive the process.
+    """
 
     def __init__(self, base_path: Path, devices: Mapping[str, str]) -> None:
         read, write = os.pipe()

@@ -206,7 +206,10 @@ class RayBackend(ShardBackend):
 
 
 class ShardActor:
-    """Shard worker in a Ray process. Becomes a Ray actor with the requested resources."""
+    """Shard worker in a Ray process. Becomes a Ray actor with the requested resources.
+
+    Owned by the actor's main thread, which executes the coordinator's calls in order.
+    """
 
     def __init__(self) -> None:
         import sweep.util.environment  # noqa: F401 - sets variables before other libraries are imported

@@ -145,7 +145,10 @@ class SlurmBackend(ShardBackend):
 
 
 class ShardTask:
-    """The callable that submitit runs in a task, and runs again after a requeue."""
+    """The callable that submitit runs in a task, and runs again after a requeue.
+
+    The coordinator makes and pickles it. The task's main thread runs its own copy.
+    """
 
     def __init__(self, path: str, index: int, linger_seconds: float, limit: TimeLimit) -> None:
         self._path, self._index, self._linger, self._limit = path, index, linger_seconds, limit

@@ -7,7 +7,6 @@ engine specs share an engine and a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
@@ -39,7 +38,7 @@ ConfigStore.instance().store(
 
 
 class BatchLauncher(Launcher):
-    """Launcher that runs each of the sweeper's batches in the process's `SweepApp`."""
+    """Launcher that runs each of the sweeper's batches in the process's `SweepApp`. Owned by the main thread."""
 
     def backend(self) -> ShardBackend | None:
         """Return the backend that runs shards, or None to run all points in this process."""
@@ -64,11 +63,12 @@ class BatchLauncher(Launcher):
         if not job_overrides:
             raise ConfigError("The sweep has no points: one of its ranges or lists is empty.")
         setup_globals()
-        redact_file(Path(self._config.hydra.sweep.dir) / "multirun.yaml")  # Hydra writes the overrides as typed
-        jobs = [(list(overrides), self._composer.compose(self._config, overrides)) for overrides in job_overrides]
         current = sweep_app.current()
+        redact_file(current.overrides_file)  # Hydra writes the overrides as typed
+        jobs = [self._composer.compose(self._config, lines) for lines in job_overrides]
         results = current.run(make_points(jobs, current.axes or self._swept_keys()), self.backend)
-        return [_job_return(jobs[i][0], current.measures(result)) for i, result in enumerate(results)]
+        measures = map(current.measures, results)
+        return [_job_return(list(lines), means) for lines, means in zip(job_overrides, measures, strict=True)]
 
     def _swept_keys(self) -> tuple[str, ...]:
         """Return the command's swept keys if it runs in batches, because one batch may not vary all of them."""

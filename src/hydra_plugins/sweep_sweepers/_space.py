@@ -11,8 +11,8 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from sweep.config.overrides import NOT_AXES
 from sweep.config.point_count import check_product, count_values
-from sweep.points.point import NOT_AXES
 from sweep.util.validators import require
 
 PLACES = 4  # decimal places of an interval's numbers, relative to its width, or to its lower end if logarithmic

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
@@ -57,7 +56,7 @@ def _has_optuna() -> bool:
 
 
 class OptunaSweeper(Sweeper):
-    """Sweeper whose points Optuna proposes and any launcher runs.
+    """Sweeper whose points Optuna proposes and any launcher runs. Owned by the main thread.
 
     Args:
         n_trials: number of points, including those of earlier runs of the command.
@@ -106,12 +105,11 @@ class OptunaSweeper(Sweeper):
         self._space = space = read_space(parser.parse_overrides(overrides))
         self.validate_batch_is_legal(space.corners())
 
-        folder = Path(self.config.hydra.sweep.dir)
-        self._file = StudyFile(folder / FILE)
-        study = Study(self._file, space, self._objective, self._sampler, self._seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
         self._app = sweep_app.current()
+        self._file = StudyFile(self._app.folder / FILE)
+        study = Study(self._file, space, self._objective, self._sampler, self._seed)
+        self._app.folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, self._app.overrides_file)
         self._app.axes = tuple(axis.key for axis in space.axes)
         self._app.on_lock_held(self._file.open)
         self._app.on_exit(lambda: self._print_best(study))

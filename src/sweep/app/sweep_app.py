@@ -22,7 +22,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.app.sweep_folder import FOLDER_ID, folder_id, make_sweep_id, missing_paths, numbered, require_regular_file
+from sweep.app.sweep_folder import (
+    FOLDER_ID,
+    UNKNOWN_ID,
+    folder_id,
+    make_sweep_id,
+    missing_paths,
+    numbered,
+    require_regular_file,
+    sweeps_folder,
+)
 from sweep.app.sweep_name import default_name
 from sweep.config.objective import CONTROL_PREFIX
 from sweep.console.terminal import Terminal
@@ -41,8 +50,8 @@ if TYPE_CHECKING:
 class SweepApp:
     """One invocation of the program: opens the sweep, runs batches of points, and cleans up on exit.
 
-    Owned by the main thread. `run` opens the runner with the first batch; leaving the `with` block closes it, prints
-    the report and runs the exit callbacks.
+    Owned by the main thread. `open_folder` comes first. `run` opens the runner with the first batch; leaving the `with`
+    block closes it, prints the report and runs the exit callbacks.
 
     Attributes:
         id: Sweep id. The same command and configuration have the same id, so that a sweep can be resumed.
@@ -51,6 +60,7 @@ class SweepApp:
 
     def __init__(self) -> None:
         self.id = ""
+        self._folder: Path | None = None
         self.axes: tuple[str, ...] = ()
         self.terminal = Terminal()
         self._runner: SweepRunner | None = None
@@ -58,32 +68,47 @@ class SweepApp:
         self._exit_stack = ExitStack()
         self._trusted: set[str] = set()
         self._lock_callbacks: list[Callable[[], None]] = []
-        OmegaConf.register_new_resolver("sweep_folder", self._folder, replace=True)
+        OmegaConf.register_new_resolver("sweep_folder", self._folder_below, replace=True)
 
-    def _folder(self, root: str, *, _root_: DictConfig) -> str:
-        try:
-            sweeps = Path(root).expanduser().resolve() / "sweeps"
-            sweeps.exists()
-        except (RuntimeError, ValueError, OSError) as error:  # unknown home, NUL, loop of links, name too long
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise ConfigError(f"sweep.dir: {root[:120]!r} cannot be used: {reason}.") from error
-        if not self.id:
-            root_paths = (sweeps.parent / FOLDER_ID, sweeps.parent, *sweeps.parent.parents)
-            created = [path for path in root_paths if not path.exists()]
-            sweep_id = make_sweep_id(_root_, folder_id(sweeps.parent))
-            self.id = numbered(sweep_id, sweeps, restart=str(_root_.sweep.resume).lower() == "false")
-            self._exit_stack.push(partial(self._remove_created, [*missing_paths(sweeps / self.id), *created]))
-            overrides_file = sweeps / self.id / "multirun.yaml"  # Hydra writes the command line's overrides to it
-            for path in (
-                overrides_file,
-                overrides_file.with_name("sweep.log"),
-                overrides_file.with_name("published.jsonl"),
-            ):
-                require_regular_file(path)
-            previous = overrides_file.read_bytes() if overrides_file.is_file() else None
-            self._exit_stack.push(partial(self._restore, overrides_file, previous))
-            self._exit_stack.callback(redact_file, overrides_file)
-        return str(sweeps / self.id)
+    def open_folder(self, config: DictConfig) -> None:
+        """Allocate the sweep's id and check its folder. Register what removes new files after a refusal or a dry run.
+
+        Called once, before Hydra runs anything: Hydra writes the command's overrides to the folder.
+
+        Args:
+            config: the command's configuration as Hydra composed it.
+
+        Raises:
+            ConfigError: a file in the folder is not a regular file.
+            OmegaConfBaseException: `sweep.dir` has no value, or cannot be used as a path.
+        """
+        sweeps = Path(config.hydra.sweep.dir).parent  # `_folder_below` has checked the path
+        root_paths = (sweeps.parent / FOLDER_ID, sweeps.parent, *sweeps.parent.parents)
+        created = [path for path in root_paths if not path.exists()]
+        sweep_id = make_sweep_id(config, folder_id(sweeps.parent))
+        self.id = numbered(sweep_id, sweeps, restart=str(config.sweep.resume).lower() == "false")
+        self._folder = folder = sweeps / self.id
+        self._exit_stack.push(partial(self._remove_created, [*missing_paths(folder), *created]))
+        for path in (self.overrides_file, folder / "sweep.log", folder / "published.jsonl"):
+            require_regular_file(path)
+        previous = self.overrides_file.read_bytes() if self.overrides_file.is_file() else None
+        self._exit_stack.push(partial(self._restore, self.overrides_file, previous))
+        self._exit_stack.callback(redact_file, self.overrides_file)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the sweep's files. Only after `open_folder`."""
+        assert self._folder is not None
+        return self._folder
+
+    @property
+    def overrides_file(self) -> Path:
+        """File to which sweepers write the overrides of the command."""
+        return self.folder / "multirun.yaml"
+
+    def _folder_below(self, root: str) -> str:
+        """Return the sweep's folder for `${sweep_folder:…}`, by which Hydra knows it. Changes nothing."""
+        return str(sweeps_folder(root) / (self.id or UNKNOWN_ID))
 
     def run(
         self, points: Sequence[Point], backend: Callable[[], ShardBackend | None] | None = None

@@ -18,10 +18,26 @@ from sweep.errors import ConfigError
 from sweep.util import state_files
 
 FOLDER_ID, ID_LENGTH = ".id", 256  # file name; characters that are read of it
+UNKNOWN_ID = "<id>"  # shown for a command that only prints the configuration, and opens no folder
 # Sections that do not decide which sweep a command belongs to.
 OUTSIDE_SWEEP_ID = ("sweep", "tracking", "hydra", "verbose")
 # Options of a sweeper that do not either: a search with more trials continues the same search.
 SEARCH_LENGTH = ("n_trials", "n_jobs")
+
+
+def sweeps_folder(root: str) -> Path:
+    """Return the folder of all sweeps in `sweep.dir`.
+
+    Raises:
+        ConfigError: the path cannot be used.
+    """
+    try:
+        sweeps = Path(root).expanduser().resolve() / "sweeps"
+        sweeps.exists()
+    except (RuntimeError, ValueError, OSError) as error:  # unknown home, NUL, loop of links, name too long
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"sweep.dir: {root[:120]!r} cannot be used: {reason}.") from error
+    return sweeps
 
 
 def require_regular_file(path: Path) -> None:

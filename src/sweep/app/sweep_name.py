@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sweep.points.point import NOT_AXES
+from sweep.config.overrides import NOT_AXES
 
 LENGTH = 120  # characters of a name
 VALUE_LENGTH = 48  # characters of one value in it

@@ -18,6 +18,7 @@ import sweep.util.environment  # noqa: F401 - before the libraries that read the
 from sweep.app import sweep_app
 from sweep.config import arguments as _arguments
 from sweep.config import code_guard, help_text, hydra_patches, loader
+from sweep.config.overrides import Override
 from sweep.console import signals, streams
 from sweep.core import provenance
 from sweep.errors import ConfigError, PointsFailed, SweepError
@@ -37,7 +38,8 @@ def task(composed: DictConfig) -> dict[str, float]:
         The measures of the point and of its control, for optimising sweepers.
     """
     current = sweep_app.current()
-    [result] = current.run(make_points([(HydraConfig.get().overrides.task, loader.parse(composed))], current.axes))
+    overrides = [Override.read(line) for line in HydraConfig.get().overrides.task]
+    [result] = current.run(make_points([(overrides, loader.parse(composed))], current.axes))
     return current.measures(result)
 
 
@@ -69,6 +71,7 @@ def main() -> None:
         hydra_patches.list_options_quickly()
         code_guard.install()
         with sweep_app.current() as sweep:
+            hydra_patches.call_before_run(sweep.open_folder)
             run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
             with nullcontext() if _arguments.is_sweep(arguments) else streams.escaping():
                 run()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import hydra._internal.hydra
@@ -28,6 +28,7 @@ from sweep.util.validators import did_you_mean, require
 
 _get_args_parser = hydra._internal.utils.get_args_parser
 _split_arguments = BasicSweeper.split_arguments
+_compose_config = hydra._internal.hydra.Hydra.compose_config
 
 
 def raise_errors() -> None:
@@ -62,6 +63,21 @@ def _refuse_option(message: str) -> NoReturn:
 def skip_mode_lookup() -> None:
     """Keep Hydra from composing the configuration once more with `--multirun`, only to read `hydra.mode`."""
     hydra._internal.hydra.Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+
+
+def call_before_run(function: Callable[[DictConfig], None]) -> None:
+    """Call a function with the composed configuration before Hydra runs a sweeper or a job, but not to show it.
+
+    Hydra's callbacks cannot do this, because Hydra turns their exceptions into warnings.
+    """
+
+    def compose_config(*arguments: Any, **named: Any) -> DictConfig:
+        config = _compose_config(*arguments, **named)
+        if named.get("with_log_configuration"):  # Hydra configures logging only to run something
+            function(config)
+        return config
+
+    hydra._internal.hydra.Hydra.compose_config = compose_config  # type: ignore[method-assign]
 
 
 def check_point_count() -> None:

@@ -86,7 +86,10 @@ def parse(composed: DictConfig) -> SweepConfig:
 
 
 class Parser:
-    """Parser of plain values into `SweepConfig`. Equal sections of several points are made once and shared."""
+    """Parser of plain values into `SweepConfig`. Equal sections of several points are made once and shared.
+
+    Owned by the thread that creates it. The configurations are immutable and may be used by any thread.
+    """
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[Any, Any]] = {}

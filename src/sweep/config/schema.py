@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.config.objective import Objective
+from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.errors import TooManyFailures
 from sweep.inputs.config import ModelConfig, PromptsConfig
@@ -21,7 +22,7 @@ from sweep.util.validators import require, require_choice
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingConfig:
+class SamplingConfig(Section):
     """Configuration section `sampling`.
 
     Attributes:
@@ -72,7 +73,7 @@ def _metric(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoringConfig:
+class ScoringConfig(Section):
     """Configuration section `scoring`.
 
     Attributes:
@@ -132,7 +133,7 @@ class ScoringConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class TrackingConfig:
+class TrackingConfig(Section):
     """Configuration section `tracking`.
 
     Attributes:
@@ -155,7 +156,7 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepSettings:
+class SweepSettings(Section):
     """Configuration section `sweep`: settings of the whole invocation.
 
     Attributes:

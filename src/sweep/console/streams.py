@@ -34,7 +34,7 @@ def _escape(match: re.Match[str]) -> str:
 
 
 class EscapingFormatter(logging.Formatter):
-    """Formatter that makes control characters in log records and tracebacks visible."""
+    """Formatter that makes control characters in log records and tracebacks visible. Any thread may log."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's text without control characters."""
@@ -45,7 +45,10 @@ _logs: set[int] = set()  # descriptors that are redirected to a log
 
 
 class _DroppingFile(io.FileIO):
-    """File descriptor that drops output when its reader has gone, or when the disk of a log is full."""
+    """File descriptor that drops output when its reader has gone, or when the disk of a log is full.
+
+    Any thread may write, through the stream that holds it.
+    """
 
     def write(self, data: object) -> int:
         try:
@@ -96,7 +99,7 @@ def install() -> None:
 
 
 class _Escaping(io.TextIOBase):
-    """Stream that makes control characters visible and writes to another stream."""
+    """Stream that makes control characters visible and writes to another stream. Any thread may write."""
 
     def __init__(self, target: TextIO) -> None:
         self._target = target

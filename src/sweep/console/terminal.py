@@ -119,7 +119,7 @@ class Terminal:
 
 
 class _ToUser(logging.Handler):
-    """Handler that shows this project's warnings to the user."""
+    """Handler that shows this project's warnings to the user. Any thread may log."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__(logging.WARNING)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sweep.core.provenance import distributions_of, engine_version
+from sweep.core.section import Section
 from sweep.engines.settings import Effect
 from sweep.inputs.model_files import ModelFiles as ModelFiles  # part of the contract
 from sweep.util.compact import compact
@@ -127,7 +128,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineConfig(ABC):
+class EngineConfig(Section, ABC):
     """Base class of engine configurations; the fields of a subclass are its keys in `conf/engine/`.
 
     Attributes:
@@ -169,14 +170,14 @@ class EngineConfig(ABC):
             return engine_version(cls.name, distributions_of(cls.__module__))
         return engine_version(cls.name, cls.packages)
 
-    def check(self, sampling: Sampling) -> None:  # noqa: B027 - most engines support all sampling parameters
+    def check(self, sampling: Sampling) -> None:
         """Reject sampling parameters that the engine does not support, before anything starts.
 
         Raises:
             ConfigError: the engine does not support them.
         """
 
-    def check_model(self, model: ModelFiles, cache_dir: Path) -> None:  # noqa: B027 - most engines fail in `open`
+    def check_model(self, model: ModelFiles, cache_dir: Path) -> None:
         """Reject a model if a package that the engine needs for it is missing, before anything starts.
 
         Raises:
@@ -194,7 +195,7 @@ class EngineConfig(ABC):
         """
         return None
 
-    def warm_up(self, cache_dir: Path) -> None:  # noqa: B027 - most engines import quickly
+    def warm_up(self, cache_dir: Path) -> None:
         """Import slow libraries before `open` needs them; `open` reports their errors."""
 
     def tags(self) -> dict[str, str]:

@@ -31,7 +31,10 @@ class Finding(Enum):
 
 @dataclass(slots=True)
 class _Group:
-    """Requests that run separately from others, at most `concurrency` at a time; None: no limit."""
+    """Requests that run separately from others, at most `concurrency` at a time; None: no limit.
+
+    Owned by its `Quarantine`.
+    """
 
     waiting: deque[Request]
     concurrency: int | None = None

@@ -185,7 +185,8 @@ class GroupExecutor:
 class _EngineOpener:
     """Opens a group's engine, and repeats the identity check on every restart.
 
-    A server that was unreachable may have come back with another model or in another version.
+    A server that was unreachable may have come back with another model or in another version. Called on the main
+    thread: the engine's processes end with the thread that starts them.
     """
 
     def __init__(self, group: EngineGroup, cache: Path, resume: ResumeIndex) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 from sweep.engines.base import Completion, Origin
 from sweep.inputs.tokenization import EncodedPrompt
 from sweep.planning.plan import EngineGroup, PlannedPoint
+from sweep.planning.results import CONTROL
 from sweep.workers.base import Built, Unbuilt, WorkerLost, WorkerPool
 
 ANSWER, FLOOR = "answer", "floor"  # the journal's kinds of answers, apart from forced ones
@@ -122,13 +123,13 @@ def _steps(
 ) -> Iterator[Step]:
     for number, (planned, is_floor) in enumerate(runs):
         answers, kind = recall(number), FLOOR if is_floor else ANSWER
-        prompts = range(len(planned.prompts))
+        prompts, forced = range(len(planned.prompts)), _forced_prompts(planned, answers)
         width = planned.corpus.table.hidden_size
         for chunk in chunks(reversed(prompts) if is_floor else prompts, planned.prompts, width):
             recalled = {j: answers.get((kind, planned.prompts[j].prompt.id)) for j in chunk}
             # A recalled answer needs no request, but the perturbation is not in the journal and is measured anew.
             needed = [j for j in chunk if recalled[j] is None or not (planned.done or is_floor)]
-            unsent = frozenset(j for j in needed if recalled[j] is not None)
+            unsent = frozenset(j for j in needed if recalled[j] is not None and j not in forced)
             config = planned.point.config
             building = pool.build(planned.corpus, config, needed, unsent, max_rows) if needed else None
             positions = {j: position for position, j in enumerate(needed)}
@@ -136,6 +137,14 @@ def _steps(
                 future = building if j in positions else None
                 entries = len(planned.prompts[j].token_ids) * width
                 yield Step(number, j, recalled[j], future, positions.get(j, 0), entries)
+
+
+def _forced_prompts(planned: PlannedPoint, answers: RecalledAnswers) -> set[int]:
+    """Return the prompts whose embeddings are needed again, because the journal has no score of a control's answer."""
+    if not planned.forces_control:
+        return set()
+    scored = {prompt_id for kind, prompt_id in answers if kind.startswith(CONTROL)}
+    return {j for j, encoded in enumerate(planned.prompts) if encoded.prompt.id not in scored}
 
 
 def chunks(order: Iterable[int], prompts: Sequence[EncodedPrompt], width: int) -> Iterator[list[int]]:

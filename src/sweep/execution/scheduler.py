@@ -18,15 +18,13 @@ from typing import cast
 import torch
 
 from sweep.engines.base import Generation, Origin, Request, Sampling
+from sweep.execution.forcing import EmbeddedPrompt, KeptPrompts
 from sweep.execution.prefetch import ANSWER, FLOOR, RecalledAnswers, Step, ordered_runs, prefetch_steps
-from sweep.inputs.tokenization import EncodedPrompt
 from sweep.planning.plan import EngineGroup, PlannedPoint
-from sweep.planning.request_builder import build
 from sweep.planning.results import CONTROL, OWN, Answers, Progress
 from sweep.points.fingerprint import PointFingerprint
 from sweep.workers.base import Unbuilt, WorkerPool
 
-EmbeddedPrompt = tuple[tuple[int, ...], torch.Tensor]  # token ids, and rows: (tokens, hidden) in the engine's dtype
 Recall = Callable[[PlannedPoint], RecalledAnswers]
 
 
@@ -81,6 +79,8 @@ class RequestScheduler(Iterator[Request]):
         self._recalled_count = 0
         self._awaiting_control: list[int] = []
         self._pool = pool
+        self._kept = KeptPrompts(pool, group.max_prompt_len)
+        self._known_controls = {p.point.control_key for p in group.points if p.point.is_control} | controls.keys()
         self._prompt_requests = self._iterate_prompts()
 
     def __next__(self) -> Request:
@@ -157,6 +157,7 @@ class RequestScheduler(Iterator[Request]):
             if key.run in self._awaiting_control:
                 self._awaiting_control.remove(key.run)
             self._recalled.pop(key.run, None)
+            self._kept.drop(key.run)
             prompt_id = progress.planned.prompts[key.prompt].prompt.id
             self.failed.append((progress, f"prompt {prompt_id!r}: {reason}", trace))
 
@@ -167,7 +168,8 @@ class RequestScheduler(Iterator[Request]):
 
     def _finish_if_complete(self, numbers: Iterable[int]) -> None:
         for number in numbers:
-            if not self.active[number].awaited and number not in self._awaiting_control:
+            progress = self.active.get(number)  # None: a prompt could not be built again
+            if progress is not None and not progress.awaited and number not in self._awaiting_control:
                 self.finished.append(self.active.pop(number))
                 self._recalled.pop(number, None)
 
@@ -219,23 +221,21 @@ class RequestScheduler(Iterator[Request]):
         progress = self.active[number]
         planned, recalled = progress.planned, self._recalled[number]
         kinds = [self._journal_kind(planned, forced, k) for k in range(planned.point.config.sampling.n)]
+        needed: dict[int, list[int]] = {}  # samples by prompt
         for j, encoded in enumerate(planned.prompts):
-            prompt: EmbeddedPrompt | None = None
             for k, (kind, completion) in enumerate(zip(kinds, answers[j], strict=True)):
                 if (match := recalled.get((kind, encoded.prompt.id))) is not None:
                     progress.forced[j, forced, k] = sum(match.scored) / len(match.scored)
                 elif completion.token_ids and not (planned.done and forced == CONTROL):
-                    prompt = prompt or self._forcing_prompt(planned, encoded, forced)
-                    self._queue_forced_request(Key(number, j, forced, k), prompt, completion.token_ids, progress)
-
-    def _forcing_prompt(self, planned: PlannedPoint, encoded: EncodedPrompt, forced: str) -> EmbeddedPrompt:
-        """Return the prompt that a forced answer follows."""
-        if forced == OWN:
-            table = planned.corpus.table
-            return encoded.token_ids, table.rows(encoded.token_ids).to(table.dtype)
-        built = build(None, planned.point.config, encoded, planned.corpus).request
-        assert built.embeds is not None
-        return built.token_ids, built.embeds
+                    needed.setdefault(j, []).append(k)
+        transformed = self._kept.take(number, planned, list(needed)) if forced == CONTROL else {}
+        for j, samples in needed.items():
+            prompt = _untransformed(planned, j) if forced == OWN else transformed[j]
+            if isinstance(prompt, Unbuilt):
+                self.reject(Key(number, j, forced), prompt.reason, prompt.traceback)
+                return
+            for k in samples:
+                self._queue_forced_request(Key(number, j, forced, k), prompt, answers[j][k].token_ids, progress)
 
     def _queue_forced_request(
         self, key: Key, prompt: EmbeddedPrompt, answer: tuple[int, ...], progress: Progress
@@ -279,4 +279,11 @@ class RequestScheduler(Iterator[Request]):
         progress.costs.build_seconds += built.seconds
         progress.costs.transform_seconds += built.transform_seconds
         progress.measured[step.prompt] = built.measured
+        if progress.planned.forces_control and progress.planned.point.control_key in self._known_controls:
+            self._kept.keep(step.run, step.prompt, built.request)
         return replace(built.request, key=key)
+
+
+def _untransformed(planned: PlannedPoint, prompt: int) -> EmbeddedPrompt:
+    table, token_ids = planned.corpus.table, planned.prompts[prompt].token_ids
+    return token_ids, table.rows(token_ids).to(table.dtype)

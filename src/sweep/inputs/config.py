@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from sweep.core.section import Section
 from sweep.errors import ConfigError
 from sweep.util.validators import require, require_choice
 
 
 @dataclass(frozen=True, slots=True)
-class ModelConfig:
+class ModelConfig(Section):
     """Configuration section `model`.
 
     Attributes:
@@ -39,7 +40,7 @@ SPECIAL_TOKENS = ("warn", "refuse", "escape", "allow")
 
 
 @dataclass(frozen=True, slots=True)
-class PromptsConfig:
+class PromptsConfig(Section):
     """Configuration section `prompts`.
 
     Attributes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
 
 from sweep.errors import ConfigError
 from sweep.inputs import checkpoint as checkpoints
@@ -14,13 +13,11 @@ from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.clock import SweepClock
 from sweep.inputs.config import ModelConfig, PromptsConfig
 from sweep.inputs.embedding_loader import open_table
+from sweep.inputs.embedding_table import EmbeddingTable
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import Prompt
 from sweep.inputs.tokenization import EncodedPrompt, encode
 from sweep.util.digests import file_digest
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class InputStore:
@@ -35,24 +32,28 @@ class InputStore:
 
     def __init__(self, clock: SweepClock | None = None) -> None:
         self.clock = clock or SweepClock()
-        self._prompts = ValueCache[PromptsConfig, list[Prompt]]()
-        self._checkpoints = ValueCache[ModelConfig, Checkpoint]()
-        self._encoded = ValueCache[tuple[Any, ...], list[EncodedPrompt]]()
-        self._corpora = ValueCache[tuple[ModelConfig, PromptsConfig], PromptSet]()
+        # By `content_digest` of the sections, except for `_digests`.
+        self._prompts: dict[str, list[Prompt]] = {}
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._encoded: dict[tuple[Path, bool, str], list[EncodedPrompt]] = {}
+        self._tables: dict[str, EmbeddingTable] = {}
+        self._corpora: dict[tuple[str, str], PromptSet] = {}
         self._digests: dict[Path, str] = {}
 
     def prompts(self, config: PromptsConfig) -> list[Prompt]:
         """Return the prompts of a configuration. See `prompts.load` for errors."""
-        cached = self._prompts.get(config)
-        return cached if cached is not None else self._prompts.add(config, prompts.load(config))
+        key = config.content_digest
+        if key not in self._prompts:
+            self._prompts[key] = prompts.load(config)
+        return self._prompts[key]
 
     def checkpoint(self, model: ModelConfig) -> Checkpoint:
         """Return a model's checkpoint and record its file versions. See `checkpoint.find` for errors."""
-        cached = self._checkpoints.get(model)
-        if cached is None:
-            cached = self._checkpoints.add(model, checkpoints.find(model))
-            _ = cached.versions
-        return cached
+        key = model.content_digest
+        if key not in self._checkpoints:
+            self._checkpoints[key] = checkpoints.find(model)
+            _ = self._checkpoints[key].versions
+        return self._checkpoints[key]
 
     def encoded(self, model: ModelConfig, config: PromptsConfig) -> list[EncodedPrompt]:
         """Return prompts encoded for a model. See `encode` for errors.
@@ -60,11 +61,10 @@ class InputStore:
         Models with the same tokenizer files share the result.
         """
         checkpoint = self.checkpoint(model)
-        key = (checkpoint.folder, model.trust_remote_code, config)
-        cached = self._encoded.get(key)
-        if cached is None:
+        key = checkpoint.folder, model.trust_remote_code, config.content_digest
+        if key not in self._encoded:
             checkpoint.check_supported()  # an unsupported model is reported as such before its tokenizer is loaded
-            encoded = encode(
+            self._encoded[key] = encode(
                 self.prompts(config),
                 checkpoint,
                 variables=config.chat_template_kwargs,
@@ -72,8 +72,7 @@ class InputStore:
                 dated=config.date is not None,
                 special_tokens=config.special_tokens,
             )
-            cached = self._encoded.add(key, encoded)
-        return cached
+        return self._encoded[key]
 
     def corpus(self, model: ModelConfig, config: PromptsConfig) -> PromptSet:
         """Return prompts with a model's embedding table; the same object for equal arguments.
@@ -81,14 +80,15 @@ class InputStore:
         Raises:
             ConfigError: see `encoded` and `open_table`; or the table has no row for a token of a prompt.
         """
-        key = (model, config)
-        cached = self._corpora.get(key)
-        if cached is None:
+        key = model.content_digest, config.content_digest
+        if key not in self._corpora:
             checkpoint, encoded = self.checkpoint(model), self.encoded(model, config)
-            table = next((c.table for (other, _), c in self._corpora if other == model), None) or open_table(checkpoint)
+            if model.content_digest not in self._tables:
+                self._tables[model.content_digest] = open_table(checkpoint)
+            table = self._tables[model.content_digest]
             check_tokens(encoded, table.size, checkpoint)
-            cached = self._corpora.add(key, PromptSet(encoded, table, checkpoint))
-        return cached
+            self._corpora[key] = PromptSet(encoded, table, checkpoint)
+        return self._corpora[key]
 
     def digest(self, path: Path) -> str:
         """Return the digest of a file that a transform reads.
@@ -116,34 +116,3 @@ def check_tokens(encoded: Sequence[EncodedPrompt], size: int, checkpoint: Checkp
                 f"The prompt {prompt.prompt.id!r} has the token {outside} ({text!r}), but the embedding table of "
                 f"{checkpoint.model.id!r} has {size} rows. The model was not resized for its tokenizer."
             )
-
-
-class ValueCache(Generic[K, V]):
-    """Cache for keys that need not be hashable. Keys that are the same objects as before are found directly."""
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[K, V]] = []
-        self._same: dict[Any, tuple[K, V]] = {}  # keeps the keys alive, so that their ids are not reused
-
-    def get(self, key: K) -> V | None:
-        """Return the value of an equal key; None if there is none."""
-        if (same := self._same.get(_ids(key))) is not None:
-            return same[1]
-        for other, value in self._entries:
-            if other == key:
-                self._same[_ids(key)] = key, value
-                return value
-        return None
-
-    def add(self, key: K, value: V) -> V:
-        """Add a value and return it."""
-        self._entries.append((key, value))
-        self._same[_ids(key)] = key, value
-        return value
-
-    def __iter__(self) -> Any:
-        return iter(self._entries)
-
-
-def _ids(key: Any) -> Any:
-    return tuple(map(id, key)) if isinstance(key, tuple) else id(key)

@@ -94,7 +94,7 @@ class Coordinator:
             if not self.waits:
                 return
             collector.collect()
-        point_reasons = {id(planned): f"shard {i}: {why}" for i, why in reasons.items() for planned in shards[i]}
+        point_reasons = {_key(planned): f"shard {i}: {why}" for i, why in reasons.items() for planned in shards[i]}
         self._finish_remaining(groups, collector, point_reasons, publisher, executor, resume)
 
     def close(self) -> None:
@@ -105,21 +105,21 @@ class Coordinator:
         self,
         groups: Sequence[EngineGroup],
         collector: _ResultCollector,
-        reasons: Mapping[int, str],
+        reasons: Mapping[str, str],
         publisher: Publisher,
         executor: GroupExecutor,
         resume: ResumeIndex,
     ) -> None:
         """Score answered points whose control came too late for their shard, and fail points without answers."""
         for group in groups:
-            remaining = [planned for planned in group.points if id(planned) in collector.remaining]
+            remaining = [planned for planned in group.points if _key(planned) in collector.remaining]
             controls = {p.point.control_key: p for p in map(self._with_archived, group.points) if p.point.is_control}
             usable = {key for key, control in controls.items() if control.done or _is_answered(control, resume)}
             answered = [p for p in remaining if p.point.control_key in usable and _is_answered(p, resume)]
-            answered_ids = {id(planned) for planned in answered}
+            answered_keys = set(map(_key, answered))
             for planned in remaining:
-                if id(planned) not in answered_ids:
-                    reason = reasons.get(id(planned), "its shard ended without finishing it")
+                if _key(planned) not in answered_keys:
+                    reason = reasons.get(_key(planned), "its shard ended without finishing it")
                     publisher.scoring.fail(Progress(planned, started=time.time()), reason)
             if answered:
                 needed = [controls[key] for key in dict.fromkeys(p.point.control_key for p in answered)]
@@ -131,16 +131,15 @@ class Coordinator:
 
 
 class _ResultCollector:
-    """Passes points that shards have archived to the publisher.
+    """Passes points that shards have archived to the publisher. Owned by the coordinator's main thread.
 
     Attributes:
-        remaining: the points that no shard has archived yet, by `id`.
+        remaining: the points that no shard has archived yet, by `result_key`.
     """
 
     def __init__(self, points: Sequence[PlannedPoint], archive: Archive, publisher: Publisher) -> None:
         self._archive, self._publisher = archive, publisher
-        self.remaining = {id(planned): planned for planned in points if not planned.done}
-        self._waiting = {planned.point_fingerprint.result_key: planned for planned in self.remaining.values()}
+        self.remaining = {_key(planned): planned for planned in points if not planned.done}
         self._seen: dict[str, float] = {}
         self._failed = 0
 
@@ -151,7 +150,7 @@ class _ResultCollector:
             TooManyFailures: more points failed than `sweep.max_failures` allows. Each shard counts only its own.
         """
         for key, written in self._archive.written():
-            planned = self._waiting.get(key)
+            planned = self.remaining.get(key)
             if planned is None or self._seen.get(key) == written:
                 continue
             archived = self._archive.get(key)
@@ -159,7 +158,7 @@ class _ResultCollector:
                 continue
             self._seen[key] = written
             if archived.done or archived != planned.archived:  # otherwise it is the failure of an earlier attempt
-                del self._waiting[key], self.remaining[id(planned)]
+                del self.remaining[key]
                 self._publisher.take(planned, archived)
                 if archived.record.error is not None:
                     self._failed += 1
@@ -167,7 +166,10 @@ class _ResultCollector:
 
 
 class _ProgressWatch:
-    """Callback that updates the progress display and collects results, at most once per `PERIOD`."""
+    """Callback that updates the progress display and collects results, at most once per `PERIOD`.
+
+    Called on the coordinator's main thread.
+    """
 
     def __init__(self, manifest: Manifest, collector: _ResultCollector, advance: Advance) -> None:
         self._manifest, self._collector, self._advance = manifest, collector, advance
@@ -184,6 +186,10 @@ class _ProgressWatch:
             self._advance(tokens - self._tokens if i == 0 else 0)
         self._done, self._tokens = max(done, self._done), max(tokens, self._tokens)
         self._collector.collect()
+
+
+def _key(planned: PlannedPoint) -> str:
+    return planned.point_fingerprint.result_key
 
 
 def _is_answered(planned: PlannedPoint, resume: ResumeIndex) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sweep.config.loader import Parser
 from sweep.config.schema import SweepConfig
+from sweep.core.section import Section, value_digest
 from sweep.errors import ConfigError
 from sweep.planning.plan import EngineGroup, PlannedPoint
 from sweep.points.point import EngineSpec, Point
@@ -259,14 +260,16 @@ def _table(points: Sequence[tuple[PlannedPoint, int | None]]) -> dict[str, Any]:
     """Return a shard's JSON: tables of distinct configuration sections, and points with their `Piece.home` as rows."""
     keys = [field.name for field in fields(SweepConfig)]
     tables: dict[str, list[Any]] = {key: [] for key in keys}
-    rows_by_id: dict[tuple[str, int], int] = {}
+    row_numbers: dict[tuple[str, str], int] = {}
 
     def section_row(key: str, config: SweepConfig) -> int:
         section = getattr(config, key)
-        if (key, id(section)) not in rows_by_id:
-            rows_by_id[key, id(section)] = len(tables[key])
+        is_section = isinstance(section, Section)
+        digest = section.content_digest if is_section else value_digest(config.plain_section(key))
+        if (key, digest) not in row_numbers:
+            row_numbers[key, digest] = len(tables[key])
             tables[key].append(config.plain_section(key))
-        return rows_by_id[key, id(section)]
+        return row_numbers[key, digest]
 
     rows = [
         {

@@ -137,7 +137,7 @@ def _acquire_lock(manifest: Manifest, index: int, patience: float) -> SweepLock:
 
 
 class _ShardRun:
-    """One run of a shard."""
+    """One run of a shard. Owned by the worker's main thread."""
 
     def __init__(
         self,

@@ -72,6 +72,11 @@ class PlannedPoint(Task):
         return 2 if self.point.is_control and self.point.config.scoring.noise_floor else 1
 
     @property
+    def forces_control(self) -> bool:
+        """Whether the control's answers are scored after the point's transformed prompts."""
+        return self.point.config.scoring.teacher_forced and not self.point.is_control and not self.done
+
+    @property
     def prompts(self) -> list[EncodedPrompt]:
         """The point's encoded prompts."""
         return self.corpus.prompts
@@ -152,12 +157,12 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> 
             "Set a smaller value or null."
         )
     uses_patterns = any("regex_match" in name for scoring in _scorings(tasks) for name in scoring.quality)
-    checked: set[int] = set()
+    checked: set[PromptSet] = set()
 
     def corpus_of(config: PromptsConfig) -> PromptSet:
         corpus = inputs.corpus(spec.model, config)
-        if id(corpus) not in checked:
-            checked.add(id(corpus))
+        if corpus not in checked:
+            checked.add(corpus)
             if uses_patterns:
                 check_patterns([encoded.prompt for encoded in corpus.prompts])
             check_lengths(corpus.prompts, limit)
@@ -188,8 +193,8 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> 
 
 
 def _scorings(tasks: Sequence[Task]) -> list[ScoringConfig]:
-    """Return the distinct scoring sections by identity. Points usually share one object."""
-    return list({id(task.point.config.scoring): task.point.config.scoring for task in tasks}.values())
+    """Return the distinct scoring sections."""
+    return list({task.point.config.scoring.content_digest: task.point.config.scoring for task in tasks}.values())
 
 
 def check_patterns(prompts: Sequence[Prompt]) -> None:
@@ -215,7 +220,11 @@ def _max_tokens(planned: PlannedPoint) -> int:
 
 
 def _try_transforms(group: EngineGroup) -> None:
-    """Apply transforms to prompts on trial: all points' first prompts, then the second ones, and so on."""
+    """Apply transforms to prompts on trial: all points' first prompts, then the second ones, and so on.
+
+    The results are not kept. With 100 tokens and a hidden size of 4096, each would need 2.4 MB with its untransformed
+    rows, and all of them up to 10 GB, to spare the workers one application for each.
+    """
     started = time.monotonic()
     for number, (planned, encoded) in enumerate(islice(_round_robin(group.points), TRIED_TRANSFORMS)):
         if number >= len(group.points) and time.monotonic() - started > TRIED_SECONDS:
@@ -236,7 +245,7 @@ def _round_robin(points: Sequence[PlannedPoint]) -> Iterator[tuple[PlannedPoint,
 def describe_prompts(groups: Sequence[EngineGroup]) -> list[str]:
     """Return one line per prompts configuration that summarises what was read. Equal lines appear once."""
     lines = dict[str, None]()
-    for corpus, config in {id(p.corpus): (p.corpus, p.point.config.prompts) for g in groups for p in g.points}.values():
+    for corpus, config in {p.corpus: p.point.config.prompts for group in groups for p in group.points}.items():
         prompts = [encoded.prompt for encoded in corpus.prompts]
         lines[str(summarise(prompts, config))] = None
     return list(lines)

@@ -15,16 +15,19 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from sweep.config.schema import SamplingConfig, ScoringConfig
+from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.errors import ConfigError
 from sweep.inputs.config import ModelConfig, PromptsConfig
-from sweep.inputs.input_store import InputStore, ValueCache
+from sweep.inputs.input_store import InputStore
 from sweep.inputs.tokenization import EncodedPrompt
 from sweep.points.point import Point
 from sweep.scoring.scorers import select
 from sweep.util.digests import folder_digest
 from sweep.util.validators import require
 
+S = TypeVar("S", bound=Section)
 T = TypeVar("T")
 
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -68,12 +71,13 @@ class Fingerprints:
             inputs: the sweep's inputs, or None for a new store.
         """
         self.inputs = inputs or InputStore()
-        self._model_of = _cached_by_value(self._model)
-        self._prompts_of = ValueCache[tuple[ModelConfig, PromptsConfig], tuple[str, str]]()
-        self._scorers_of = _cached_by_value(lambda point: scorers_text(point.config.scoring.quality))
-        self._sampling_text = _cached_by_id(lambda point: _text(asdict(point.config.sampling), "sampling"))
-        self._scoring_text = _cached_by_id(lambda point: _text(point.config.scoring.score_settings(), ""))
-        self._engine_text = _cached_by_id(lambda point: _text(engine_settings(point.config.engine), "engine"))
+        self._sampling_text = _by_digest(_sampling_text)
+        self._scoring_text = _by_digest(_scoring_text)
+        self._scorers_text = _by_digest(_scorers_text)
+        self._engine_text = _by_digest(_engine_text)
+        # By `content_digest` of the model, and of the model and the prompts.
+        self._model_texts: dict[str, str] = {}
+        self._digests: dict[tuple[str, str], tuple[str, str]] = {}
         self._first: dict[str, Point] = {}
         self._models: dict[str, ModelConfig] = {}
         self._prompts: dict[tuple[str, ...], PromptsConfig] = {}
@@ -105,7 +109,7 @@ class Fingerprints:
 
     def _read_prompts(self, points: Sequence[Point]) -> None:
         """Read and render prompts first, so that their errors appear before the weights are read."""
-        distinct = {(id(point.config.model), id(point.config.prompts)): point for point in points}.values()
+        distinct = {(p.config.model.content_digest, p.config.prompts.content_digest): p for p in points}.values()
         for point in distinct:
             self.inputs.prompts(point.config.prompts)
         for point in distinct:
@@ -118,17 +122,15 @@ class Fingerprints:
         # A swept engine setting counts even if it changes no generation, because its values are compared.
         swept = {key: value for key, value in point.axes if key.startswith("engine.")}
         # Canonical JSON with ascending keys, assembled from parts that many points share.
-        sampling, scoring = self._sampling_text(point, config.sampling), self._scoring_text(point, config.scoring)
-        engine = self._engine_text(point, config.engine)
-        shared = _shared_members(
-            engine, config.scoring.logprobs, self._model_of(point, config.model), requests, sampling
-        )
+        sampling, scoring = self._sampling_text(config.sampling), self._scoring_text(config.scoring)
+        engine, model = self._engine_text(config.engine), self._model_text(point)
+        shared = _shared_members(engine, config.scoring.logprobs, model, requests, sampling)
         varied = _members(
             seed=_text(config.seed), swept=_text(swept, "swept"), transform=transform, version=str(VERSION)
         )
         pieces = ("{", shared, ",", varied, "}")
         fingerprint = _sha256("".join(pieces))
-        scorers = self._scorers_of(point, config.scoring.quality)
+        scorers = self._scorers_text(config.scoring)
         scored_by = _scoring_members(point.role, references, scorers, scoring)
         return PointFingerprint(
             pieces, fingerprint, _sha256(f'[{SCORING_VERSION},"{fingerprint}",{scored_by}]')[:40], scorers
@@ -137,14 +139,20 @@ class Fingerprints:
     def _prompt_digests(self, point: Point) -> tuple[str, str]:
         """Return a digest of the prompts as sent to the model, and one of their texts and references for scoring."""
         model, prompts = point.config.model, point.config.prompts
-        digests = self._prompts_of.get((model, prompts))
-        if digests is None:
+        key = model.content_digest, prompts.content_digest
+        if key not in self._digests:
             encoded = self.inputs.encoded(model, prompts)
-            digests = self._prompts_of.add((model, prompts), (_requests_digest(encoded), _references_digest(encoded)))
-        return digests
+            self._digests[key] = _requests_digest(encoded), _references_digest(encoded)
+        return self._digests[key]
 
-    def _model(self, point: Point) -> str:
-        """Return the canonical JSON of a model. Its files count, its name does not."""
+    def _model_text(self, point: Point) -> str:
+        """Return the canonical JSON of a point's model. Its files count, its name does not."""
+        key = point.config.model.content_digest
+        if key not in self._model_texts:
+            self._model_texts[key] = self._read_model(point)
+        return self._model_texts[key]
+
+    def _read_model(self, point: Point) -> str:
         model = point.config.model
         checkpoint = self.inputs.checkpoint(model)
         cache = point.config.sweep.root / ".cache" / "digests.json"
@@ -162,7 +170,7 @@ class Fingerprints:
         unified = []
         for point in points:
             config = point.config
-            model_text = self._model_of(point, config.model)
+            model_text = self._model_text(point)
             model = self._models.setdefault(model_text, config.model)
             prompts = self._prompts.setdefault((model_text, *self._prompt_digests(point)), config.prompts)
             unchanged = model is config.model and prompts is config.prompts
@@ -239,6 +247,22 @@ def scorers_text(names: Sequence[str]) -> str:
     return _text({name: scorer.code for name, scorer in select(names).items() if scorer.code is not None})
 
 
+def _sampling_text(sampling: SamplingConfig) -> str:
+    return _text(asdict(sampling), "sampling")
+
+
+def _scoring_text(scoring: ScoringConfig) -> str:
+    return _text(scoring.score_settings())
+
+
+def _scorers_text(scoring: ScoringConfig) -> str:
+    return scorers_text(scoring.quality)
+
+
+def _engine_text(engine: EngineConfig) -> str:
+    return _text(engine_settings(engine), "engine")
+
+
 def _digest(value: Any) -> str:
     return _sha256(canonical(value))
 
@@ -260,27 +284,14 @@ def _plain(value: Any, key: str) -> Any:
     raise ConfigError(f"{key}: a value of type {type(value).__name__} cannot be part of a fingerprint.")
 
 
-def _cached_by_value(function: Callable[[Point], T]) -> Callable[[Point, Any], T]:
-    """Cache a function of a point by the value of a second argument, which may be unhashable."""
-    cache: list[tuple[Any, T]] = []
+def _by_digest(function: Callable[[S], T]) -> Callable[[S], T]:
+    """Cache a function of a section by the digest of the section."""
+    cache: dict[str, T] = {}
 
-    def get(point: Point, key: Any) -> T:
-        for other, result in cache:
-            if other is key or other == key:
-                return result
-        cache.append((key, function(point)))
-        return cache[-1][1]
-
-    return get
-
-
-def _cached_by_id(function: Callable[[Point], T]) -> Callable[[Point, Any], T]:
-    """Cache a function of a point by the identity of a second argument that points share."""
-    cache: dict[int, tuple[Any, T]] = {}  # keeps the objects, so that their ids are not reused
-
-    def get(point: Point, key: Any) -> T:
-        if id(key) not in cache:
-            cache[id(key)] = key, function(point)
-        return cache[id(key)][1]
+    def get(section: S) -> T:
+        key = section.content_digest
+        if key not in cache:
+            cache[key] = function(section)
+        return cache[key]
 
     return get

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from sweep.config.overrides import Override, axis_key
 from sweep.config.schema import SweepConfig
+from sweep.core.section import value_digest
 from sweep.engines import EngineConfig
 from sweep.errors import ConfigError
 from sweep.inputs.config import ModelConfig
 from sweep.transforms import Identity, Pipeline, Span, Stage
-
-# Overrides in these sections decide where or how a sweep runs, not what it compares.
-NOT_AXES = ("sweep", "tracking", "scoring", "verbose", "hydra", "plugins")
 
 # Significant digits of a number in a name. The sums of a range are values such as 1.1300000000000001.
 DIGITS = 12
@@ -26,12 +23,7 @@ UNTRANSFORMED = Pipeline((Stage(Identity(), Span()),))
 
 Value = str | float
 
-# How Hydra 1.3 writes a string: with backslashes before the characters of its grammar, or in quotes.
-_ESCAPED, _QUOTED = re.compile(r"\\([\\()\[\]{}:=, \t])"), re.compile(r"(['\"])(.*)\1", re.DOTALL)
-_WORD = re.compile(r"\s*|null|true|false", re.IGNORECASE)  # not strings unless quoted
 _STEP = re.compile(r"transform\.\d+\.name")
-
-_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +78,8 @@ class Point:
     def control_key(self) -> str:
         """Hash of the configuration without transform and seed. Equal for points that share a control."""
         config = self.config
-        return _hash_of(config.model, config.prompts, config.sampling, config.engine)
+        sections = config.model, config.prompts, config.sampling, config.engine
+        return value_digest([section.content_digest for section in sections])
 
     @cached_property
     def key(self) -> str:
@@ -94,7 +87,7 @@ class Point:
 
         Points with equal file contents under different paths have different keys. See `Fingerprints.distinct`.
         """
-        return _hash([self.control_key, self.config.transform.config(), self.config.seed])
+        return value_digest([self.control_key, self.config.transform.config(), self.config.seed])
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters that determine the point's generations, by override key."""
@@ -106,11 +99,11 @@ class Point:
         return flat | config.transform.parameters()
 
 
-def make_points(jobs: Sequence[tuple[Sequence[str], SweepConfig]], varied: Sequence[str] = ()) -> list[Point]:
+def make_points(jobs: Sequence[tuple[Sequence[Override], SweepConfig]], varied: Sequence[str] = ()) -> list[Point]:
     """Return one point per job.
 
     Args:
-        jobs: the task overrides and the configuration of each job.
+        jobs: the overrides and the configuration of each job.
         varied: the swept keys, where the jobs are only one batch of a sweep. If empty, the swept keys are those in
             which the jobs differ, or all overridden keys if they do not differ.
 
@@ -121,20 +114,24 @@ def make_points(jobs: Sequence[tuple[Sequence[str], SweepConfig]], varied: Seque
     common = [(c.sweep, c.tracking, c.scoring) for c in configs]
     if any(sections != common[0] for sections in common):
         raise ConfigError("sweep.*, tracking.* and scoring.* belong to the whole sweep. They cannot be swept.")
-    values = [_axis_values(overrides) for overrides, _ in jobs]
-    varied_keys = [_axis_key(key) for key in varied]
-    swept = varied_keys or ([key for key in values[0] if len({job.get(key) for job in values}) > 1] if values else [])
+    values = [{override.axis: override for override in overrides if override.is_axis} for overrides, _ in jobs]
+    swept = [axis_key(key) for key in varied] or [key for key in (values[0] if values else ()) if _differ(key, values)]
     # Points that do not differ are named by the transform's parameters, not by every override. The names of unswept
     # steps of a composition add nothing: their parameters have keys of their own.
     keys = swept or [key for job in values for key in job if key.startswith("transform.") and not _STEP.fullmatch(key)]
     # The values of a key are either all numbers or all strings. A `null` among numbers makes them strings.
-    numeric = {key for key in keys if all(isinstance(_number(job[key]), float) for job in values if key in job)}
+    texts = {key for key in keys if any(job[key].number is None for job in values if key in job)}
     points = []
     for config, job in zip(configs, values, strict=True):
-        pairs = [(key, job[key]) for key in dict.fromkeys(keys) if key in job]
-        axes = tuple((key, _number(value) if key in numeric else value) for key, value in pairs)
-        points.append(Point(config, axes))
+        swept_here = [(key, job[key]) for key in dict.fromkeys(keys) if key in job]
+        axes = ((key, o.text if o.number is None or key in texts else o.number) for key, o in swept_here)
+        points.append(Point(config, tuple(axes)))
     return points
+
+
+def _differ(key: str, jobs: Sequence[Mapping[str, Override]]) -> bool:
+    """Return whether jobs have different values of a key, or only some have one."""
+    return len({job[key].text if key in job else None for job in jobs}) > 1
 
 
 def with_controls(points: Iterable[Point], done_controls: Collection[str] = ()) -> list[Point]:
@@ -179,38 +176,6 @@ def common_axes(points: Sequence[Point]) -> tuple[tuple[str, Value], ...]:
     return tuple(axis for axis in points[0].axes if axis in shared and not axis[0].startswith("transform"))
 
 
-def _axis_values(overrides: Sequence[str]) -> dict[str, str]:
-    """Return the overrides that can be axes, by key."""
-    pairs = (override.partition("=") for override in overrides)
-    values = {_axis_key(key): _unescaped(value) for key, _, value in pairs}
-    return {key: value for key, value in values.items() if key.split(".")[0] not in NOT_AXES}
-
-
-def _axis_key(key: str) -> str:
-    """Return the name of an override's key as an axis: `transform@transform.0` becomes `transform.0.name`."""
-    group, at, package = key.lstrip("+~").replace("/", ".").partition("@")
-    return f"{package}.name" if at else group
-
-
-def _unescaped(value: str) -> str:
-    r"""Undo Hydra's escapes and quotes in a plain value: `Be\ brief.` becomes `Be brief.`.
-
-    Lists and mappings are unchanged. So are quoted numbers and words such as `'null'`, which must stay strings.
-    """
-    if quoted := _QUOTED.fullmatch(value):
-        quote, text = quoted.groups()
-        plain = text.replace(f"\\{quote}", quote)
-        return value if _WORD.fullmatch(plain) or not isinstance(_number(plain), str) else plain
-    return value if value.startswith(("[", "{")) else _ESCAPED.sub(r"\1", value)
-
-
-def _number(text: str) -> Value:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def as_text(value: Any, digits: int | None = None) -> str:
     """Return a swept value as it is typed on the command line, such as `1.2` or `100`.
 
@@ -223,27 +188,3 @@ def as_text(value: Any, digits: int | None = None) -> str:
     if value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return repr(value) if digits is None else repr(float(f"{value:.{digits}g}"))
-
-
-# Points share the configuration sections in which they agree. Keeping the objects prevents reuse of their ids.
-_hashed: dict[int, tuple[Any, str]] = {}
-_combined: dict[tuple[int, ...], str] = {}
-
-
-def _hash_of(*sections: Any) -> str:
-    """Return a hash of configuration sections, cached by their ids."""
-    key = tuple(map(id, sections))
-    if key not in _combined:
-        for section in sections:
-            if id(section) not in _hashed:
-                _hashed[id(section)] = section, _hash(asdict(section))
-        _combined[key] = _hash([_hashed[section_id][1] for section_id in key])
-    return _combined[key]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()
-
-
-def _canonical(value: Any) -> str:
-    return _JSON.encode(value)

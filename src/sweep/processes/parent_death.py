@@ -1,5 +1,8 @@
 """Parent death: processes that end when their parent ends, and that write their fatal exception to a file.
 
+It is for processes with an engine, which hold a GPU: the kernel kills them, whatever they execute. A `ChildProcess`
+ends with its connection instead, so that it can finish a call, and so that any thread may start it.
+
 The code runs before a child process imports anything else. Importing an engine's library takes ten seconds, in which
 the parent may be killed. So this module uses only the standard library.
 """

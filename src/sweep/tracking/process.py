@@ -161,7 +161,10 @@ def open_tracker(config: TrackingConfig, root: Path, sweep_id: str) -> AnyTracke
 
 
 class TrackerHost:
-    """Child side of `TrackerProcess`: owns the `Tracker`."""
+    """Child side of `TrackerProcess`: owns the `Tracker`.
+
+    Owned by the main thread of the tracker process. Only `on_caller_gone` is called on another thread.
+    """
 
     def __init__(self, config: TrackingConfig, root: Path, sweep_id: str, parent: str | None) -> None:
         """Create the tracker.

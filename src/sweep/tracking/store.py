@@ -36,7 +36,7 @@ class _Unreachable(Exception):
 
 
 class Store:
-    """A tracking store and an experiment in it.
+    """A tracking store and an experiment in it. Owned by a `Tracker`, and used by one thread at a time.
 
     Attributes:
         uri: address of the store, with credentials: never show it.

@@ -101,7 +101,7 @@ def _secrets(environment: Mapping[str, str]) -> list[str]:
 
 
 class Redact(logging.Filter):
-    """Logging filter that redacts secrets in messages."""
+    """Logging filter that redacts secrets in messages. Any thread may log."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Redact the record's message and keep the record. The formatter redacts tracebacks."""

@@ -103,7 +103,8 @@ class ProcessPool:
                 self._last_config = config, pickle.dumps(config, pickle.HIGHEST_PROTOCOL)
         except Exception as error:  # a user's transform that cannot be pickled
             log.info("%s cannot be sent to a worker process: %s", config.transform.name, error)
-            return run_locally()
+            with self._lock:
+                return run_locally()
         arguments = self._number_of(corpus), self._last_config[1], prompts, measure_only, max_rows
         dtype = corpus.table.dtype
         return self._submit(_Task("build", arguments, run_locally, lambda packed: packed.unpack(dtype)))

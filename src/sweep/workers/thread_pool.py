@@ -21,7 +21,10 @@ SWITCH_SECONDS = 1e-4
 
 
 class ThreadPool:
-    """Several threads that build requests and one that scores points; see `WorkerPool`."""
+    """Several threads that build requests and one that scores points; see `WorkerPool`.
+
+    Owned by the main thread, or by a `ProcessPool`, which calls it from several threads, one at a time.
+    """
 
     def prepare(self) -> None:
         """Remember the number of PyTorch threads before an engine in another process reduces it."""
