@@ -141,8 +141,14 @@ class Slurm:
         subprocess.run(["scancel", "-f", "-u", "root"], env=self.environment, timeout=30)
         for node in set(NODES) - self._nodes.keys():
             self._start_node(node)
-            self.run("scontrol", "update", f"nodename={node}", "state=resume")
-        self.until(lambda: not self.jobs() and self._idle() == set(NODES))
+        self.until(lambda: self._all_idle() and not self.jobs())
+
+    def _all_idle(self) -> bool:
+        """Whether all nodes are idle; those that are down are asked to work again."""
+        for node in set(NODES) - (idle := self._idle()):
+            # Refused for a node that Slurm puts back into service by itself when its daemon registers.
+            self.attempt("scontrol", "update", f"nodename={node}", "state=resume")
+        return idle == set(NODES)
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds."""

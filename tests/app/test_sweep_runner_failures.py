@@ -11,6 +11,7 @@ from typing import ClassVar
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from runner_sweeps import Configure, runs_of, scaled, shared_scripted_engine
 
 from sweep.app.sweep_runner import SweepRunner
@@ -147,15 +148,15 @@ def test_a_parent_run_that_cannot_be_written_is_not_left_running(
 def test_a_sweep_whose_points_cannot_be_published_is_not_left_running(
     configure: Configure, scripted: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log_artifacts, refused = MlflowClient.log_artifacts, []
+    log_artifacts, refused = LocalArtifactRepository.log_artifacts, []
 
-    def refuse_tables(self: MlflowClient, run_id: str, folder: str) -> None:
+    def refuse_tables(self: LocalArtifactRepository, folder: str, path: str | None = None) -> None:
         if (Path(folder) / "generations.json").exists():
             refused.append((Path(folder) / "config.yaml").read_text())
             raise OSError("no room for tables")
-        log_artifacts(self, run_id, folder)
+        log_artifacts(self, folder, path)
 
-    monkeypatch.setattr(MlflowClient, "log_artifacts", refuse_tables)
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifacts", refuse_tables)
     points = scaled(configure, 1.5, 2.0, 2.5, 3.0, 3.5, tracking={"patience": 0.0})
     with SweepRunner(points[0].config, "test-sweep", "sweep …", Terminal()) as runner:
         runner.run(points)

@@ -29,6 +29,7 @@ from sweep.util.validators import did_you_mean, require
 _get_args_parser = hydra._internal.utils.get_args_parser
 _split_arguments = BasicSweeper.split_arguments
 _compose_config = hydra._internal.hydra.Hydra.compose_config
+_STARTS = {name: getattr(hydra._internal.hydra.Hydra, name) for name in ("run", "multirun")}
 
 
 def raise_errors() -> None:
@@ -70,14 +71,25 @@ def call_before_run(function: Callable[[DictConfig], None]) -> None:
 
     Hydra's callbacks cannot do this, because Hydra turns their exceptions into warnings.
     """
+    running: list[str] = []
 
     def compose_config(*arguments: Any, **named: Any) -> DictConfig:
         config = _compose_config(*arguments, **named)
-        if named.get("with_log_configuration"):  # Hydra configures logging only to run something
+        if running:  # the first configuration that is composed to run something
+            running.clear()
             function(config)
         return config
 
+    def started(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def start(*arguments: Any, **named: Any) -> Any:
+            running.append(name)
+            return original(*arguments, **named)
+
+        return start
+
     hydra._internal.hydra.Hydra.compose_config = compose_config  # type: ignore[method-assign]
+    for name, original in _STARTS.items():
+        setattr(hydra._internal.hydra.Hydra, name, started(name, original))
 
 
 def check_point_count() -> None:
