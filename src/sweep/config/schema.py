@@ -17,6 +17,7 @@ from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.errors import TooManyFailures
 from sweep.inputs.config import ModelConfig, PromptsConfig
+from sweep.scoring.registry import shown_in
 from sweep.transforms import Pipeline
 from sweep.util.validators import require, require_choice
 
@@ -63,10 +64,6 @@ class SamplingConfig(Section):
         require(all(self.stop), "sampling.stop", "must not contain an empty string", self.stop)
 
 
-# Divergence measures that every sweep has.
-DIVERGENCES = ("divergence/token_agreement", "divergence/first_divergence", "divergence/edit_distance")
-
-
 def _metric(name: str) -> str:
     """Return the measure's name for an entry of `scoring.quality`: `exact_match`, or a user's `module.function`."""
     return "quality/" + re.split(r"[.:]", name.removeprefix("quality/"))[-1]
@@ -106,7 +103,7 @@ class ScoringConfig(Section):
         require(0 <= self.logprobs <= 20, "scoring.logprobs", "must be in [0, 20]", self.logprobs)
         require(self.nearest_rows >= 0, "scoring.nearest_rows", "must be 0 or more", self.nearest_rows)
         if self.primary is not None:
-            metrics = [_metric(name) for name in self.quality] + list(DIVERGENCES)
+            metrics = [_metric(name) for name in self.quality] + list(shown_in("primary"))
             choices = [name.removeprefix("quality/") for name in metrics]
             chosen = self.primary if self.primary in metrics else _metric(self.primary)
             if chosen not in metrics:
@@ -118,7 +115,7 @@ class ScoringConfig(Section):
         """Measures to show before others: the primary one, then those of plugins."""
         primary = self.primary or next(iter(self.quality), None)
         from_plugins = [_metric(name) for name in self.quality if re.search(r"[.:]", name.removeprefix("quality/"))]
-        chosen = [] if primary is None else [primary if primary in DIVERGENCES else _metric(primary)]
+        chosen = [] if primary is None else [primary if primary in shown_in("primary") else _metric(primary)]
         return list(dict.fromkeys([*chosen, *from_plugins]))
 
     def score_settings(self) -> dict[str, Any]:
