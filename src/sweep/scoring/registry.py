@@ -1,7 +1,8 @@
 """Registry of measures. A `MeasureSpec` is the only definition of a measure; every list of measures is a query.
 
 Metric names are `group/measure`. The built-in ones are the tuples `MEASURES` of the modules in `FAMILIES`, which are
-imported on the first query: a start of the program that needs none does not pay for them.
+imported on the first query: a start of the program that needs none does not pay for them. Plugins add others with
+`sweep.scoring.batch.register_measure`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from importlib import import_module
 from operator import itemgetter
 from typing import Any, Literal
 
-Per = Literal["references", "completion", "pair", "prompt", "point"]
+Per = Literal["references", "completion", "pair", "batch", "prompt", "point"]
 Direction = Literal["higher", "lower", "zero"]
+Aggregate = Literal["mean", "min", "max"]
 Interval = Literal["bca", "wilson"]
 Place = Literal["terminal", "report", "description", "live", "ranking", "primary"]
 
@@ -99,6 +101,7 @@ class MeasureSpec:
             `references`: an answer against references; `compute(text, references)` returns the score.
             `completion`: an answer by itself; `compute(completion)` returns the scores of all measures that share it.
             `pair`: an answer and the control's; `compute(completion, control, top_k)` likewise.
+            `batch`: all answers of a point; `compute(items)` returns a score for each, see `sweep.scoring.batch`.
             `prompt`, `point`: measured elsewhere, while requests are built and run; `compute` is None.
         range: lowest and highest possible value. Confidence intervals are clipped to it.
         unit: unit of its values; empty: a plain number.
@@ -119,7 +122,7 @@ class MeasureSpec:
     unit: str = ""
     direction: Direction | None = None
     interval: Interval = "bca"
-    aggregate: Literal["mean", "min", "max"] = "mean"
+    aggregate: Aggregate = "mean"
     shown: Shown = Shown()
     implied: bool = False
     compute: Callable[..., Any] | None = field(default=None, repr=False)

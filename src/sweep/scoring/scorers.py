@@ -51,7 +51,7 @@ def registered_scorers() -> dict[str, Scorer]:
     return {
         measure.name: Scorer(measure.name, measure.compute)
         for measure in measures_of("quality")
-        if measure.compute is not None
+        if measure.per == "references" and measure.compute is not None
     }
 
 

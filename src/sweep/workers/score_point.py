@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -20,6 +21,7 @@ from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import Prompt
 from sweep.planning.results import CONTROL, OWN, Finished, PointResult, as_yaml
 from sweep.points.point import Point
+from sweep.scoring.batch import Item, score_batch, select_measures
 from sweep.scoring.forced import answer_scores, control_scores
 from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import FLIPS, nearest_token_flips
@@ -75,6 +77,8 @@ def score_point(finished: Finished, corpus: PromptSet, *, on_gpu: bool = False) 
             ]
             for i, (encoded, answers) in enumerate(zip(corpus.prompts, finished.answers, strict=True))
         ]
+        if scoring.measures:
+            _add_batch_scores(scored, finished, corpus)
         prompt_scores = _prompt_scores(finished, corpus, on_gpu)
     values = by_measure([mean_scores(samples) | once for samples, once in zip(scored, prompt_scores, strict=True)])
     summaries = summarise_scores(values, scoring.confidence)
@@ -118,6 +122,20 @@ def restore(record: PointRecord, rows: Any, point: Point | None = None) -> Point
         values = {name: means[name].to_numpy(float) for name in record.summaries}
         values |= {name: prompts[name].agg(how).to_numpy(float) for name, how in others.items()}
     return PointResult(record.index, point, record.summaries, values, record.error)
+
+
+def _add_batch_scores(scored: Sequence[Sequence[Scores]], finished: Finished, corpus: PromptSet) -> None:
+    """Add the scores of `scoring.measures`, which see all answers at once."""
+    point, control = finished.point, finished.control.answers
+    metadata = {"name": point.name, "role": point.role, **dict(point.axes)}
+    items = [
+        Item(encoded.prompt, encoded.layout.text, answer, control[i][k] if control else None, k, metadata)
+        for i, (encoded, answers) in enumerate(zip(corpus.prompts, finished.answers, strict=True))
+        for k, answer in enumerate(answers)
+    ]
+    added = score_batch(select_measures(point.config.scoring.measures), items)
+    for scores, more in zip(chain.from_iterable(scored), added, strict=True):
+        scores |= more
 
 
 def _answer_logprob(finished: Finished, prompt: int, sample: int) -> Scores:
