@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 
 from sweep.engines.base import Completion
 from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
+from sweep.scoring.registry import GROUPS, measures
 from sweep.scoring.scorers import select
 
 RECORDED = Path(__file__).parents[1] / "data" / "shown_measures.json"
@@ -74,6 +75,9 @@ def test_shown_measures(sweep_here: Callable[..., str], tmp_path: Path) -> None:
     found = shown(tmp_path / "outputs", printed)
     for place, expected in recorded("shown").items():
         assert found[place] == expected, place
+    metrics = {name for name in found["metrics"] if name.startswith(tuple(f"{group}/" for group in GROUPS))}
+    means = {name for name in metrics if not any(name.startswith(f"{other}/") for other in metrics)}
+    assert means <= {measure.name for measure in measures()}, "all that is measured is registered"
 
 
 def completion(text: str, tokens: tuple[int, ...], end: str = "stop") -> Completion:
