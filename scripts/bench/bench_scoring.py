@@ -46,7 +46,7 @@ from sweep.points.fingerprint import PointFingerprint
 from sweep.points.point import UNTRANSFORMED, Point
 from sweep.report import comparison
 from sweep.scoring import divergence, measures
-from sweep.scoring.scorers import QUALITY, select
+from sweep.scoring.scorers import registered_scorers, select
 from sweep.util.paths import conf_dir
 from sweep.workers import score_point
 
@@ -194,7 +194,7 @@ def main() -> None:
     loader.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         base = loader.parse(compose("config", overrides=["prompts=demo_heldout"]))
-    quality = list(QUALITY) if arguments.quality == ["all"] else arguments.quality or base.scoring.quality
+    quality = list(registered_scorers()) if arguments.quality == ["all"] else arguments.quality or base.scoring.quality
     base = replace(base, scoring=replace(base.scoring, quality=quality))
 
     corpus = make_corpus(base, arguments.prompts, arguments.tokens)

@@ -55,6 +55,7 @@ DESCRIPTIONS = {
     "scoring.logprobs": "log-probabilities of so many most probable tokens at each step, at most 20; 0: none",
     "scoring.teacher_forced": "measure how probable the control's answer is under each point's prompt, and vice versa",
     "scoring.quality": "measures against references: names, or functions of your own as `module.function`",
+    "scoring.measures": "measures of plugins that see all answers of a point: names given to `register_measure`",
     "scoring.primary": "the measure that is shown first; null: the first of `scoring.quality`",
     "tracking.in_process": "publish from the process with the engine: less memory, slower generation",
     "sweep.resume": "`true`: continue what the same command began; `false`: begin anew; `force`: mix engine versions",

@@ -12,13 +12,15 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from configuration_tables import configuration, span_keys
-from measure_tables import costs, divergences, healths, perturbations, quality
+from measure_tables import measure_table
 from transform_tables import parameter_table, transform_table
 
 from sweep.points import fingerprint_keys
+from sweep.scoring.registry import GROUPS
 
 DOCS = Path(__file__).parents[2] / "docs"
 ARCHITECTURES = DOCS / "guide" / "models-and-engines.md"  # written by scripts/bench/architectures.py
@@ -33,13 +35,7 @@ def pages() -> dict[Path, dict[str, Callable[[], str]]]:
             "span": span_keys,
             "parameters": parameter_table,
         },
-        DOCS / "reference" / "measures.md": {
-            "quality": quality,
-            "divergence": divergences,
-            "health": healths,
-            "perturbation": perturbations,
-            "cost": costs,
-        },
+        DOCS / "reference" / "measures.md": {group: partial(measure_table, group) for group in GROUPS},
         DOCS / "fingerprint.md": {"fingerprint": fingerprint_keys.markdown},
     }
 

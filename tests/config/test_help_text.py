@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 
 from sweep.config import help_text
 from sweep.config.help_text import KeyHelp, attributes
-from sweep.config.schema import DIVERGENCES, SECTIONS, SweepConfig
+from sweep.config.schema import SECTIONS, SweepConfig
 from sweep.engines import ServerConfig, TransformersConfig, VLLMConfig
 from sweep.engines.transformers.config import DEVICES
 from sweep.inputs.config import SPECIAL_TOKENS
-from sweep.scoring.scorers import QUALITY
+from sweep.scoring.registry import measures_of, shown_in
 from sweep.transforms import CONTROLS, Stage
 
 Sweep = Callable[..., tuple[int, str, str]]
@@ -33,8 +33,8 @@ def test_each_key_has_an_entry(cls: type) -> None:
         ("model", "dtype", ("auto", "float32", "bfloat16", "float16")),
         ("model", "embedder", ("safetensors", "transformers")),
         ("prompts", "special_tokens", SPECIAL_TOKENS),
-        ("scoring", "quality", tuple(name.removeprefix("quality/") for name in QUALITY)),
-        ("scoring", "primary", DIVERGENCES),
+        ("scoring", "quality", tuple(measure.name.removeprefix("quality/") for measure in measures_of("quality"))),
+        ("scoring", "primary", shown_in("primary")),
         ("sweep", "resume", ("true", "false", "force")),
         ("sweep", "on_error", ("continue", "stop")),
     ],

@@ -215,13 +215,15 @@ def test_data_blocks_can_be_read(block: Block) -> None:
 
 
 def test_modules_of_the_docs_pass_their_own_tests(here: Path) -> None:
+    import my_judge  # type: ignore[import-not-found]  # noqa: F401  # registers a measure
     import my_negation  # type: ignore[import-not-found]  # written by `folder`
     import test_my_transforms  # type: ignore[import-not-found]
 
-    from sweep.testing import check_transform
+    from sweep.testing import check_measure, check_transform
 
     test_my_transforms.test_fade()
     check_transform(my_negation.Negate)
+    check_measure("divergence/words_kept")
 
 
 def test_equal_files_in_several_pages_are_equal() -> None:

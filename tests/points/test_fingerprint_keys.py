@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,17 @@ from sweep.config.schema import SweepConfig
 from sweep.points import fingerprint_keys
 from sweep.points.fingerprint import Fingerprints
 from sweep.points.point import Point
+from sweep.scoring.batch import Item, register_measure
 from tiny_models import TEMPLATE, make_model, make_tokenizer
 
 Configure = Callable[..., SweepConfig]
+
+
+@register_measure("health/letters_for_fingerprints")
+def letters(items: Sequence[Item]) -> list[int]:
+    """Return the number of characters."""
+    return [len(item.answer.text) for item in items]
+
 
 # For each key, a value that differs from the base configuration, and other keys that it needs to have an effect.
 VALUES: dict[str, Any] = {
@@ -52,6 +60,7 @@ VALUES: dict[str, Any] = {
     "scoring.noise_floor": False,
     "scoring.teacher_forced": True,
     "scoring.quality": ["chrf"],
+    "scoring.measures": ["health/letters_for_fingerprints"],
     "scoring.primary": "contains",
     "tracking.uri": "sqlite:////tmp/x.db",
     "tracking.experiment": "other",

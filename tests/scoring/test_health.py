@@ -20,7 +20,6 @@ from sweep.scoring.health import (
     LOOP_TOKENS,
     REFUSAL_CHARACTERS,
     REFUSALS,
-    SHARES,
     compression_ratio,
     distinct,
     empty,
@@ -31,6 +30,7 @@ from sweep.scoring.health import (
     refusal,
 )
 from sweep.scoring.measures import score
+from sweep.scoring.registry import measures_of
 
 
 def test_distinct() -> None:
@@ -154,8 +154,7 @@ def test_refusal() -> None:
 
 def test_health_returns_all_measures() -> None:
     measured = health("no no no", [5, 5, 5])
-    counted = {f"health/{name}" for name in ("characters", "tokens", "longest_repeat", "compression_ratio")}
-    assert set(measured) == SHARES | counted
+    assert list(measured) == [measure.name for measure in measures_of("health")]
     assert (measured["health/characters"], measured["health/tokens"]) == (8, 3)
     assert (measured["health/distinct_1"], measured["health/longest_repeat"]) == (1 / 3, 2)
     nothing = health("", [])

@@ -13,6 +13,7 @@ import sacrebleu
 
 from sweep.errors import ConfigError
 from sweep.scoring import scorers, text
+from sweep.scoring.registry import spec
 
 
 @pytest.mark.parametrize(
@@ -137,12 +138,12 @@ def test_chrf_and_bleu_equal_sacrebleus_exactly() -> None:
 
 @pytest.mark.parametrize("name", ["normalised_exact_match", "contains", "token_f1", "numeric_match", "chrf", "bleu"])
 def test_best_reference_counts_at_any_position(name: str) -> None:
-    scorer, good, bad = scorers.QUALITY[f"quality/{name}"], "quick brown fox 7", "nothing of the kind, 8"
+    scorer, good, bad = scorers.registered_scorers()[f"quality/{name}"], "quick brown fox 7", "nothing of the kind, 8"
     alone = scorer(good, [good])
     assert alone == 1 > scorer(good, [bad])
     assert scorer(good, [bad, good]) == scorer(good, [good, bad]) == alone
     assert math.isnan(scorer(good, []))
-    assert scorer.yes_or_no == (name in ("normalised_exact_match", "contains", "numeric_match"))
+    assert spec(scorer.name).yes_or_no == (name in ("normalised_exact_match", "contains", "numeric_match"))
 
 
 MODULE = """

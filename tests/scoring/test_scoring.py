@@ -64,11 +64,11 @@ def test_samples_are_averaged_within_their_prompt() -> None:
 
 
 def test_measures_are_summarised_over_the_prompts_that_have_them() -> None:
-    values = by_measure([{"a/x": 1.0, "a/y": 2.0}, {"a/x": 3.0}])
+    values = by_measure([{"health/x": 1.0, "health/y": 2.0}, {"health/x": 3.0}])
     summaries = summarise_scores(values, 0.95)
-    assert (summaries["a/x"].mean, summaries["a/x"].n) == (2.0, 2)
-    assert (summaries["a/y"].mean, summaries["a/y"].n) == (2.0, 1)
-    assert math.isnan(summaries["a/y"].ci_low)
+    assert (summaries["health/x"].mean, summaries["health/x"].n) == (2.0, 2)
+    assert (summaries["health/y"].mean, summaries["health/y"].n) == (2.0, 1)
+    assert math.isnan(summaries["health/y"].ci_low)
 
 
 ROWS = torch.tensor([[3.0, 4.0], [0.0, 5.0]])

@@ -8,7 +8,6 @@ generated from the classes, so that each parameter and its default are defined o
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import sys
@@ -28,6 +27,7 @@ from sweep.engines import ENGINES
 from sweep.errors import ConfigError
 from sweep.transforms import TRANSFORMS
 from sweep.util.paths import conf_dir
+from sweep.util.plugins import import_plugin
 from sweep.util.validators import did_you_mean, require
 
 GENERATION_SECTIONS = ("model", "prompts", "transform", "sampling", "seed")  # they decide the generations
@@ -182,7 +182,7 @@ def _import_plugin(module: str) -> None:
     if (folder := os.getcwd()) not in sys.path:  # `python -m sweep` has it, the command `sweep` does not
         sys.path.append(folder)
     try:
-        importlib.import_module(module)
+        import_plugin(module)
     except SyntaxError as error:
         raise ConfigError(f"plugins: {error.filename}:{error.lineno}: {error.msg}.") from error
     except Interrupted:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from sweep.errors import ConfigError, SweepError
+from sweep.scoring.registry import GROUPS
 from sweep.util.validators import did_you_mean, require
 
 KEY = "sweep.objective"
 FORMS = "minimize:MEASURE, maximize:MEASURE or closest:MEASURE:NUMBER (50% means half of the control's)"
-GROUPS = ("quality", "divergence", "health", "perturbation", "cost")
 CONTROL_PREFIX = "control/"  # prefix of the control's measures among those of a point
 CHANGE = "perturbation/relative_l2"
 
@@ -96,7 +96,7 @@ class Objective:
             )
 
 
-def _list(groups: tuple[str, ...]) -> str:
+def _list(groups: Iterable[str]) -> str:
     return ", ".join(f"{group}/…" for group in groups)
 
 

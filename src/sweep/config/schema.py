@@ -17,6 +17,7 @@ from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.errors import TooManyFailures
 from sweep.inputs.config import ModelConfig, PromptsConfig
+from sweep.scoring.registry import shown_in
 from sweep.transforms import Pipeline
 from sweep.util.validators import require, require_choice
 
@@ -63,10 +64,6 @@ class SamplingConfig(Section):
         require(all(self.stop), "sampling.stop", "must not contain an empty string", self.stop)
 
 
-# Divergence measures that every sweep has.
-DIVERGENCES = ("divergence/token_agreement", "divergence/first_divergence", "divergence/edit_distance")
-
-
 def _metric(name: str) -> str:
     """Return the measure's name for an entry of `scoring.quality`: `exact_match`, or a user's `module.function`."""
     return "quality/" + re.split(r"[.:]", name.removeprefix("quality/"))[-1]
@@ -86,7 +83,9 @@ class ScoringConfig(Section):
             clean prompt.
         quality: Measures against references: exact_match, normalised_exact_match, contains, regex_match, token_f1,
             numeric_match, chrf, bleu, or module.function of a plugin, called with (generation, references).
-        primary: Measure that is shown first and whose thresholds are printed: one of quality, or
+        measures: Measures of plugins that score all answers of a point at once, such as a judge: names given to
+            register_measure.
+        primary: Measure that is shown first and whose thresholds are printed: one of quality or measures, or
             divergence/token_agreement, divergence/first_divergence, divergence/edit_distance; null means the first of
             quality.
     """
@@ -99,6 +98,7 @@ class ScoringConfig(Section):
     quality: list[str] = field(
         default_factory=lambda: ["exact_match", "normalised_exact_match", "contains", "token_f1"]
     )
+    measures: list[str] = field(default_factory=list)
     primary: str | None = None
 
     def __post_init__(self) -> None:
@@ -106,11 +106,11 @@ class ScoringConfig(Section):
         require(0 <= self.logprobs <= 20, "scoring.logprobs", "must be in [0, 20]", self.logprobs)
         require(self.nearest_rows >= 0, "scoring.nearest_rows", "must be 0 or more", self.nearest_rows)
         if self.primary is not None:
-            metrics = [_metric(name) for name in self.quality] + list(DIVERGENCES)
+            metrics = [*map(_metric, self.quality), *self.measures, *shown_in("primary")]
             choices = [name.removeprefix("quality/") for name in metrics]
             chosen = self.primary if self.primary in metrics else _metric(self.primary)
             if chosen not in metrics:
-                what = "measure of scoring.quality or a divergence"
+                what = "measure of scoring.quality, of scoring.measures, or a divergence"
                 require_choice("scoring.primary", self.primary, choices, what)
 
     @property
@@ -118,12 +118,16 @@ class ScoringConfig(Section):
         """Measures to show before others: the primary one, then those of plugins."""
         primary = self.primary or next(iter(self.quality), None)
         from_plugins = [_metric(name) for name in self.quality if re.search(r"[.:]", name.removeprefix("quality/"))]
-        chosen = [] if primary is None else [primary if primary in DIVERGENCES else _metric(primary)]
-        return list(dict.fromkeys([*chosen, *from_plugins]))
+        known = (*self.measures, *shown_in("primary"))
+        chosen = [] if primary is None else [primary if primary in known else _metric(primary)]
+        return list(dict.fromkeys([*chosen, *from_plugins, *self.measures]))
 
     def score_settings(self) -> dict[str, Any]:
         """Return the settings that change scores, as plain values."""
-        return {key: value for key, value in asdict(self).items() if key != "primary"}
+        settings = {key: value for key, value in asdict(self).items() if key != "primary"}
+        if not self.measures:  # points of versions without this key are not scored again
+            del settings["measures"]
+        return settings
 
     @property
     def modules(self) -> list[str]:

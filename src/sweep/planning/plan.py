@@ -20,6 +20,7 @@ from sweep.inputs.tokenization import EncodedPrompt, check_lengths
 from sweep.planning import request_builder
 from sweep.points.fingerprint import PointFingerprint
 from sweep.points.point import EngineSpec, Point
+from sweep.scoring.batch import select_measures
 from sweep.scoring.scorers import select
 from sweep.scoring.text import check_pattern
 from sweep.storage.archive import Archived
@@ -135,6 +136,7 @@ def make_plan(tasks: Sequence[Task], inputs: InputStore, *, dry_run: bool = Fals
     """
     for scoring in _scorings(tasks):
         select(scoring.quality)
+        select_measures(scoring.measures)
     groups: dict[EngineSpec, list[Task]] = {}
     for task in tasks:
         groups.setdefault(task.point.engine_spec, []).append(task)

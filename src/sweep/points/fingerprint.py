@@ -23,6 +23,7 @@ from sweep.inputs.config import ModelConfig, PromptsConfig
 from sweep.inputs.input_store import InputStore
 from sweep.inputs.tokenization import EncodedPrompt
 from sweep.points.point import Point
+from sweep.scoring.batch import code_of
 from sweep.scoring.scorers import select
 from sweep.util.digests import folder_digest
 from sweep.util.validators import require
@@ -73,7 +74,7 @@ class Fingerprints:
         self.inputs = inputs or InputStore()
         self._sampling_text = _by_digest(_sampling_text)
         self._scoring_text = _by_digest(_scoring_text)
-        self._scorers_text = _by_digest(_scorers_text)
+        self._scorers_text = _by_digest(scorers_text)
         self._engine_text = _by_digest(_engine_text)
         # By `content_digest` of the model, and of the model and the prompts.
         self._model_texts: dict[str, str] = {}
@@ -242,9 +243,10 @@ def engine_settings(engine: EngineConfig) -> dict[str, Any]:
     return {"name": engine.name, **engine.generation_settings()}
 
 
-def scorers_text(names: Sequence[str]) -> str:
-    """Return the canonical JSON of the digests of user-defined scorers, by name, as imported by this process."""
-    return _text({name: scorer.code for name, scorer in select(names).items() if scorer.code is not None})
+def scorers_text(scoring: ScoringConfig) -> str:
+    """Return the canonical JSON of the digests of user-defined measures, by name, as imported by this process."""
+    codes = {name: scorer.code for name, scorer in select(scoring.quality).items() if scorer.code is not None}
+    return _text(codes | code_of(scoring.measures))
 
 
 def _sampling_text(sampling: SamplingConfig) -> str:
@@ -253,10 +255,6 @@ def _sampling_text(sampling: SamplingConfig) -> str:
 
 def _scoring_text(scoring: ScoringConfig) -> str:
     return _text(scoring.score_settings())
-
-
-def _scorers_text(scoring: ScoringConfig) -> str:
-    return scorers_text(scoring.quality)
 
 
 def _engine_text(engine: EngineConfig) -> str:

@@ -47,6 +47,7 @@ KEYS: Mapping[str, Effect] = {
     "scoring.noise_floor": no_change("It adds a second run of each control, which is recorded separately."),
     "scoring.teacher_forced": no_change("It adds log-probabilities of answers, which are recorded separately."),
     "scoring.quality": no_change(f"{_SCORES} Your own modules count for scores by their contents."),
+    "scoring.measures": no_change(f"{_SCORES} Your own modules count for scores by their contents."),
     "scoring.primary": no_change("It only decides what is shown first."),
     **{f"tracking.{name}": no_change(_TRACKING) for name in ("uri", "experiment", "traces", "patience", "in_process")},
     **{f"sweep.{name}": no_change(_WHERE) for name in (

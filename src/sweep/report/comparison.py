@@ -22,7 +22,7 @@ from sweep.report.paired_differences import (
     value_table,
 )
 from sweep.report.series import Series, TreatedPoint, find_series
-from sweep.scoring.measures import YES_OR_NO
+from sweep.scoring.registry import spec
 from sweep.scoring.response import Response, Side, dose_response, pool
 from sweep.scoring.statistics import intervals
 from sweep.storage.archive import encodable
@@ -173,7 +173,7 @@ def _pooled_means(measure: str, doses: Sequence[float], points: Sequence[PointRe
     prompts = len(next(iter(points[0].values.values())))
     unique, table = pool(np.array(doses), value_table(measure, points, prompts))
     table[np.isinf(table)] = math.nan
-    pooled = intervals(table, confidence, yes_or_no=measure in YES_OR_NO)
+    pooled = intervals(table, confidence, yes_or_no=spec(measure).yes_or_no)
     rows = zip(unique, pooled.mean, pooled.ci_low, pooled.ci_high, strict=True)
     return [tuple(map(float, row)) for row in rows]  # type: ignore[misc]
 
@@ -195,12 +195,11 @@ def _responses(
             control_values,
             neutral=neutral,
             control_is_neutral=control_is_neutral,
-            yes_or_no=measure in YES_OR_NO,
+            yes_or_no=spec(measure).yes_or_no,
             confidence=confidence,
             resamples=1000,
         )
-        floor = float(np.nanmean(control_values)) if measure.startswith("divergence/") else math.nan
+        floor = float(np.nanmean(control_values)) if spec(measure).group.floor else math.nan
         for side, response in sides.items():
-            # For quality alone, lower is known to be worse.
-            limited = response if measure.startswith("quality/") else response.without_breaking_point()
+            limited = response if spec(measure).group.breaks else response.without_breaking_point()
             yield (measure, side), replace(limited, floor=floor)

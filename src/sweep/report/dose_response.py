@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from sweep.report.measures import closer_is_higher, measures, short_key
+from sweep.report.measures import measures, short_key
 from sweep.report.results import SweepResults
 from sweep.report.series import Series
+from sweep.scoring.registry import spec
 
 SHARES = [-0.04, 1.04]  # axis range for shares, with room for markers
 ARROWS = {"above": " ↑", "below": " ↓", "all": ""}
@@ -136,16 +137,17 @@ class DoseResponse:
         return list(distinct.values())
 
     def _band(self, floor: float) -> tuple[float, float]:
-        if not closer_is_higher(self.measure):
+        measure = spec(self.measure)
+        if measure.direction != "higher":
             return min(floor, 0.0), max(floor, 0.0)
-        share = floor <= 1 and self.measure.endswith(("agreement", "top1"))
+        share = floor <= 1 and measure.range == (0.0, 1.0)
         return floor, 1.0 if share else max(floor, *self._plotted_values)
 
     @property
     def share(self) -> bool:
         """Whether to show the whole scale from 0 to 1. Not for divergences, where small values matter."""
-        values = self._plotted_values
-        return self.measure.startswith(("quality/", "health/")) and min(values) >= 0 and max(values) <= 1
+        values, group = self._plotted_values, spec(self.measure).group
+        return group.tested and not group.floor and min(values) >= 0 and max(values) <= 1
 
     @property
     def _plotted_values(self) -> list[float]:
@@ -222,7 +224,7 @@ def _line(results: SweepResults, series: Series, measure: str, records: Mapping[
     rows = along[along["measure"] == measure].to_dict("records")
     control = math.nan if series.control is None else _mean(records[series.control], measure)[0]
     floor = float(rows[0]["floor"]) if rows else math.nan
-    if measure.startswith("divergence/"):
+    if spec(measure).group.floor:
         control, floor = math.nan, control if math.isnan(floor) else floor
     neutral = float(along["neutral"].iloc[0]) if len(along) else math.nan
     name = "control" if series.control is None else str(records[series.control]["name"])

@@ -22,7 +22,7 @@ from sweep.console.streams import visible
 from sweep.report.dose_response import responses
 from sweep.report.figures import figure
 from sweep.report.matrix import Matrix, by_strength
-from sweep.report.measures import main_measures, short_key
+from sweep.report.measures import headline_groups, main_measures, short_key
 from sweep.report.overview import Table, findings, points_table
 from sweep.report.results import SweepResults
 
@@ -44,7 +44,7 @@ def render(results: SweepResults) -> str:
     points = points_table(results, order)
     data = matrix.payload() | {
         "figures": [figure(dose) for dose in doses],
-        "main": main_measures((dose.measure for dose in doses), ("quality", "divergence"), results.first),
+        "main": main_measures((dose.measure for dose in doses), headline_groups(), results.first),
     }
     scripts = {"plotly": _plotly(), "program": (FOLDER / "report.js").read_text("utf-8")}
     template = _environment().get_template("report.html.jinja")

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sweep.report.measures import main_measures, measures, title
+from sweep.report.measures import headline_groups, main_measures, measures
 from sweep.report.results import SweepResults
 from sweep.report.text_diff import SAME, spans
+from sweep.scoring.registry import spec
 
 SHOWN_COLUMNS = 13  # a control and twelve points
 SHOWN_SCORES = 4
 LARGEST = 30_000  # number of generations that a browser can open at once
 COLUMNS = ["point", "prompt_id", "prompt", "sample", "generation", "reference", "finish_reason"]
-GROUPS = ("quality", "divergence", "health")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class Matrix:
 
     Attributes:
         columns: `point`, `name`, `control` (whether it is one), `error`, `shown` (whether it is visible initially).
-        scores: `name`, `title`, `shown`.
+        scores: `name`, `title`, `shown`, `floor` (whether the control's is the noise floor), `implied` (whether it says
+            nothing of an answer that equals the control's).
         rows: `id`, `prompt`, `reference`, and `cells`: for each column a list of samples. A sample is
             `[spans, distance, end, scores]`, with the share of words that differ from the control's (None for a
             control) and the scores in the order of `scores`.
@@ -53,13 +54,24 @@ class Matrix:
         frame = frame.assign(row=_row_keys(frame))
         prompts = list(dict.fromkeys(frame["row"]))
         fitting = prompts[: max(1, LARGEST * len(prompts) // max(1, len(frame)))]
-        names = [name for name in measures(frame.columns) if name.startswith(GROUPS)]
-        chosen = main_measures(names, ("quality", "divergence"), results.first)
+        names = [name for name in measures(frame.columns) if spec(name).group.tested]
+        chosen = main_measures(names, headline_groups(), results.first)
         chosen = chosen[: max(SHOWN_SCORES, sum(name in results.first for name in chosen))]
         rows = _rows(points, frame[frame["row"].isin(fitting)], order, names)
-        scores = [{"name": name, "title": title(name), "shown": name in chosen} for name in names]
+        scores = [_score(name, name in chosen) for name in names]
         samples = int(frame["sample"].max()) + 1 if len(frame) else 1
         return cls(_columns(points, order), scores, rows, samples, len(prompts))
+
+
+def _score(name: str, shown: bool) -> dict[str, Any]:
+    measure = spec(name)
+    return {
+        "name": name,
+        "title": measure.title,
+        "shown": shown,
+        "floor": measure.group.floor,
+        "implied": measure.implied,
+    }
 
 
 def by_strength(points: pd.DataFrame) -> list[int]:

@@ -11,10 +11,10 @@ import pandas as pd
 from sweep.report.dose_response import DoseResponse, SideFindings, Value, is_true
 from sweep.report.measures import main_measures, measures, title
 from sweep.report.results import SweepResults
+from sweep.scoring.registry import spec
 
 NONE = "–"
 NOT_ANALYSED = SideFindings("", *[(math.nan, math.nan, math.nan)] * 3)
-SAMPLED = ("quality/", "divergence/", "health/")  # groups whose intervals are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _cell(record: dict[Any, Any], name: str) -> Cell:
         hints.append(f"difference from the control {difference:+.3g}" + _interval(low, high))
         hints += [f"{letter} = {number(f'/{letter}'):.2g}" for letter in "pq" if number(f"/{letter}") >= 0]
     mark = ("▼" if difference < 0 else "▲") if is_true(record.get(f"{name}/significant", False)) else ""
-    interval = _interval(number("/ci_low"), number("/ci_high")) if name.startswith(SAMPLED) else ""
+    interval = _interval(number("/ci_low"), number("/ci_high")) if spec(name).group.tested else ""
     return Cell(_number(number("")), interval, mark, ", ".join(hints))
 
 

@@ -11,11 +11,10 @@ import numpy as np
 
 from sweep.core.values import Floats
 from sweep.planning.results import PointResult
-from sweep.scoring.measures import YES_OR_NO
+from sweep.scoring.registry import GROUPS, spec
 from sweep.scoring.significance import benjamini_hochberg, p_values, smallest_p
 from sweep.scoring.statistics import Intervals, paired_difference
 
-COMPARED = ("quality/", "divergence/", "health/")
 LEVEL = 0.05  # of the false discovery rate; differences with a lower q are called significant
 
 
@@ -94,7 +93,7 @@ class SignificanceLimit:
 def compared_measures(points: Sequence[PointResult]) -> list[str]:
     """Return those of the points' measures that are compared with the control."""
     names = dict.fromkeys(name for result in points for name in result.values)
-    return [name for name in names if name.startswith(COMPARED)]
+    return [name for name in names if spec(name).group.tested]
 
 
 def value_table(measure: str, points: Sequence[PointResult], prompts: int) -> Floats:
@@ -111,7 +110,7 @@ def difference_tests(
     # The control's divergences come from its second run.
     table = value_table(measure, points, prompts)
     control_values = value_table(measure, [control], prompts)[0]
-    yes_or_no = measure in YES_OR_NO
+    yes_or_no = spec(measure).yes_or_no
     difference = paired_difference(table, control_values, confidence, yes_or_no=yes_or_no)
     p = p_values(table, control_values, yes_or_no=yes_or_no, permutations=1999)
     for row, result in enumerate(points):
@@ -130,8 +129,8 @@ def difference_tests(
 def adjust_for_multiplicity(tests: Mapping[tuple[int, str], DifferenceTest]) -> dict[int, dict[str, Difference]]:
     """Return the differences by index and measure, with q-values over all points and measures of each group."""
     differences: dict[int, dict[str, Difference]] = {}
-    for group in COMPARED:
-        keys = [key for key in tests if key[1].startswith(group)]
+    for group in GROUPS:
+        keys = [key for key in tests if spec(key[1]).group.name == group]
         qs = benjamini_hochberg([tests[key].p for key in keys])
         for (index, measure), q in zip(keys, qs, strict=True):
             test = tests[index, measure]
@@ -144,8 +143,8 @@ def adjust_for_multiplicity(tests: Mapping[tuple[int, str], DifferenceTest]) -> 
 def significance_limits(tests: Mapping[tuple[int, str], DifferenceTest]) -> dict[str, SignificanceLimit]:
     """Return what the tests can show at most, by group of measures."""
     limits = {}
-    for group in COMPARED:
-        in_group = [test for (_, measure), test in tests.items() if measure.startswith(group)]
+    for group in GROUPS:
+        in_group = [test for (_, measure), test in tests.items() if spec(measure).group.name == group]
         if in_group:
             best = max(in_group, key=lambda test: test.changeable)
             limits[group] = SignificanceLimit(best.prompts, best.changeable, len(in_group))

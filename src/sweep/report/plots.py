@@ -12,15 +12,15 @@ import numpy as np
 from sweep.console.text import one_line
 from sweep.report.dose_response import SHARES, DoseResponse, Line, Value, format_doses, responses
 from sweep.report.figures import BREAKING, EFFECTIVE, GREY, LEGIBLE, PALETTE, colour_of
-from sweep.report.measures import GROUPS, closer_is_higher, main_measures, title
+from sweep.report.measures import headline_groups, main_measures, title
 from sweep.report.results import SweepResults
+from sweep.scoring.registry import spec
 from sweep.util.atomic import replace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PLOTTED = ("quality", "divergence")
 DPI = 200
 WIDTH = 60  # characters of a legend line per panel
 PANEL = (4.2, 3.2)  # inches
@@ -43,7 +43,7 @@ def write(results: SweepResults, folder: Path) -> list[Path]:
     written = []
     for axis in dict.fromkeys(dose.axis for dose in doses):
         by_measure = {dose.measure: dose for dose in doses if dose.axis == axis}
-        for group in (group for group in GROUPS if group in PLOTTED):
+        for group in headline_groups():
             panels = [by_measure[measure] for measure in main_measures(by_measure, [group], results.first)]
             if panels:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def _panel(axes: Axes, response: DoseResponse) -> None:
         colour = GREY if index is None else colour_of(index)
         label = "noise floor" if index is None else f"noise floor: {response.lines[index].control_name}"
         axes.axhspan(low, high, color=colour, alpha=0.25, linewidth=0, label=_plain(label))
-        axes.axhline(high if not closer_is_higher(response.measure) else low, color=colour, linewidth=0.8)
+        axes.axhline(low if spec(response.measure).direction == "higher" else high, color=colour, linewidth=0.8)
     for index, mean, name in response.controls:
         axes.axhline(mean, color=GREY if index is None else colour_of(index), linestyle=":", label=_plain(name))
     alone = len(response.lines) == 1

@@ -150,13 +150,12 @@
     return text;
   }
 
-  const TRIVIAL = /(first_divergence|agreement|edit_distance)$/;
   function measures(cell, control) {
     const line = element("div", "measures");
     for (const score of state.scores) {
       // A control's divergence is from its second run, not from the text in this cell. Equal texts need no such scores.
-      const { name } = data.scores[score];
-      if ((control && name.startsWith("divergence/")) || (equals(cell) && TRIVIAL.test(name))) continue;
+      const { floor, implied } = data.scores[score];
+      if ((control && floor) || (equals(cell) && implied)) continue;
       const value = cell[SCORES][score];
       if (value !== null) line.append(element("span", "", `${data.scores[score].title} `, element("b", "", String(+value.toPrecision(3)))));
     }

@@ -8,6 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from sweep.console.text import code, markdown, one_line
+from sweep.scoring.registry import GROUPS, shown_in, spec
 
 if TYPE_CHECKING:
     from sweep.planning.results import PointResult
@@ -22,10 +23,10 @@ DIRECTION: dict[Side, str] = {"above": " (increasing)", "below": " (decreasing)"
 def ranking_measure(comparison: Comparison) -> str | None:
     """Return the measure that ranks points as best and worst: the first of `scoring.first`, if measured."""
     measured = {name for result in comparison.results for name in result.summaries}
-    for name in (*comparison.first, "quality/exact_match", "quality/contains", "divergence/token_agreement"):
+    for name in (*comparison.first, *shown_in("ranking")):
         if name in measured:
             return name
-    return next((name for name in sorted(measured) if name.startswith("quality/")), None)
+    return next((name for name in sorted(measured) if spec(name).group.breaks), None)
 
 
 def threshold_measures(comparison: Comparison) -> list[str]:
@@ -37,14 +38,7 @@ def threshold_measures(comparison: Comparison) -> list[str]:
 
 def shown_measures(comparison: Comparison) -> list[str]:
     """Return the measures of the description's table, in order."""
-    preferred = [
-        *threshold_measures(comparison),
-        "divergence/token_agreement",
-        "divergence/edit_distance",
-        "divergence/control_answer_logprob_change",
-        "perturbation/relative_l2",
-        "health/loop",
-    ]
+    preferred = [*threshold_measures(comparison), *shown_in("description")]
     measured = {name for result in comparison.results for name in result.summaries}
     return [name for name in dict.fromkeys(preferred) if name in measured]
 
@@ -107,11 +101,11 @@ def power_notes(comparison: Comparison) -> Iterator[str]:
     notes: dict[str, list[str]] = {}
     for group, limit in comparison.limits.items():
         marked = any(
-            difference.significant and measure.startswith(group)
+            difference.significant and spec(measure).group.name == group
             for differences in comparison.differences.values()
             for measure, difference in differences.items()
         )
-        if group == "health/" or marked or limit.smallest_p < limit.required_p:
+        if not GROUPS[group].headline or marked or limit.smallest_p < limit.required_p:
             continue
         prompts = str(limit.prompts)
         needed = f"{limit.required_prompts} prompts"
@@ -123,7 +117,7 @@ def power_notes(comparison: Comparison) -> Iterator[str]:
             f"too few prompts ({prompts}): the smallest possible p is {limit.smallest_p:.2g}, but p < "
             f"{limit.required_p:.2g} is required for a single difference in {comparisons}. Use at least {needed}."
         )
-        notes.setdefault(note, []).append(group.rstrip("/"))
+        notes.setdefault(note, []).append(group)
     yield from (f"{' and '.join(groups)}: {note}" for note, groups in notes.items())
 
 

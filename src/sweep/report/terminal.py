@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.report import FOLDER, REPORT
-from sweep.report.measures import COLUMNS, title
+from sweep.report.measures import title
 from sweep.report.run_summary import power_notes, response_findings
 from sweep.report.summary import Summary, load_summary
+from sweep.scoring.registry import shown_in, spec
 
 if TYPE_CHECKING:
     from sweep.config.schema import SweepConfig
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from sweep.report.comparison import Comparison
     from sweep.tracking import AnyTracker
 
-INTERVALS = ("quality", "divergence")  # groups of measures that are shown with their intervals
 LEVEL = 0.05
 MAX_POINTS = 60  # maximum number of points in the table
 MAX_SERIES = 16  # maximum number of lines about series
@@ -71,7 +71,7 @@ def _summary(outcome: SweepOutcome, config: SweepConfig) -> Summary:
     if comparison is not None:  # its results have distinct names for the controls of all batches
         named = {result.index: result for result in comparison.results}
         results = [named.get(result.index, result) for result in results]
-    names = dict.fromkeys([*config.scoring.first, *COLUMNS])
+    names = dict.fromkeys([*config.scoring.first, *shown_in("terminal")])
     measured = [name for name in names if any(name in result.summaries for result in results)]
     # Without a measure, as when all points failed, the only column is the state.
     cells = partial(_cells, names=measured, comparison=comparison) if measured else _state
@@ -115,7 +115,7 @@ def _cells(result: PointResult, names: list[str], comparison: Comparison | None)
     for name in names:
         difference = differences.get(name)
         mark = " *" if difference is not None and difference.significant else ""
-        cells.append(_cell(result.summaries.get(name), name.split("/")[0] in INTERVALS) + mark)
+        cells.append(_cell(result.summaries.get(name), spec(name).group.headline) + mark)
     return cells
 
 

@@ -14,12 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import rel_entr
 
+from sweep.engines.base import Completion
 from sweep.scoring.divergence import first_divergence
+from sweep.scoring.registry import Direction, MeasureSpec, Shown
 
 # Lowest probability of an unlisted token; smaller values are below float32 resolution.
 FLOOR = 1e-7
@@ -65,7 +68,7 @@ def distance(answer: Logprobs, control: Logprobs, top_k: int | None = None) -> D
     tokens = list(dict.fromkeys([*p, *q]))
     wide_p, control_unlisted = _spread(p, tokens, top_k)
     wide_q, unlisted = _spread(q, tokens, top_k)
-    middle = (wide_p + wide_q) / 2
+    middle, rel_entr = (wide_p + wide_q) / 2, _rel_entr()
     js = float(rel_entr(wide_p, middle).sum() + rel_entr(wide_q, middle).sum()) / 2
     kl = float(rel_entr(wide_p, wide_q).sum())
     top1 = float(not _most_probable(p).isdisjoint(_most_probable(q)))
@@ -112,6 +115,13 @@ def distances(
     return scores
 
 
+@cache
+def _rel_entr() -> Any:
+    from scipy.special import rel_entr  # imported late: a list of measures does not need SciPy
+
+    return rel_entr
+
+
 def _listed(logprobs: Logprobs) -> dict[int, float]:
     """Return the probabilities by token, without those that are zero."""
     probabilities = {token: math.exp(value) for token, value in logprobs.items() if value != -math.inf}
@@ -137,3 +147,39 @@ def _spread(listed: dict[int, float], tokens: list[int], top_k: int | None) -> t
 def _most_probable(listed: dict[int, float]) -> set[int]:
     most = max(listed.values())
     return {token for token, value in listed.items() if value == most}
+
+
+def _compare(answer: Completion, control: Completion, top_k: int) -> dict[str, float]:
+    if not top_k:
+        return {}
+    return distances(answer.token_ids, answer.logprobs, control.token_ids, control.logprobs, top_k)
+
+
+WHERE = {
+    "first_token": "at the first token",
+    "prefix": "mean over the common prefix, with the first token that differs",
+}
+# Meaning, highest value, unit, and which values are closer to the control.
+DISTANCES: dict[str, tuple[str, float, str, Direction | None]] = {
+    "kl": ("KL(control‖point)", math.inf, "nats", "lower"),
+    "js": ("Jensen-Shannon divergence", math.log(2), "nats", "lower"),
+    "top1": ("agreement of the most probable token", 1.0, "", "higher"),
+    "unlisted": ("probability beyond the listed tokens; KL and JS are too low where it is large", 1.0, "", None),
+    "control_unlisted": ("the same of the control", 1.0, "", None),
+}
+MEASURES = tuple(
+    MeasureSpec(
+        f"divergence/{place}_{name}",
+        f"{about}; {where}",
+        per="pair",
+        range=(0.0, high),
+        unit=unit,
+        direction=direction,
+        # At a single token the agreement is 0 or 1.
+        interval="wilson" if (place, name) == ("first_token", "top1") else "bca",
+        shown=Shown(report=50) if (place, name) == ("first_token", "kl") else Shown(),
+        compute=_compare,
+    )
+    for place, where in WHERE.items()
+    for name, (about, high, unit, direction) in DISTANCES.items()
+)

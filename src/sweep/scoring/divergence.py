@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import compress, count
 from operator import eq, ne
 
 from rapidfuzz.distance import Levenshtein
+
+from sweep.engines.base import Completion
+from sweep.scoring.registry import Direction, MeasureSpec, Shown
 
 
 def compare(answer: Sequence[int], control: Sequence[int]) -> dict[str, float]:
@@ -49,3 +53,55 @@ def prefix_agreement(answer: Sequence[int], control: Sequence[int]) -> float:
 
 def _share(first: float, answer: Sequence[int], control: Sequence[int]) -> float:
     return first / len(control) if control else float(not answer)
+
+
+def _compare(answer: Completion, control: Completion, top_k: int) -> dict[str, float]:
+    return compare(answer.token_ids, control.token_ids)
+
+
+def _divergence(name: str, about: str, direction: Direction, high: float = 1.0, **shown: int) -> MeasureSpec:
+    return MeasureSpec(
+        f"divergence/{name}",
+        about,
+        per="pair",
+        range=(0.0, high),
+        unit="" if high == 1 else "tokens",
+        direction=direction,
+        shown=Shown(**shown),
+        implied=True,
+        compute=_compare,
+    )
+
+
+MEASURES = (
+    _divergence(
+        "first_divergence",
+        "length of the common prefix, which is the position of the first difference",
+        "higher",
+        math.inf,
+        terminal=30,
+        report=20,
+        primary=20,
+    ),
+    _divergence("prefix_agreement", "common prefix's share of the control's tokens", "higher"),
+    _divergence(
+        "token_agreement",
+        "share of positions with the same token, over the longer answer's length; 1 if both are empty",
+        "higher",
+        terminal=40,
+        report=10,
+        description=10,
+        live=10,
+        ranking=30,
+        primary=10,
+    ),
+    _divergence(
+        "edit_distance",
+        "Levenshtein distance over the longer answer's length: 0 if equal, 1 if nothing is in common",
+        "lower",
+        terminal=50,
+        report=30,
+        description=20,
+        primary=30,
+    ),
+)

@@ -9,8 +9,16 @@ import math
 import unicodedata
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import count
+from typing import Any
 
+from sweep.core.values import Scores
+from sweep.engines.base import Completion
+from sweep.scoring.registry import Interval, MeasureSpec, Shown
+from sweep.scoring.text import CACHE_SIZE
+
+DISTINCT = "Li et al. 2016, arXiv:1510.03055"
 LOOP_REPETITIONS = 3
 LOOP_SHARE = 0.25
 LOOP_TOKENS = 8
@@ -47,9 +55,6 @@ REFUSALS = (
     "unable to assist",
 )
 REFUSAL_CHARACTERS = 200
-
-YES_OR_NO = frozenset({"health/loop", "health/empty", "health/refusal"})
-SHARES = YES_OR_NO | {"health/distinct_1", "health/distinct_2", "health/distinct_3", "health/non_printable"}
 
 # White space that counts as printable.
 _LAYOUT = str.maketrans("", "", "\t\n\r\v\f")
@@ -198,3 +203,37 @@ def _ends_in_loop(packed: str) -> bool:
                 return True
         earlier = packed.rfind(packed[-1], 0, earlier)
     return False
+
+
+# Many answers of a sweep are the same.
+_cached = lru_cache(maxsize=CACHE_SIZE)(health)
+
+
+def _measure(answer: Completion) -> Scores:
+    return _cached(answer.text, answer.token_ids)
+
+
+def _health(name: str, about: str, high: float = 1.0, *, yes_or_no: bool = False, **more: Any) -> MeasureSpec:
+    interval: Interval = "wilson" if yes_or_no else "bca"
+    return MeasureSpec(f"health/{name}", about, "completion", (0.0, high), interval=interval, compute=_measure, **more)
+
+
+MEASURES = (
+    _health("distinct_1", "different tokens over all tokens", source=DISTINCT),
+    _health("distinct_2", "the same for pairs of tokens", source=DISTINCT),
+    _health("distinct_3", "the same for triples of tokens", source=DISTINCT),
+    _health("longest_repeat", "length of the longest n-gram that occurs twice", math.inf, unit="tokens"),
+    _health(
+        "loop",
+        "the answer ends in a repetition of some length",
+        yes_or_no=True,
+        direction="lower",
+        shown=Shown(report=10, description=50),
+    ),
+    _health("compression_ratio", "bytes of the text over those that zlib makes of them", math.inf),
+    _health("empty", "nothing but white space", yes_or_no=True, direction="lower", shown=Shown(report=20)),
+    _health("non_printable", "share of control, surrogate, private-use and replacement characters", direction="lower"),
+    _health("refusal", "a heuristic: English phrases at the start, listed in `scoring/health.py`", yes_or_no=True),
+    _health("characters", "length", math.inf, unit="characters"),
+    _health("tokens", "length", math.inf, unit="tokens"),
+)

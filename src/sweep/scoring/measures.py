@@ -1,49 +1,25 @@
-"""All measures of an answer, and their summaries over the prompts of a point."""
+"""Scores of an answer in all measures, and their summaries over the prompts of a point."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
 
 from sweep.core.values import Floats, Scores, Summary
 from sweep.engines.base import Completion
-from sweep.scoring import divergence
-from sweep.scoring.distributions import distances
-from sweep.scoring.health import SHARES as HEALTH_SHARES
-from sweep.scoring.health import YES_OR_NO as HEALTH_YES_OR_NO
-from sweep.scoring.health import health
-from sweep.scoring.scorers import QUALITY, Scorer
+from sweep.scoring.registry import computations, spec
+from sweep.scoring.scorers import Scorer
 from sweep.scoring.statistics import intervals
-from sweep.scoring.text import CACHE_SIZE
 
-# Many answers of a sweep are the same.
-_health = lru_cache(maxsize=CACHE_SIZE)(health)
-
-YES_OR_NO = (
-    {name for name, scorer in QUALITY.items() if scorer.yes_or_no}
-    | HEALTH_YES_OR_NO
-    | {"cost/truncated", "divergence/first_token_top1"}
-)
-# Measures in [0, 1]; their confidence intervals are clipped to that range.
-SHARES = (
-    YES_OR_NO
-    | HEALTH_SHARES
-    | {
-        "divergence/token_agreement",
-        "divergence/prefix_agreement",
-        "divergence/edit_distance",
-        "divergence/prefix_top1",
-        "perturbation/changed",
-        "perturbation/nearest_token_flips",
-        "perturbation/rows_kept",
-    }
-)
-# Endings of the names of measures that can be negative.
-SIGNED = ("/snr_db", "/dose_requested", "/dose_achieved", "_logprob", "_logprob_change")
+# How the samples of a prompt make one value.
+AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean": lambda samples: sum(samples) / len(samples),
+    "min": min,
+    "max": max,
+}
 
 
 def score(
@@ -64,23 +40,20 @@ def score(
     """
     scores = {name: scorer(answer.text, references) for name, scorer in scorers.items()}
     if control is not None:
-        answer_ids, control_ids = answer.token_ids, control.token_ids
-        scores |= divergence.compare(answer_ids, control_ids)
-        if top_k:
-            scores |= distances(answer_ids, answer.logprobs, control_ids, control.logprobs, top_k)
-    scores |= _health(answer.text, answer.token_ids)
-    scores["cost/output_tokens"] = float(len(answer.token_ids))
-    scores["cost/truncated"] = float(answer.finish_reason == "length")
+        for compare in computations("pair"):
+            scores |= compare(answer, control, top_k)
+    for compute in computations("completion"):
+        scores |= compute(answer)
     return {name: value for name, value in scores.items() if not math.isnan(value)}
 
 
 def mean_scores(samples: Sequence[Scores]) -> Scores:
-    """Return each measure's mean over the samples of one prompt; the prompt is the unit of all statistics."""
+    """Return each measure's value over the samples of one prompt; the prompt is the unit of all statistics."""
     if len(samples) == 1:
         return dict(samples[0])
     names = dict.fromkeys(chain.from_iterable(samples))
     values = {name: [sample[name] for sample in samples if name in sample] for name in names}
-    return {name: sum(present) / len(present) for name, present in values.items()}
+    return {name: AGGREGATES[spec(name).aggregate](present) for name, present in values.items()}
 
 
 def by_measure(prompts: Sequence[Scores]) -> dict[str, Floats]:
@@ -93,27 +66,14 @@ def summarise_scores(values: Mapping[str, Floats], confidence: float) -> dict[st
     """Return each measure's mean over prompts, with its confidence interval and the number of prompts that have it."""
     summaries = {}
     for yes_or_no in (True, False):  # all measures of one kind together share their resamples
-        names = [name for name in values if (name in YES_OR_NO) == yes_or_no]
+        names = [name for name in values if spec(name).yes_or_no == yes_or_no]
         if not names:
             continue
         estimates = intervals(np.stack([values[name] for name in names]), confidence, yes_or_no=yes_or_no)
         for row, name in enumerate(names):
-            low, high = limits(name)
+            low, high = spec(name).range
             bounds = float(estimates.ci_low[row]), float(estimates.ci_high[row])
             if not math.isnan(bounds[0]):
                 bounds = max(bounds[0], low), min(bounds[1], high)
             summaries[name] = Summary(float(estimates.mean[row]), *bounds, int(estimates.n[row]))
     return {name: summaries[name] for name in values}
-
-
-def limits(name: str) -> tuple[float, float]:
-    """Return a measure's lowest and highest possible value."""
-    if name == "perturbation/cosine":
-        return -1.0, 1.0
-    if name.endswith(SIGNED):
-        return -math.inf, math.inf
-    if name in QUALITY:
-        return QUALITY[name].limits
-    if name.startswith("quality/"):  # a custom scorer, with unknown limits
-        return -math.inf, math.inf
-    return 0.0, 1.0 if name in SHARES else math.inf

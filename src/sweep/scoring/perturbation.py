@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sweep.core.values import Scores
+from sweep.scoring.registry import MeasureSpec, Shown
 from sweep.util.compact import compact
 
 if TYPE_CHECKING:
@@ -227,3 +228,40 @@ def nearest_token_flips(prompts: Sequence[Neighbours], table: Table, *, on_gpu: 
     pieces = torch.split(flipped.float(), [len(p.token_ids) for p in prompts])
     shares = [float(piece.mean()) if len(piece) else 0.0 for piece in pieces]
     return [p.unmatched_share + p.changed_share * share for p, share in zip(prompts, shares, strict=True)]
+
+
+def _perturbation(name: str, about: str, low: float = 0.0, high: float = math.inf, **more: Any) -> MeasureSpec:
+    return MeasureSpec(f"perturbation/{name}", about, "prompt", (low, high), **more)
+
+
+FLIPS = "perturbation/nearest_token_flips"
+MEASURES = (
+    _perturbation(
+        "relative_l2",
+        "‖ΔE‖/‖E‖ (Frobenius) over the whole prompt",
+        title="relative L2",
+        shown=Shown(terminal=60, report=10, description=40, live=20),
+    ),
+    _perturbation("snr_db", "20·log10(‖E‖/‖ΔE‖); left out where nothing changed", -math.inf, unit="dB"),
+    _perturbation("cosine", "mean cosine of a row with what it was", -1.0, 1.0),
+    _perturbation("norm_ratio", "‖E+ΔE‖/‖E‖"),
+    _perturbation("changed", "share of entries that differ after the cast", high=1.0),
+    _perturbation(
+        "nearest_token_flips",
+        "share of rows whose nearest token (L2) changed, of `scoring.nearest_rows`",
+        high=1.0,
+        title="token flips",
+        shown=Shown(terminal=70),
+    ),
+    _perturbation("dose_requested", "dose that was asked for, in the unit of its parameter", -math.inf),
+    _perturbation(
+        "dose_achieved",
+        "dose after the cast; in a composition each step has its own, `perturbation/0/dose_…`",
+        -math.inf,
+        title="achieved dose",
+        shown=Shown(terminal=80),
+    ),
+    _perturbation("largest_entry", "largest absolute entry that was sent"),
+    _perturbation("rows", "rows that were sent"),
+    _perturbation("rows_kept", "share of rows, before and after, that have a counterpart", high=1.0),
+)

@@ -1,4 +1,4 @@
-"""Registry of quality measures: the built-in ones by name, and users' own functions."""
+"""Scorers of a configuration: registered quality measures by name, and users' own functions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 
 from sweep.console.signals import Interrupted
 from sweep.errors import ConfigError
-from sweep.scoring import text
+from sweep.scoring.registry import GROUPS, measures_of
 from sweep.scoring.text import ScorerError
 from sweep.util.digests import code_digest
 from sweep.util.validators import did_you_mean
 
-GROUP = "quality/"
+GROUP = GROUPS["quality"].prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,12 @@ class Scorer:
         name: metric name, `quality/…`.
         function: takes the answer and the references, returns a float.
         needs_reference: whether the measure applies only to prompts with references.
-        yes_or_no: whether all scores are 0 or 1.
-        limits: lowest and highest possible score.
-        code: digest of the module of a user's function; None for a built-in measure.
+        code: digest of the module of a user's function; None for a registered measure.
     """
 
     name: str
     function: Callable[[str, Sequence[str]], float]
     needs_reference: bool = True
-    yes_or_no: bool = False
-    limits: tuple[float, float] = (0.0, 1.0)
     code: str | None = None
 
     def __call__(self, answer: str, references: Sequence[str]) -> float:
@@ -50,37 +46,31 @@ class Scorer:
         return self.function(answer, references)
 
 
-QUALITY: dict[str, Scorer] = {
-    scorer.name: scorer
-    for scorer in (
-        Scorer(GROUP + "exact_match", text.exact_match, yes_or_no=True),
-        Scorer(GROUP + "normalised_exact_match", text.normalised_exact_match, yes_or_no=True),
-        Scorer(GROUP + "contains", text.contains, yes_or_no=True),
-        Scorer(GROUP + "regex_match", text.regex_match, yes_or_no=True),
-        Scorer(GROUP + "token_f1", text.token_f1),
-        Scorer(GROUP + "numeric_match", text.numeric_match, yes_or_no=True),
-        Scorer(GROUP + "chrf", text.chrf),
-        Scorer(GROUP + "bleu", text.bleu),
-    )
-}
+def registered_scorers() -> dict[str, Scorer]:
+    """Return the registered quality measures by metric name."""
+    return {
+        measure.name: Scorer(measure.name, measure.compute)
+        for measure in measures_of("quality")
+        if measure.per == "references" and measure.compute is not None
+    }
 
 
 def select(names: Sequence[str]) -> dict[str, Scorer]:
     """Return the scorers of a configuration by metric name.
 
     Args:
-        names: keys of `QUALITY`, with or without `quality/`, and paths of users' functions, see `load_scorer`.
+        names: registered quality measures, with or without `quality/`, and paths of functions, see `load_scorer`.
 
     Raises:
         ConfigError: a name is unknown, or two scorers have the same name; see also `load_scorer`.
     """
-    chosen: dict[str, Scorer] = {}
+    registered, chosen = registered_scorers(), dict[str, Scorer]()
     for name in names:
         metric = GROUP + name.removeprefix(GROUP)
-        if metric not in QUALITY and not re.search(r"[.:]", name):
-            available = [key.removeprefix(GROUP) for key in QUALITY]
+        if metric not in registered and not re.search(r"[.:]", name):
+            available = [key.removeprefix(GROUP) for key in registered]
             raise ConfigError(f"scoring.quality: {name!r} is not a quality measure. {did_you_mean(name, available)}")
-        scorer = QUALITY.get(metric) or load_scorer(name)
+        scorer = registered.get(metric) or load_scorer(name)
         if scorer.name in chosen:
             raise ConfigError(
                 f"scoring.quality: two scorers are named {scorer.name!r}; the second one is {name!r}. Rename one."
@@ -127,9 +117,7 @@ def load_scorer(path: str) -> Scorer:
                 f"scoring.quality: {path} failed with {type(error).__name__}: {_first_line(error)}"
             ) from error
 
-    return Scorer(
-        name, score, needs_reference, limits=(-math.inf, math.inf), code=code_digest(inspect.unwrap(function))
-    )
+    return Scorer(name, score, needs_reference, code_digest(inspect.unwrap(function)))
 
 
 def _import(path: str, module: str, attribute: str) -> Callable[..., Any]:

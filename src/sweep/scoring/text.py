@@ -11,7 +11,7 @@ import re
 import string
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from operator import add
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import regex
 
 from sweep.errors import ConfigError, SweepError
+from sweep.scoring.registry import MeasureSpec, Shown
 
 # Cache size in answers: enough for a few points.
 CACHE_SIZE = 2048
@@ -58,7 +59,7 @@ def normalise(text: str) -> str:
 
 
 def normalised_exact_match(answer: str, references: Sequence[str]) -> float:
-    """Return 1 if the answer equals a reference after `normalise` (arXiv:1606.05250), else 0."""
+    """Return 1 if the answer equals a reference after `normalise`, else 0."""
     return float(normalise(answer) in map(normalise, references))
 
 
@@ -113,7 +114,7 @@ def check_pattern(reference: str) -> Any:
 
 
 def token_f1(answer: str, references: Sequence[str]) -> float:
-    """Return the harmonic mean of precision and recall of the words, after `normalise` (SQuAD, arXiv:1606.05250).
+    """Return the harmonic mean of precision and recall of the words, after `normalise`.
 
     If the answer or the reference has no words left, it is 1 if neither has any, else 0 (as in SQuAD 2.0).
     """
@@ -168,12 +169,12 @@ def _equal(one: tuple[float, bool], other: tuple[float, bool], tolerance: float)
 
 
 def chrf(answer: str, references: Sequence[str]) -> float:
-    """Return the character n-gram F-score chrF2 (Popović 2015, doi:10.18653/v1/W15-3049) of sacrebleu, over 100."""
+    """Return the character n-gram F-score chrF2 of sacrebleu, over 100."""
     return max((_chrf(answer, reference) for reference in references), default=0.0)
 
 
 def bleu(answer: str, references: Sequence[str]) -> float:
-    """Return sentence BLEU (Post 2018, arXiv:1804.08771) of sacrebleu with effective order, over 100.
+    """Return sentence BLEU of sacrebleu with effective order, over 100.
 
     Effective order skips n-grams that are longer than the answer. Each reference is scored alone; the best one counts.
     """
@@ -232,3 +233,31 @@ def _chrf_class() -> type[Any]:
             return statistics
 
     return FasterCHRF
+
+
+def _quality(
+    compute: Callable[[str, Sequence[str]], float], source: str = "", *, yes_or_no: bool = False, **shown: int
+) -> MeasureSpec:
+    return MeasureSpec(
+        f"quality/{compute.__name__}",
+        per="references",
+        range=(0.0, 1.0),
+        direction="higher",
+        interval="wilson" if yes_or_no else "bca",
+        shown=Shown(**shown),
+        compute=compute,
+        source=source,
+    )
+
+
+SQUAD = "Rajpurkar et al. 2016, arXiv:1606.05250"
+MEASURES = (
+    _quality(exact_match, yes_or_no=True, terminal=10, report=10, ranking=10),
+    _quality(normalised_exact_match, SQUAD, yes_or_no=True, report=20),
+    _quality(contains, yes_or_no=True, terminal=20, report=30, ranking=20),
+    _quality(regex_match, yes_or_no=True),
+    _quality(token_f1, SQUAD, report=40),
+    _quality(numeric_match, yes_or_no=True, report=50),
+    _quality(chrf, "Popović 2015, doi:10.18653/v1/W15-3049", report=60),
+    _quality(bleu, "Post 2018, arXiv:1804.08771"),
+)

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -20,8 +21,11 @@ from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import Prompt
 from sweep.planning.results import CONTROL, OWN, Finished, PointResult, as_yaml
 from sweep.points.point import Point
+from sweep.scoring.batch import Item, score_batch, select_measures
+from sweep.scoring.forced import answer_scores, control_scores
 from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
-from sweep.scoring.perturbation import nearest_token_flips
+from sweep.scoring.perturbation import FLIPS, nearest_token_flips
+from sweep.scoring.registry import spec
 from sweep.scoring.scorers import select
 from sweep.util.redaction import redact
 
@@ -73,6 +77,8 @@ def score_point(finished: Finished, corpus: PromptSet, *, on_gpu: bool = False) 
             ]
             for i, (encoded, answers) in enumerate(zip(corpus.prompts, finished.answers, strict=True))
         ]
+        if scoring.measures:
+            _add_batch_scores(scored, finished, corpus)
         prompt_scores = _prompt_scores(finished, corpus, on_gpu)
     values = by_measure([mean_scores(samples) | once for samples, once in zip(scored, prompt_scores, strict=True)])
     summaries = summarise_scores(values, scoring.confidence)
@@ -110,14 +116,30 @@ def restore(record: PointRecord, rows: Any, point: Point | None = None) -> Point
         point = Point(parse(config), tuple(record.axes), record.role == "control")
     values: dict[str, Floats] = {}
     if len(rows):
-        means = rows.groupby("prompt_id", sort=False)[list(record.summaries)].mean()
+        prompts = rows.groupby("prompt_id", sort=False)
+        means = prompts[list(record.summaries)].mean()
+        others = {name: how for name in record.summaries if (how := spec(name).aggregate) != "mean"}
         values = {name: means[name].to_numpy(float) for name in record.summaries}
+        values |= {name: prompts[name].agg(how).to_numpy(float) for name, how in others.items()}
     return PointResult(record.index, point, record.summaries, values, record.error)
 
 
+def _add_batch_scores(scored: Sequence[Sequence[Scores]], finished: Finished, corpus: PromptSet) -> None:
+    """Add the scores of `scoring.measures`, which see all answers at once."""
+    point, control = finished.point, finished.control.answers
+    metadata = {"name": point.name, "role": point.role, **dict(point.axes)}
+    items = [
+        Item(encoded.prompt, encoded.layout.text, answer, control[i][k] if control else None, k, metadata)
+        for i, (encoded, answers) in enumerate(zip(corpus.prompts, finished.answers, strict=True))
+        for k, answer in enumerate(answers)
+    ]
+    added = score_batch(select_measures(point.config.scoring.measures), items)
+    for scores, more in zip(chain.from_iterable(scored), added, strict=True):
+        scores |= more
+
+
 def _answer_logprob(finished: Finished, prompt: int, sample: int) -> Scores:
-    logprob = finished.forced.get((prompt, OWN, sample))
-    return {} if logprob is None else {"divergence/answer_logprob": logprob}
+    return answer_scores(finished.forced.get((prompt, OWN, sample)))
 
 
 def _prompt_scores(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[Scores]:
@@ -130,10 +152,7 @@ def _prompt_scores(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[
         samples = range(point.config.sampling.n)
         logprobs = {k: forced[j, kind, k] for k in samples if (j, kind, k) in forced}
         changes = [logprobs[k] - reference[j, OWN, k] for k in logprobs if (j, OWN, k) in reference]
-        if logprobs:
-            prompt_scores["divergence/control_answer_logprob"] = sum(logprobs.values()) / len(logprobs)
-        if changes:
-            prompt_scores["divergence/control_answer_logprob_change"] = sum(changes) / len(changes)
+        prompt_scores |= control_scores(logprobs.values(), changes)
     return scores
 
 
@@ -142,7 +161,7 @@ def _perturbations(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[
     if finished.point.config.scoring.nearest_rows:
         flips = nearest_token_flips([m.neighbours for m in finished.measured], corpus.table, on_gpu=on_gpu)
         for prompt_scores, flip in zip(scores, flips, strict=True):
-            prompt_scores["perturbation/nearest_token_flips"] = flip
+            prompt_scores[FLIPS] = flip
     return scores
 
 

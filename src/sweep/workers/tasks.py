@@ -49,7 +49,7 @@ def score(corpus: PromptSet, finished: Finished, archive: Archive, *, on_gpu: bo
     began = time.monotonic()
     try:
         planned = finished.point_fingerprint.scorers
-        if planned is not None and scorers_text(finished.point.config.scoring.quality) != planned:
+        if planned is not None and scorers_text(finished.point.config.scoring) != planned:
             raise ConfigError("the module of a scorer has changed since the plan; run the same command again")
         scored = score_point(finished, corpus, on_gpu=on_gpu)
     except Exception as error:  # a user's scorer failed, or this code has a bug: only this point fails

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from sweep.inputs.embedding_table import EmbeddingTable
 from sweep.inputs.prompt_set import PromptSet
 from sweep.planning.results import Finished
 from sweep.storage.archive import Archive
+from sweep.util.plugins import import_plugin
 from sweep.workers import tasks
 from sweep.workers.base import Built, Scored, Unbuilt
 
@@ -39,7 +39,7 @@ class PoolWorker:
         import torch
 
         for module in plugins:
-            importlib.import_module(module)
+            import_plugin(module)
         self._threads, self._on_gpu, self._pickled = threads, on_gpu, corpora
         self._corpora: dict[int, PromptSet] = {}
         self._tables: WeakValueDictionary[bytes, EmbeddingTable] = WeakValueDictionary()
