@@ -7,7 +7,7 @@
 #   are more than one, tokens differ, without a message.
 # Seen:
 #   expected ['a', 'ĠĠ', '1'], got ['a', 'Ġ', 'Ġ', '1']
-# Exits non-zero if that changes. Needs Python 3.11 or newer, and about 3 GB while it runs.
+# Exits non-zero if that changes. Needs Python 3.11 or newer, and several GB while it runs (PyTorch).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
