@@ -20,7 +20,7 @@ from sweep.inputs.span import Span
 
 # Descriptions that can be read alone: of keys whose docstring has none, or one that needs its context.
 DESCRIPTIONS = {
-    "model.id": "hub id, local folder, or `demo` for the embedded model",
+    "model.id": "hub id, local folder, `demo` (the embedded model), or `smollm2` (from a package index)",
     "model.revision": "revision on the hub",
     "model.dtype": "`auto` (the checkpoint's), `float32`, `bfloat16` or `float16`; `model=demo` sets float32",
     "model.trust_remote_code": "run the model's own code",

@@ -11,6 +11,7 @@ from sweep.console.terminal import Terminal
 from sweep.execution.resume import ResumeIndex
 from sweep.inputs.clock import SweepClock, describe_read
 from sweep.inputs.input_store import InputStore
+from sweep.inputs.packaged_model import Packages
 from sweep.launch.backend import ShardBackend
 from sweep.planning.plan import describe, describe_prompts, make_plan
 from sweep.points.fingerprint import Fingerprints
@@ -29,7 +30,8 @@ class DryRun:
     ) -> None:
         self._terminal, self._backend = terminal, backend
         folder = base.sweep.root / "sweeps" / sweep_id
-        self._fingerprints = Fingerprints(InputStore(SweepClock(folder, keep=False)))
+        packages = Packages(base.sweep.root, terminal.waiting)
+        self._fingerprints = Fingerprints(InputStore(SweepClock(folder, keep=False), packages))
         archive = Archive(folder / "points")
         self._resume = ResumeIndex(
             archive, Journal(base.sweep.root / "journal"), sweep_id, base.sweep.resume, query_servers=False

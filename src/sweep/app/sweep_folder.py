@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sweep.errors import ConfigError
+from sweep.inputs.packaged_model import NAME as PACKAGED
 from sweep.util import state_files
 
 FOLDER_ID, ID_LENGTH = ".id", 256  # file name; characters that are read of it
@@ -54,8 +55,9 @@ def missing_paths(folder: Path) -> list[Path]:
     """Return the paths that an invocation creates before all checks are done, and that do not exist yet."""
     root = folder.parents[1]
     files = [folder / "multirun.yaml", folder / "sweep.log", folder / "clock", root / ".tracking.lock"]
-    files += [root / ".cache" / name for name in ("digests.json", "digests.lock")]
-    return [path for path in (*files, root / ".cache", folder, folder.parent) if not path.exists()]
+    files += [root / ".cache" / name for name in ("digests.json", "digests.lock", f"models/{PACKAGED}.lock")]
+    folders = (root / ".cache" / "models", root / ".cache", folder, folder.parent)
+    return [path for path in (*files, *folders) if not path.exists()]
 
 
 def folder_id(root: Path) -> str:

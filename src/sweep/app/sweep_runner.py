@@ -23,6 +23,7 @@ from sweep.execution.group_executor import GroupExecutor
 from sweep.execution.resume import ResumeIndex
 from sweep.inputs.clock import SweepClock, describe_read
 from sweep.inputs.input_store import InputStore
+from sweep.inputs.packaged_model import Packages
 from sweep.launch import plans
 from sweep.launch.backend import PATIENCE, ShardBackend
 from sweep.launch.coordinator import Coordinator
@@ -92,7 +93,8 @@ class SweepRunner:
         self._shards_starts = 0
         self._tracker: AnyTracker | None = None
         self.publisher: Publisher | None = None
-        self._fingerprints = Fingerprints(InputStore(SweepClock(self.folder)))
+        packages = Packages(base.sweep.root, terminal.waiting)
+        self._fingerprints = Fingerprints(InputStore(SweepClock(self.folder), packages))
         self._printed: set[str] = set()
         self._run_as: dict[str, str] = {}
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
 from sweep.inputs import dtype as dtypes
+from sweep.inputs import packaged_model
 from sweep.inputs.config import ModelConfig
 from sweep.inputs.dtype import Dtype
 from sweep.inputs.model_files import ModelFiles
+from sweep.inputs.packaged_model import Packages
 from sweep.util.digests import FileVersion, file_versions
 from sweep.util.install_check import advice
 from sweep.util.paths import DEMO_MODEL
@@ -207,15 +209,21 @@ class Checkpoint:
             )
 
 
-def find(model: ModelConfig) -> Checkpoint:
-    """Locate a model's checkpoint: the demo model, a local folder, or a download in the Hugging Face cache.
+def find(model: ModelConfig, packages: Packages | None = None) -> Checkpoint:
+    """Locate a checkpoint: demo model, model from a package index, local folder, or download in the Hugging Face cache.
+
+    Args:
+        model: the `model` section.
+        packages: see `packaged_model.Packages`; None: one in the working folder's default `sweep.dir`.
 
     Raises:
         ConfigError: the model or revision does not exist, the folder is not a model, the repository is gated, or the
-            hub cannot be reached.
+            hub or the package index cannot be reached.
     """
     if model.id == "demo":
         return Checkpoint(model, DEMO_MODEL)
+    if model.id == packaged_model.NAME:
+        return Checkpoint(model, (packages or Packages(Path("outputs"))).find())
     folder = Path(model.id).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -267,7 +275,7 @@ def _download(model: ModelConfig) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise ConfigError(
             f"model.id: {model.id!r} is not a local folder, and the hub cannot be reached to download it "
-            f"({type(error).__name__}). `model=demo` works offline."
+            f"({type(error).__name__}). `model=demo` works offline; `model=smollm2` needs a package index only."
         ) from error
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model.id: {model.id!r} on the hub is not a Transformers model: it has no config.json.")

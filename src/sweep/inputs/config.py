@@ -16,7 +16,7 @@ class ModelConfig(Section):
     """Configuration section `model`.
 
     Attributes:
-        id: Hub id, local folder, or demo for the embedded model.
+        id: Hub id, local folder, demo for the embedded model, or smollm2 for SmolLM2 135M from a package index.
         revision: Branch, tag or commit on the hub; null means the default branch.
         dtype: Data type of the weights: auto (the checkpoint's), float32, bfloat16 or float16.
         trust_remote_code: Allow the model's repository to run its own Python code.

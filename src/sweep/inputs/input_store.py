@@ -14,6 +14,7 @@ from sweep.inputs.clock import SweepClock
 from sweep.inputs.config import ModelConfig, PromptsConfig
 from sweep.inputs.embedding_loader import open_table
 from sweep.inputs.embedding_table import EmbeddingTable
+from sweep.inputs.packaged_model import Packages
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import Prompt
 from sweep.inputs.tokenization import EncodedPrompt, encode
@@ -30,8 +31,9 @@ class InputStore:
         clock: the clock of chat templates.
     """
 
-    def __init__(self, clock: SweepClock | None = None) -> None:
+    def __init__(self, clock: SweepClock | None = None, packages: Packages | None = None) -> None:
         self.clock = clock or SweepClock()
+        self._packages = packages
         # By `content_digest` of the sections, except for `_digests`.
         self._prompts: dict[str, list[Prompt]] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
@@ -51,7 +53,7 @@ class InputStore:
         """Return a model's checkpoint and record its file versions. See `checkpoint.find` for errors."""
         key = model.content_digest
         if key not in self._checkpoints:
-            self._checkpoints[key] = checkpoints.find(model)
+            self._checkpoints[key] = checkpoints.find(model, self._packages)
             _ = self._checkpoints[key].versions
         return self._checkpoints[key]
 

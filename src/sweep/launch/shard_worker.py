@@ -19,6 +19,7 @@ from sweep.execution.group_executor import GroupExecutor
 from sweep.execution.resume import ResumeIndex
 from sweep.inputs.clock import SweepClock
 from sweep.inputs.input_store import InputStore
+from sweep.inputs.packaged_model import Packages
 from sweep.launch.manifest import Manifest, Piece, Shard, read_shard
 from sweep.launch.shard_state import DONE, FAILED, WAITING, WORKING, StateFile, read_state
 from sweep.planning.plan import Task, make_plan
@@ -268,7 +269,8 @@ class _ShardRun:
     def _verified_tasks(self) -> list[Task]:
         """Return the shard's tasks after checking that no input was edited since the plan or the last shard."""
         tasks = []
-        self._inputs = InputStore(SweepClock(instant=self._manifest.instant, keep=False))
+        clock = SweepClock(instant=self._manifest.instant, keep=False)
+        self._inputs = InputStore(clock, Packages(self._base.sweep.root))
         point_fingerprints = Fingerprints(self._inputs).identify([piece.point for piece in self._pieces])
         for piece, point_fingerprint in zip(self._pieces, point_fingerprints, strict=True):
             if point_fingerprint.fingerprint != piece.fingerprint:
