@@ -213,3 +213,14 @@ PROMPTS = [
     {"id": "sky", "prompt": "Why is the sky blue?"},
     {"id": "two", "prompt": "1 + 1 =", "reference": ["2", "two"]},
 ]
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """Forget the measures that a test registers."""
+    from sweep.scoring import registry
+
+    before = {measure.name: measure for measure in registry.measures()}
+    yield
+    registry._measures.clear()
+    registry._add(before.values())

@@ -34,6 +34,8 @@ from sweep.engines import VLLMConfig
 from sweep.errors import ConfigError
 from sweep.inputs import checkpoint as checkpoints
 from sweep.inputs.checkpoint import Checkpoint
+from sweep.inputs.config import ModelConfig
+from sweep.inputs.packaged_model import Packages
 from sweep.points.point import make_points
 from sweep.util.paths import conf_dir
 
@@ -88,7 +90,11 @@ def test_the_parser_and_the_plan_refuse_mistakes(
     tiny: Path, checkpoint: Checkpoint, tmp_path: Path, subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = checkpoints.find
-    monkeypatch.setattr(checkpoints, "find", lambda model: checkpoint if model == checkpoint.model else find(model))
+
+    def find_once(model: ModelConfig, packages: Packages | None = None) -> Checkpoint:
+        return checkpoint if model == checkpoint.model else find(model, packages)
+
+    monkeypatch.setattr(checkpoints, "find", find_once)
     refusal = Refusal(tmp_path)
     for case in REST:
         with subtests.test(case["name"]):

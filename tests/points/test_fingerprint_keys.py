@@ -20,7 +20,6 @@ from tiny_models import TEMPLATE, make_model, make_tokenizer
 Configure = Callable[..., SweepConfig]
 
 
-@register_measure("health/letters_for_fingerprints")
 def letters(items: Sequence[Item]) -> list[int]:
     """Return the number of characters."""
     return [len(item.answer.text) for item in items]
@@ -107,8 +106,9 @@ def test_every_key_is_listed() -> None:
 
 @pytest.mark.parametrize("key", fingerprint_keys.KEYS)
 def test_listed_keys_match_the_fingerprint(
-    configure: Configure, models: tuple[Path, Path], tmp_path: Path, key: str
+    configure: Configure, models: tuple[Path, Path], tmp_path: Path, registered: None, key: str
 ) -> None:
+    register_measure("health/letters_for_fingerprints")(letters)
     items = [entry | {"other": "Otherwise {x}", "number": i, "answer": "none"} for i, entry in enumerate(PROMPTS)]
     base: dict[str, Any] = {
         "model": {"id": str(models[0])},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,6 @@ from sweep.scoring.text import ScorerError
 from sweep.testing import MEASURE_CHECKS, MeasureCheck, check_measure, demo_items
 
 COMPUTED = [measure.name for measure in measures() if measure.compute is not None and measure.per != "batch"]
-
-
-@pytest.fixture
-def registered() -> Iterator[None]:
-    """Forget the measures that a test registers."""
-    before = dict(registry._measures)
-    yield
-    registry._measures.clear()
-    registry._add(before.values())
 
 
 @pytest.mark.parametrize("check", MEASURE_CHECKS)
