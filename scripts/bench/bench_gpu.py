@@ -16,6 +16,7 @@ with a time limit and writes its results as it goes, so that a failed stage does
 - figure 1: P points × N prompts: sweep / bare `LLM.generate` of as many requests, for each P.
 - figure 2: K distinct points against one point with as many requests.
 - figure 3: prompt embeddings against token ids, with the engine alone and with embeddings built on the fly.
+- NaN check: bare generation with and without vLLM's search for NaN in the logits.
 - figure 5: a sweep of LatentWire's shape (35 × 100 × 12 tokens), and its requests one at a time.
 """
 
