@@ -95,6 +95,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-model-len", type=int, default=1152)
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.85)
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs that share the model")
     for name in ("--stage", "--report", "--cache", "--deadline", "--began", "--in-process"):  # for a stage's process
         parser.add_argument(name, help=argparse.SUPPRESS, type=float if name in ("--deadline", "--began") else str)
     for name in ("--batch-invariant", "--parity-only", "--cold"):

@@ -34,6 +34,7 @@ from sweep.inputs.checkpoint import find
 from sweep.inputs.embedding_loader import open_table
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.tokenization import encode
+from sweep.launch.backend import ShardBackend
 from sweep.planning.request_builder import build
 from sweep.points.point import make_points
 from sweep.util.paths import conf_dir
@@ -41,6 +42,7 @@ from sweep.util.paths import conf_dir
 Values = dict[str, Any]
 Answers = dict[Any, tuple[int, ...]]
 Jobs = list[tuple[list[Override], SweepConfig]]
+RUNNERS = count(1)  # numbers of the sweeps of this process
 STEP = 0.004  # difference of factors that makes points distinct, also in bf16
 
 
@@ -114,6 +116,7 @@ def plain_config(options: argparse.Namespace, prompts: Path, tokens: int, *extra
         f"engine.max_model_len={options.max_model_len}",
         f"engine.max_num_seqs={options.max_num_seqs}",
         f"engine.gpu_memory_utilization={options.gpu_memory_utilization}",
+        f"engine.tensor_parallel_size={options.tensor_parallel}",
         f"engine.enforce_eager={'true' if options.eager else 'null'}",
         f"engine.batch_invariant={str(options.batch_invariant).lower()}",
         f"engine.in_process={options.in_process}",
@@ -191,11 +194,11 @@ def alike(left: Answers, right: Answers) -> Values:
 
 
 class Session:
-    """Runner with an open engine, on which any number of sweeps are measured."""
+    """Runner with an open engine, or with a backend of several, on which any number of sweeps are measured."""
 
-    def __init__(self, options: argparse.Namespace, report: Report) -> None:
-        self.options, self.report = options, report
-        self._steps, self._runners = count(1), count(1)
+    def __init__(self, options: argparse.Namespace, report: Report, backend: ShardBackend | None = None) -> None:
+        self.options, self.report, self._backend = options, report, backend
+        self._steps = count(1)
         self._planning = 0.0
         self._make_plan = sweep_runner.make_plan
         sweep_runner.make_plan = self._timed_plan
@@ -213,8 +216,8 @@ class Session:
         began = time.time()
         warm_up = self.inputs(self.options.prompt_tokens, 8)
         # A numbered id counts as restarted, so that the sweep does not reuse answers of other sweeps.
-        name = f"gpu-{os.getpid()}.{next(self._runners)}"
-        self.runner = sweep_runner.SweepRunner(warm_up.config, name, "bench_gpu", Terminal())
+        name = f"gpu-{os.getpid()}.{next(RUNNERS)}"
+        self.runner = sweep_runner.SweepRunner(warm_up.config, name, "bench_gpu", Terminal(), self._backend)
         try:
             self.runner.run(make_points(jobs_of(warm_up.plain, self.factors(2))))
         except ConfigError as error:
@@ -223,6 +226,8 @@ class Session:
             self.report.note("identity check", f"FAILED, and disabled from here on: {error}")
             group_executor.check_identity = lambda *_: None
             self.runner.run(make_points(jobs_of(warm_up.plain, self.factors(2))))
+        if self._backend is not None:
+            return
         self.report.note("engine", f"{self.engine.version}, {self.llm.model_config.dtype}")
         self.report.note("engine start seconds", round(self.costs.engine_start_seconds, 2))
         self.report.note("to the first points' scores seconds", round(time.time() - began, 2))
@@ -244,8 +249,10 @@ class Session:
         return self.runner._costs
 
     def close(self) -> None:
-        """Close the engine, without the report that closing the runner would write."""
+        """Close the engines, without the report that closing the runner would write."""
         self.runner._executor.close()
+        if self._backend is not None:
+            self._backend.close()
 
     def inputs(self, tokens: int, number: int, *extra: str, answer: int = 0) -> Inputs:
         """Return prompts for the open engine."""

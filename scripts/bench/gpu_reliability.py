@@ -6,6 +6,8 @@
 - memory taken during a sweep: another process takes all free memory. The sweep must finish.
 - core killed while memory is taken: the engine cannot start again. The sweep must end with a short error.
 - interrupt: SIGINT during generation. The sweep must end with 130.
+- rank killed: with `engine.tensor_parallel_size=2`, one of the model's two processes is killed, three times. Prints the
+  seconds until the sweep notices it and until the next answer. The sweep must finish. Needs two GPUs; not by default.
 
 After each disturbance, no process of the sweep may be left on the GPU, and the same command must complete: every point
 is exactly one FINISHED run, and no answer in the journal was generated twice. One line is printed per command, with its
@@ -23,8 +25,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -36,6 +38,7 @@ SLACK = 600  # MiB by which the used memory may differ after a sweep; drivers ke
 SPARE = 300  # MiB that the other process leaves free
 POINTS = 40
 ERROR_LINES = 3
+RANK_KILLS = 3
 HOLDER = """
 import sys, time, torch
 free, _ = torch.cuda.mem_get_info()
@@ -93,12 +96,33 @@ class Checks:
         self._run(root, "the same command again")
         self._check(root)
 
+    def rank_killed(self) -> None:
+        """Kill one of the two processes that share the model, repeatedly."""
+        root = self._folder / "rank"
+
+        def disturb(process: subprocess.Popen[bytes]) -> None:
+            for number in range(1, RANK_KILLS + 1):
+                if process.poll() is not None:
+                    return
+                sweep = psutil.Process(process.pid)
+                size, began = journal_size(root), time.monotonic()
+                _kill_rank(sweep, number % 2)
+                noticed = _wait(process, lambda number=number: _crashes(root) >= number)
+                answered = _wait(process, lambda size=size: journal_size(root) > size)
+                print(
+                    f"     kill {number}: noticed after {noticed - began:.2f} s, answers after {answered - began:.1f} s"
+                )
+
+        self._run(root, "rank killed", disturb, extra=["engine.tensor_parallel_size=2"])
+        self._check(root)
+
     def _run(
         self,
         root: Path,
         label: str,
         disturb: Callable[[subprocess.Popen[bytes]], None] | None = None,
         fails: bool = False,
+        extra: Sequence[str] = (),
     ) -> None:
         before, began = used_memory(), time.monotonic()
         root.mkdir(parents=True, exist_ok=True)
@@ -106,7 +130,7 @@ class Checks:
         factors = ",".join(f"{1 + i / 100:g}" for i in range(1, POINTS + 1))
         command = [sys.executable, "-m", "sweep", "transform=scale", f"transform.factor={factors}", f"sweep.dir={root}"]
         command += ["prompts=demo_heldout", "prompts.limit=16", "sampling.max_tokens=64", "sampling.ignore_eos=true"]
-        command += ["engine.in_process=false", "engine.enforce_eager=true", "engine.max_num_seqs=16"]
+        command += ["engine.in_process=false", "engine.enforce_eager=true", "engine.max_num_seqs=16", *extra]
         with output.open("wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, start_new_session=True)
         if disturb is not None:
@@ -146,6 +170,28 @@ class Checks:
             self.problems.append(f"{root.name}: {repeated} answers were generated again")
 
 
+def _kill_rank(sweep: psutil.Process, rank: int) -> None:
+    """Kill a process that runs a part of the model, by the name that vLLM gives it."""
+    for child in sweep.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if f"Worker_TP{rank}" in " ".join([child.name(), *child.cmdline()]):
+                child.kill()
+
+
+def _crashes(root: Path) -> int:
+    """Return how many crashes of the engine the sweep's log reports."""
+    logs = root.glob("sweeps/*/sweep.log")
+    return sum(file.read_text(errors="replace").count("Restarting the engine") for file in logs)
+
+
+def _wait(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> float:
+    """Wait until something has happened or the process has ended; return the time."""
+    deadline = time.monotonic() + PATIENCE
+    while not happened() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return time.monotonic()
+
+
 @contextmanager
 def memory_held(spare: int) -> Iterator[None]:
     """Hold all free memory of the GPU but `spare` MiB, in another process."""
@@ -162,9 +208,9 @@ def memory_held(spare: int) -> Iterator[None]:
 
 
 def used_memory() -> int:
-    """Return the GPU's used memory in MiB."""
+    """Return the used memory of all GPUs in MiB."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
+    return sum(map(int, subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()))
 
 
 def group_of(pid: int) -> int | None:

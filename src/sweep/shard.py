@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -20,6 +22,7 @@ from sweep.console.terminal import Terminal
 from sweep.errors import ConfigError, SweepError
 from sweep.launch.manifest import read
 from sweep.launch.shard_worker import ShardWorker
+from sweep.processes.background_thread import BackgroundThread
 from sweep.util.redaction import redact
 
 
@@ -59,17 +62,33 @@ def serve(requests: TextIO, answers: TextIO, log: str) -> None:
     try:
         terminal = Terminal()
         with terminal.divert(Path(log), verbose=False), ShardWorker(terminal) as worker:
+            finishing = BackgroundThread("finishing", partial(_finish, answers), 1)
             for line in requests:
                 path, index = json.loads(line)
-                code, reason = 0, ""
                 try:
-                    worker.work(read(Path(path)), index)
+                    finish = worker.generate(read(Path(path)), index)
                 except SweepError as error:
-                    code, reason = error.exit_code, redact(str(error))
-                answers.write(json.dumps([index, code, reason]) + "\n")
-                answers.flush()
+                    finish = partial(_raise, error)
+                finishing.put((index, finish))
+            finishing.close()
     except signals.Interrupted as end:
         signals.leave(int(str(end.code)))
+
+
+def _finish(answers: TextIO, generated: tuple[int, Callable[[], None]]) -> None:
+    """Finish a shard while the next one generates, and answer its request. Called on the thread "finishing"."""
+    index, finish = generated
+    code, reason = 0, ""
+    try:
+        finish()
+    except SweepError as error:
+        code, reason = error.exit_code, redact(str(error))
+    answers.write(json.dumps([index, code, reason]) + "\n")
+    answers.flush()
+
+
+def _raise(error: SweepError) -> None:
+    raise error
 
 
 if __name__ == "__main__":

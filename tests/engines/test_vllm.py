@@ -95,5 +95,14 @@ def test_batch_invariance_applies_to_one_engine(
     monkeypatch.setattr(os, "environ", {} if user is None else {invariance.INVARIANT: user})
     monkeypatch.setattr(invariance, "USER_INVARIANT", user)
     for batch_invariant, expected in ((False, user), (True, "1"), (False, user)):
-        startup._set_environment(True, False, batch_invariant, tmp_path)
+        startup._set_environment(VLLMConfig(batch_invariant=batch_invariant), True, False, tmp_path)
         assert os.environ.get(invariance.INVARIANT) == expected
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(1, None), (2, "nobind")])
+def test_processes_that_share_a_model_need_no_numa_node_each(
+    gpus: int, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    startup._set_environment(VLLMConfig(tensor_parallel_size=gpus), False, False, tmp_path)
+    assert os.environ.get("VLLM_CPU_OMP_THREADS_BIND") == expected

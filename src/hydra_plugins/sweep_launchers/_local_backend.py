@@ -16,12 +16,14 @@ from pathlib import Path
 from sweep.console import signals
 from sweep.launch.backend import ATTEMPTS, ShardBackend, unfinished_shards
 from sweep.launch.manifest import Manifest
+from sweep.launch.shard_state import read_state
 from sweep.processes import parent_death
 from sweep.util.validators import require
 
 log = logging.getLogger(__name__)
 
 SHARDS_PER_WORKER = 4  # balances the load
+AHEAD = 1  # shards that wait at a worker whose engine is open, so that the next one starts without delay
 PERIOD = 0.5  # seconds
 PATIENCE = 3.0  # seconds for a worker to end
 
@@ -51,17 +53,16 @@ class LocalBackend(ShardBackend):
     def work(self, manifest: Manifest, watch: Callable[[], None]) -> Mapping[int, str]:
         """See `ShardBackend`. A shard whose worker dies is run again by a new one, at most `ATTEMPTS` times in all."""
         waiting = list(range(manifest.shards))
-        attempts = dict.fromkeys(waiting, 0)
-        busy: dict[int, int] = {}
+        deaths = dict.fromkeys(waiting, 0)
+        assigned: dict[int, list[int]] = {number: [] for number in range(len(self._workers))}
         reasons: dict[int, str] = {}
         answers: queue.Queue[Answer] = queue.Queue()
-        while waiting or busy:
-            for number in range(len(self._workers)):
-                if waiting and number not in busy:
-                    index = waiting.pop(0)
-                    busy[number] = index
-                    attempts[index] += 1
-                    self._worker(number, manifest, answers).send(manifest, index)
+        while waiting or any(assigned.values()):
+            for depth in range(1 + AHEAD):
+                for number, shards in assigned.items():
+                    if waiting and len(shards) == depth and (not depth or self._is_started(number)):
+                        shards.append(waiting.pop(0))
+                        self._worker(number, manifest, answers).send(manifest, shards[-1])
             try:
                 process, answer = answers.get(timeout=PERIOD)
             except queue.Empty:
@@ -71,17 +72,21 @@ class LocalBackend(ShardBackend):
             if process not in self._workers:  # a repeated message, or one from a replaced worker
                 continue
             number = self._workers.index(process)
-            shard = busy.pop(number, None)
             if answer is None:  # the worker has died
                 self._workers[number] = None
                 code = process.end(time.monotonic() + PATIENCE)
-                if shard is not None:
+                lost, assigned[number] = assigned[number], []
+                begun = [shard for shard in lost if read_state(manifest.state(shard)) is not None]
+                for shard in begun or lost[:1]:
+                    deaths[shard] += 1
                     reasons[shard] = f"its worker process exited with code {code}; see worker-{number}.log"
                     log.warning("Shard %d: %s.", shard, reasons[shard])
-                    if attempts[shard] < ATTEMPTS:
-                        waiting.insert(0, shard)
-            elif shard is not None and answer[1]:
-                reasons[shard] = str(answer[2])
+                waiting[:0] = [shard for shard in lost if deaths[shard] < ATTEMPTS]
+            else:
+                shard, _, reason = answer
+                assigned[number].remove(shard)
+                if reason:
+                    reasons[shard] = reason
             watch()
         return unfinished_shards(manifest, reasons)
 
@@ -95,6 +100,10 @@ class LocalBackend(ShardBackend):
             process.end(deadline)
         self._workers = [None] * len(self._workers)
 
+    def _is_started(self, number: int) -> bool:
+        process = self._workers[number]
+        return process is not None and process.has_answered
+
     def _worker(self, number: int, manifest: Manifest, answers: queue.Queue[Answer]) -> _Process:
         process = self._workers[number]
         if process is None or process.ended.is_set():
@@ -107,6 +116,10 @@ class _Process:
     """A worker process, which the kernel kills when this process dies. A daemon thread reads its answers.
 
     Owned by the coordinator's main thread, which must outlive the process.
+
+    Attributes:
+        ended: set when the process has died.
+        has_answered: whether it has run a shard, so that its engine is open.
     """
 
     def __init__(self, base_path: Path, devices: Mapping[str, str]) -> None:
@@ -126,6 +139,7 @@ class _Process:
         self._pipe = os.fdopen(read)
         self._answers: queue.Queue[Answer] = queue.Queue()
         self.ended = threading.Event()
+        self.has_answered = False
         threading.Thread(target=self._read, daemon=True).start()
 
     def answer_to(self, answers: queue.Queue[Answer]) -> None:
@@ -156,12 +170,14 @@ class _Process:
     def _read(self) -> None:
         with suppress(ValueError):  # a dying process may leave an incomplete line
             for line in self._pipe:
-                self._answers.put((self, json.loads(line)))
+                index, code, reason = json.loads(line)
+                self.has_answered = True
+                self._answers.put((self, (index, code, reason)))
         self.ended.set()
         self._answers.put((self, None))
 
 
-Answer = tuple[_Process, list[object] | None]
+Answer = tuple[_Process, tuple[int, int, str] | None]  # index of the shard, exit code, reason
 
 
 def _devices(workers: int, gpus: int | None) -> list[dict[str, str]]:

@@ -60,7 +60,7 @@ def placement(config: VLLMConfig) -> tuple[bool, bool]:
 def import_vllm(config: VLLMConfig, cache_dir: Path) -> None:
     """Import vLLM after setting the environment variables that it reads at import."""
     on_gpu, in_process = placement(config)
-    _set_environment(in_process, on_gpu, config.batch_invariant, cache_dir)
+    _set_environment(config, in_process, on_gpu, cache_dir)
     import vllm
 
     _ = vllm.LLM  # imported lazily on first access
@@ -95,7 +95,7 @@ def _arguments(
     return arguments
 
 
-def _set_environment(in_process: bool, on_gpu: bool, batch_invariant: bool, cache_dir: Path) -> None:
+def _set_environment(config: VLLMConfig, in_process: bool, on_gpu: bool, cache_dir: Path) -> None:
     """Set the variables that vLLM reads at import; keep those that the user has set."""
     settings = {
         "VLLM_NO_USAGE_STATS": "1",
@@ -110,10 +110,12 @@ def _set_environment(in_process: bool, on_gpu: bool, batch_invariant: bool, cach
     }
     if not on_gpu:
         settings |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_HOST_IP": "127.0.0.1"}
+        if config.tensor_parallel_size > 1:  # otherwise each process needs a NUMA node of its own
+            settings["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     for key, value in settings.items():
         os.environ.setdefault(key, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
-    if batch_invariant:
+    if config.batch_invariant:
         os.environ[invariance.INVARIANT] = "1"
     elif invariance.USER_INVARIANT is None:  # an earlier engine may have set it
         os.environ.pop(invariance.INVARIANT, None)
