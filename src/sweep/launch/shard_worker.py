@@ -20,7 +20,7 @@ from sweep.execution.resume import ResumeIndex
 from sweep.inputs.clock import SweepClock
 from sweep.inputs.input_store import InputStore
 from sweep.inputs.packaged_model import Packages
-from sweep.launch.manifest import Manifest, Piece, Shard, read_shard
+from sweep.launch.manifest import Manifest, Shard, ShardPoint, read_shard
 from sweep.launch.shard_state import DONE, FAILED, WAITING, WORKING, StateFile, read_state
 from sweep.planning.plan import Task, make_plan
 from sweep.planning.results import PointResult
@@ -32,6 +32,7 @@ from sweep.storage.journal import Journal
 from sweep.storage.lock import SweepLock
 from sweep.storage.publish_log import PublishLog
 from sweep.tracking import AnyTracker, open_tracker
+from sweep.util.counts import counted
 from sweep.util.redaction import redact
 from sweep.util.retry import Patience
 from sweep.workers import open_worker_pool
@@ -89,14 +90,14 @@ class ShardWorker:
                     state_file.add_costs(costs)
                     state_file.write(now=True)
 
-    def executor(self, piece: Piece, sweep_id: str) -> tuple[GroupExecutor, ResumeIndex, Archive]:
+    def executor(self, shard_point: ShardPoint, sweep_id: str) -> tuple[GroupExecutor, ResumeIndex, Archive]:
         """Return the executor, which is shared by all shards, with the sweep's resume index and archive."""
-        settings = piece.point.config.sweep
+        settings = shard_point.point.config.sweep
         journal = Journal(settings.root / "journal")
         archive = Archive(settings.root / "sweeps" / sweep_id / "points")
         resume = ResumeIndex(archive, journal, sweep_id, settings.resume)
         if self._executor is None:
-            config = piece.point.config
+            config = shard_point.point.config
             self._pool = open_worker_pool(settings.helpers, config.plugins, on_gpu=settings.gpu_scoring)
             self._executor = GroupExecutor(settings, journal, resume, self._pool, self._costs, self._terminal)
         return self._executor, resume, archive
@@ -150,17 +151,17 @@ class _ShardRun:
         lock: SweepLock,
     ) -> None:
         self._manifest, self._index, self._state_file, self._lock = manifest, index, state_file, lock
-        self._pieces, self._max_model_len = shard.pieces, shard.max_model_len
-        self._base = self._pieces[0].point.config
-        self._executor, self._resume, self._archive = worker.executor(self._pieces[0], manifest.sweep_id)
+        self._points, self._max_model_len = shard.points, shard.max_model_len
+        self._base = self._points[0].point.config
+        self._executor, self._resume, self._archive = worker.executor(self._points[0], manifest.sweep_id)
         self._pool = worker.pool
         self._counted_starts = self._executor.engine_starts
         self._tasks = self._verified_tasks()
         self._to_generate = [
-            task for task, piece in zip(self._tasks, self._pieces, strict=True) if piece.is_generated_here
+            task for task, shard_point in zip(self._tasks, self._points, strict=True) if shard_point.is_generated_here
         ]
         self._controls = [task for task in self._tasks if task.point.is_control]
-        self._homes = {p.point.control_key: p.home for p in self._pieces if p.home is not None}
+        self._shard_of = {p.point.control_key: p.control_shard for p in self._points if p.control_shard is not None}
         self._costs = worker.costs
         self._queue: PublishQueue | None = None
         self._failed: dict[str, None] = {}
@@ -181,9 +182,9 @@ class _ShardRun:
                 undo.callback(self._queue.abandon, 0.0)
             available = self._done_control_keys()
             available |= {task.point.control_key for task in todo if task.point.is_control}
-            elsewhere = {task.point.control_key for task in todo} - available
+            external_controls = {task.point.control_key for task in todo} - available
             try:
-                unscored = self._generate(todo, elsewhere)
+                unscored = self._generate(todo, external_controls)
             finally:
                 self._count_starts()
                 if isinstance(sys.exc_info()[1], (KeyboardInterrupt, SystemExit)):
@@ -193,21 +194,21 @@ class _ShardRun:
                     if self._queue is not None:
                         self._queue.close()
         if self._failed:
-            raise PointsFailed(f"{len(self._failed)} points failed: {', '.join(list(self._failed)[:3])}")
+            raise PointsFailed(f"{counted(len(self._failed), 'point')} failed: {', '.join(list(self._failed)[:3])}")
         if unscored:
-            raise PointsFailed(f"{len(unscored)} points are generated, but their control was not finished")
+            raise PointsFailed(f"{counted(len(unscored), 'generated point')} not scored: the control was not finished")
 
-    def _generate(self, todo: Sequence[Task], elsewhere: set[str]) -> list[Task]:
+    def _generate(self, todo: Sequence[Task], external_controls: set[str]) -> list[Task]:
         """Generate and score points. Return those whose control was not finished by another shard."""
-        self._run(todo, elsewhere)
-        waiting = [t for t in todo if t.point.control_key in elsewhere and t.point.name not in self._failed]
-        if not waiting or not self._wait_for_controls(elsewhere):
+        self._run(todo, external_controls)
+        waiting = [t for t in todo if t.point.control_key in external_controls and t.point.name not in self._failed]
+        if not waiting or not self._wait_for_controls(external_controls):
             return waiting
         self._verified_tasks()
         self._run(waiting, (), recalled=True)
         return []
 
-    def _run(self, todo: Sequence[Task], elsewhere: Collection[str], recalled: bool = False) -> None:
+    def _run(self, todo: Sequence[Task], external_controls: Collection[str], recalled: bool = False) -> None:
         """Run points. With `recalled`, all answers are in the journal and already counted as progress."""
         controls = {task.point.control_key for task in todo}
         done_controls = [c for c in self._done_controls() if c.point.control_key in controls]
@@ -219,16 +220,20 @@ class _ShardRun:
                 replace(group, max_model_len=max(self._max_model_len, group.max_model_len)),
                 self._scoring,
                 self._count_starts,
-                elsewhere=elsewhere,
+                external_controls=external_controls,
                 on_answer=partial(self._on_answer, count=not recalled),
             )
 
     def _on_answer(self, tokens: int, count: bool) -> None:
         """Count an answer as progress, unless another worker has taken the shard over."""
-        if self._lock.lost.is_set():
-            raise SweepHeld(f"Shard {self._index}: another worker has taken it over. Finished points are kept.")
+        self._check_lock()
         if count:
             self._state_file.advance(tokens)
+
+    def _check_lock(self) -> None:
+        """Raise `SweepHeld` if another worker has taken the shard over: the state file is that worker's."""
+        if self._lock.lost.is_set():
+            raise SweepHeld(f"Shard {self._index}: another worker has taken it over. Finished points are kept.")
 
     def _count_starts(self) -> None:
         starts = self._executor.engine_starts
@@ -237,25 +242,27 @@ class _ShardRun:
         if not self._lock.lost.is_set():
             self._state_file.write(now=True)
 
-    def _wait_for_controls(self, elsewhere: set[str]) -> bool:
+    def _wait_for_controls(self, external_controls: set[str]) -> bool:
         """Wait for controls of other shards. Return whether all are finished."""
+        self._check_lock()
         self._state_file.state.state = WAITING
         self._state_file.write(now=True)
         deadline = time.monotonic() + CONTROL_SECONDS
-        while elsewhere - self._done_control_keys():
+        while external_controls - self._done_control_keys():
             signals.check()
-            if time.monotonic() > deadline or self._is_control_lost(elsewhere):
+            self._check_lock()
+            if time.monotonic() > deadline or self._is_control_lost(external_controls):
                 log.warning("The control was not finished by its shard. The sweep's own command scores these points.")
                 return False
             time.sleep(POLL_SECONDS)
         self._state_file.state.state = WORKING
         return True
 
-    def _is_control_lost(self, elsewhere: Collection[str]) -> bool:
+    def _is_control_lost(self, external_controls: Collection[str]) -> bool:
         """Return whether a control is in no shard, or its shard has ended without it."""
-        if not self._homes.keys() >= set(elsewhere):
+        if not self._shard_of.keys() >= set(external_controls):
             return True
-        states = {key: read_state(self._manifest.state(self._homes[key])) for key in elsewhere}
+        states = {key: read_state(self._manifest.state(self._shard_of[key])) for key in external_controls}
         ended = {key for key, state in states.items() if state is not None and state.ended}
         return bool(ended - self._done_control_keys())
 
@@ -271,18 +278,15 @@ class _ShardRun:
         tasks = []
         clock = SweepClock(instant=self._manifest.instant, keep=False)
         self._inputs = InputStore(clock, Packages(self._base.sweep.root))
-        point_fingerprints = Fingerprints(self._inputs).identify([piece.point for piece in self._pieces])
-        for piece, point_fingerprint in zip(self._pieces, point_fingerprints, strict=True):
-            if point_fingerprint.fingerprint != piece.fingerprint:
+        point_fingerprints = Fingerprints(self._inputs).identify([shard_point.point for shard_point in self._points])
+        for shard_point, point_fingerprint in zip(self._points, point_fingerprints, strict=True):
+            if point_fingerprint.fingerprint != shard_point.fingerprint:
                 raise ConfigError(
-                    f"{self._manifest.path}: {piece.point.name} has changed since the plan was made: its model, its "
-                    "prompts or its transform's files are different now. Run the sweep's command again."
+                    f"{self._manifest.path}: {shard_point.point.name} has changed since the plan was made: its model, "
+                    "its prompts or its transform's files are different now. Run the sweep's command again."
                 )
-            tasks.append(
-                _with_archived(
-                    Task(point=piece.point, point_fingerprint=point_fingerprint, index=piece.index), self._archive
-                )
-            )
+            task = Task(point=shard_point.point, point_fingerprint=point_fingerprint, index=shard_point.index)
+            tasks.append(_with_archived(task, self._archive))
         return tasks
 
     def _open_queue(self, tracker: AnyTracker, parent: str) -> PublishQueue:

@@ -98,7 +98,7 @@ def load_scorer(path: str) -> Scorer:
         raise ConfigError(f"scoring.quality: {path!r} is not a scorer. Write module:function.")
     if module.partition(".")[0] in sys.stdlib_module_names:  # such as os.system, which would execute generated text
         raise ConfigError(
-            f"scoring.quality: {path!r} is in Python's standard library. Wrap it in a function in a module of yours."
+            f"scoring.quality: {path!r} is in Python's standard library. Wrap it in a function of your own module."
         )
     function = _import(path, module, attribute)
     parameters = _positional(path, function)
