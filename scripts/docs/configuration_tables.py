@@ -6,7 +6,6 @@ import re
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
 from pkgutil import iter_modules
-from types import ModuleType
 from typing import Any
 
 from doc_markdown import attributes, marked, table
@@ -14,8 +13,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-import hydra_plugins.sweep_launchers
-import hydra_plugins.sweep_sweepers
 from sweep.config.schema import SECTIONS
 from sweep.engines import ENGINES
 from sweep.inputs.span import Span
@@ -121,8 +118,8 @@ def configuration() -> str:
         lines += ["", f"### {name}", "", *_key_table(name, section)]
     for name, engine in own_engines().items():
         lines += ["", f"### engine={name}", "", *_key_table("engine", engine)]
-    for kind, package in (("launcher", hydra_plugins.sweep_launchers), ("sweeper", hydra_plugins.sweep_sweepers)):
-        for name in own_plugins(kind, package):
+    for kind in ("launcher", "sweeper"):
+        for name in own_plugins(kind):
             lines += ["", f"### hydra/{kind}={name}", "", *_node_table(f"hydra.{kind}", f"{kind}/{name}")]
     return "\n".join(lines)
 
@@ -132,15 +129,15 @@ def own_engines() -> dict[str, type]:
     return {name: engine for name, engine in ENGINES.items() if engine.__module__.startswith("sweep.engines.")}
 
 
-def own_plugins(kind: str, package: ModuleType) -> list[str]:
-    """Return the launchers or sweepers that the modules of a package have put into Hydra's config store.
+def own_plugins(kind: str) -> list[str]:
+    """Return the launchers or sweepers that this project's modules have put into Hydra's config store.
 
     Args:
         kind: `launcher` or `sweeper`.
-        package: the package of their modules. Those that begin with `_` are not plugins.
     """
+    package = import_module(f"hydra_plugins.sweep_{kind}s")
     for module in iter_modules(package.__path__, f"{package.__name__}."):
-        if not module.name.rpartition(".")[2].startswith("_"):
+        if not module.name.rpartition(".")[2].startswith("_"):  # those are not plugins
             import_module(module.name)
     store = ConfigStore.instance()
     files = store.list(f"hydra/{kind}")
