@@ -67,7 +67,7 @@ class Sweeps:
         return arguments
 
     def start(self, *more: str, engine: Sequence[str] = SCRIPTED) -> subprocess.Popen[bytes]:
-        """Start the command with two helpers and the tracker's process, and arguments that make no other sweep of it."""
+        """Start the command with two pool processes and the tracker's, and arguments that make no other sweep of it."""
         with (self.folder / "output.txt").open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", "sweep", *self.arguments(engine), "sweep.helpers=2", *more],

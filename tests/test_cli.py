@@ -48,7 +48,7 @@ def test_a_dry_run_lists_points_and_starts_nothing(sweep: Sweep, tmp_path: Path)
         "factor=1.2, max_tokens=8",
         "factor=1.5, max_tokens=8",
     ]
-    assert lines[7] == "6 points, 1 engine starts, 16 requests"
+    assert lines[7] == "6 points, 1 engine start, 16 requests"
 
 
 @pytest.mark.parametrize("search", [False, True])
@@ -91,7 +91,7 @@ def test_a_dry_run_of_many_points_lists_the_first_ones(sweep: Sweep) -> None:
     assert code == 0, err
     _, *listed, more, last = out.splitlines()
     assert [line.split(":")[0].strip() for line in listed] == ["control", *(f"factor={i}" for i in range(2, 51))]
-    assert more == "  … and 11 more" and last == "61 points, 1 engine starts, 124 requests"
+    assert more == "  … and 11 more" and last == "61 points, 1 engine start, 124 requests"
 
 
 def test_the_transform_of_the_guide_and_its_test(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_compositions_on_the_command_line(sweep: Sweep) -> None:
 def test_help_explains_how_to_sweep(sweep: Sweep) -> None:
     code, out, _ = sweep("--help")
     assert code == 0
-    assert "python -m sweep transform=scale transform.factor=1.2,1.5" in out
+    assert "scripts/sweep transform=scale transform.factor=1.2,1.5" in out
     options = out[out.index("transform: ") :].split("\n\n")[0].split("\n")[0]
     assert {"identity", "noise", "scale", "soft_prompt"} <= set(options.removeprefix("transform: ").split(", "))
 

@@ -22,7 +22,7 @@ SHOTS = os.environ.get("SWEEP_SCREENSHOTS")  # a folder to leave pictures in
 
 @pytest.fixture(scope="module")
 def first_command(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The first command of the README, run in an empty folder."""
+    """The first command of the README, with two factors, run in an empty folder."""
     tmp_path = tmp_path_factory.mktemp("user")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "VLLM_"))}
     home = tmp_path / "home"

@@ -180,8 +180,8 @@ def test_unknown_measure_is_reported_with_a_suggestion(sweep: Sweep, tmp_path: P
 
 def test_a_dry_run_writes_nothing(sweep: Sweep, tmp_path: Path, engine_log: Counting) -> None:
     code, out, err = sweep(*SCALE, CLOSEST, "sweep.dry_run=true", "hydra.sweeper.n_jobs=3")
-    assert code == 0 and "4 points, 1 engine starts" in out, err
-    assert "Up to 17 more points depend on the results of these." in err
+    assert code == 0 and "4 points, 1 engine start," in out, err
+    assert "Up to 17 more points may follow, chosen from the results of these." in err
     assert not list(tmp_path.rglob("study.journal")) and engine_log.starts == 0
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, Field, fields
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from doc_markdown import attributes, marked, table
 from hydra.core.config_store import ConfigStore
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-import hydra_plugins.sweep_launchers.local as local_launcher
-import hydra_plugins.sweep_launchers.plan as plan_launcher
-import hydra_plugins.sweep_launchers.ray as ray_launcher
-import hydra_plugins.sweep_launchers.slurm as slurm_launcher
-import hydra_plugins.sweep_sweepers.optuna as optuna_sweeper
 from sweep.config.schema import SECTIONS
 from sweep.engines import ENGINES
 from sweep.inputs.span import Span
@@ -62,7 +61,7 @@ DESCRIPTIONS = {
     "sweep.on_error": "`continue`, or `stop` at the first point that fails",
     "sweep.max_failures": "end the sweep when more points than this have failed; null: never",
     "sweep.objective": "objective of a search: `minimize:MEASURE`, `maximize:MEASURE`, `closest:MEASURE:0.5`, `…:50%`",
-    "sweep.helpers": "worker processes; 0: threads; null: one for every four cores, at least one and at most four",
+    "sweep.helpers": "pool processes, which build requests and score points; 0: threads; null: one per 4 cores, 1 to 4",
     "sweep.gpu_scoring": "find nearest tokens of large vocabularies on the GPU, in at most 3 % of its memory",
     "engine.served_model": "name of the model on the server; null: its only one",
     "engine.max_in_flight": "requests sent at a time",
@@ -71,8 +70,9 @@ DESCRIPTIONS = {
     "engine.url": "address of the server, with or without `/v1`",
     "engine.threads": "threads on a CPU; null: one for a small model, else one per core",
     "engine.prefix_caching": "reuse the KV cache of equal beginnings, such as an untouched system prompt",
-    "hydra.launcher.workers": "processes, each with its own engine; 1: only this one",
-    "hydra.launcher.shards": "number of shards; null: chosen by the launcher",
+    "hydra.launcher.workers": "processes with an engine each; 1: only this one",
+    "hydra.launcher.shards": "number of shards; null: see "
+    "[the guide](../guide/launchers/local.md#rules-for-all-launchers)",
     "hydra.launcher.gpus": "GPUs of each worker or actor; null: see the guide",
     "hydra.launcher.address": "running cluster (`auto`, `host:6379`, `ray://…`); null: start one for this sweep",
     "hydra.launcher.actors": "number of actors; null: as many as fit",
@@ -100,12 +100,9 @@ TOP_LEVEL = (
     ("verbose", "false", "show what vLLM, Transformers and MLflow print, instead of writing it to `sweep.log`"),
     ("plugins", "[]", "Python modules to import first; they may register transforms, measures and engines"),
 )
-LAUNCHERS = {
-    "local": local_launcher.LocalLauncher,
-    "slurm": slurm_launcher.SlurmLauncher,
-    "ray": ray_launcher.RayLauncher,
-    "plan": plan_launcher.PlanLauncher,
-}
+PROVIDER = "sweep"  # of this project's launchers and sweepers in Hydra's config store
+# Options of `sbatch`, which Slurm's documentation describes.
+SBATCH = ("partition", "account", "qos", "gres", "constraint", "cpus_per_task", "mem_gb")
 SLURM_TIMES = {
     "timeout_min": "limit of a task, in minutes",
     "array_parallelism": "tasks at a time",
@@ -115,17 +112,36 @@ SLURM_TIMES = {
 
 # Configuration
 def configuration() -> str:
-    """Return a table of each section of the configuration."""
+    """Return a table of each section of the configuration, of each engine, and of each launcher and sweeper."""
     lines = ["### Top level", "", *table(("key", "default", "meaning"), marked(TOP_LEVEL))]
     for name, section in SECTIONS.items():
         lines += ["", f"### {name}", "", *_key_table(name, section)]
-    for name in ("vllm", "transformers", "server"):
-        lines += ["", f"### engine={name}", "", *_key_table("engine", ENGINES[name])]
-    for name, launcher in LAUNCHERS.items():
-        lines += ["", f"### hydra/launcher={name}", "", *_node_table("hydra.launcher", f"launcher/{name}", launcher)]
-    lines += ["", "### hydra/sweeper=optuna", ""]
-    lines += _node_table("hydra.sweeper", "sweeper/optuna", optuna_sweeper.OptunaSweeper)
+    for name, engine in own_engines().items():
+        lines += ["", f"### engine={name}", "", *_key_table("engine", engine)]
+    for kind in ("launcher", "sweeper"):
+        for name in own_plugins(kind):
+            lines += ["", f"### hydra/{kind}={name}", "", *_node_table(f"hydra.{kind}", f"{kind}/{name}")]
     return "\n".join(lines)
+
+
+def own_engines() -> dict[str, type]:
+    """Return the engines of this project by name, in the order of registration."""
+    return {name: engine for name, engine in ENGINES.items() if engine.__module__.startswith("sweep.engines.")}
+
+
+def own_plugins(kind: str) -> list[str]:
+    """Return the launchers or sweepers that this project's modules have put into Hydra's config store.
+
+    Args:
+        kind: `launcher` or `sweeper`.
+    """
+    package = import_module(f"hydra_plugins.sweep_{kind}s")
+    for module in iter_modules(package.__path__, f"{package.__name__}."):
+        if not module.name.rpartition(".")[2].startswith("_"):  # those are not plugins
+            import_module(module.name)
+    store = ConfigStore.instance()
+    files = store.list(f"hydra/{kind}")
+    return [file.removesuffix(".yaml") for file in files if store.load(f"hydra/{kind}/{file}").provider == PROVIDER]
 
 
 def span_keys() -> str:
@@ -138,23 +154,37 @@ def _key_table(prefix: str, section: type) -> list[str]:
     rows = []
     for field in fields(section):
         key = f"{prefix}.{field.name}"
-        meaning = DESCRIPTIONS.get(key) or described[field.name]
+        meaning = DESCRIPTIONS.get(key) or _as_cell(described[field.name])
         rows.append((key, _default(field), meaning))
     return table(("key", "default", "meaning"), marked(rows))
 
 
-def _node_table(prefix: str, group: str, launcher: type) -> list[str]:
+def _node_table(prefix: str, group: str) -> list[str]:
+    """Return a table of a plugin's options: its node in the config store, described by its class.
+
+    Raises:
+        SystemExit: an option has no description.
+    """
     node: Any = ConfigStore.instance().load(f"hydra/{group}.yaml").node
-    described = attributes(launcher) | (SLURM_TIMES if group == "launcher/slurm" else {})
+    described = attributes(get_class(node["_target_"])) | (SLURM_TIMES if group == "launcher/slurm" else {})
     rows, plain = [], []
     for key, value in OmegaConf.to_container(node).items():
         name = f"{prefix}.{key}"
-        if meaning := DESCRIPTIONS.get(name) or described.get(key):
+        if meaning := DESCRIPTIONS.get(name) or _as_cell(described.get(key, "")):
             rows.append((f"`{name}`", f"`{_show(value)}`", meaning))
-        elif key != "_target_":
+        elif key in SBATCH and group == "launcher/slurm":
             plain.append(f"`{key}`")
+        elif key != "_target_":
+            raise SystemExit(f"{name} ({group}) has no description: add it to the class's `Args:` or DESCRIPTIONS.")
     options = [(", ".join(plain), "`null`", "options of `sbatch`, under `hydra.launcher.`")] if plain else []
     return table(("key", "default", "meaning"), options + rows)
+
+
+def _as_cell(text: str) -> str:
+    """Return a docstring's description in the style of the tables: lower case, and `null:` for "null means"."""
+    text = re.sub(r"[,;] null means ", "; null: ", text)
+    first = text.partition(" ")[0]
+    return text[0].lower() + text[1:] if first[1:].islower() else text
 
 
 def _default(field: Field[Any]) -> str:

@@ -23,6 +23,7 @@ from sweep.errors import ConfigError, SweepError
 from sweep.launch.manifest import read
 from sweep.launch.shard_worker import ShardWorker
 from sweep.processes.background_thread import BackgroundThread
+from sweep.util.counts import counted
 from sweep.util.redaction import redact
 
 
@@ -38,7 +39,9 @@ def main() -> None:
     try:
         manifest, index = read(Path(arguments[0])), int(arguments[1])
         if index >= manifest.shards:
-            terminal.say(f"Nothing to do for shard {index}: the plan has {manifest.shards} shards, numbered from 0.")
+            terminal.say(
+                f"Nothing to do for shard {index}: the plan has {counted(manifest.shards, 'shard')}, numbered from 0."
+            )
             return
         manifest.enter_workdir()
         with ShardWorker(terminal) as worker, terminal.divert(manifest.log(f"shard-{index:05d}"), verbose=False):

@@ -195,8 +195,8 @@ def test_plans_of_later_batches_have_their_control(configure: Configure, tmp_pat
             assert runner.publisher is not None
             runner.publisher.scoring.controls[point.control_key] = []
     for line in messages:
-        [pieces] = [read_shard(read(Path(line.split(": ")[1])), 0).pieces]
-        assert sorted(piece.point.is_control for piece in pieces) == [False, True]
+        [points] = [read_shard(read(Path(line.split(": ")[1])), 0).points]
+        assert sorted(point.point.is_control for point in points) == [False, True]
     assert len(messages) == len(points)
 
 

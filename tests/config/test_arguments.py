@@ -83,7 +83,7 @@ def test_multirun_is_allowed_anywhere(dry: Sweep, option: str, place: int) -> No
     arguments = ["transform=scale", "transform.factor=1.2,1.5"]
     code, out, err = dry(*arguments[:place], option, *arguments[place:])
     assert code == 0, err
-    assert out.splitlines()[-1] == "3 points, 1 engine starts, 8 requests"
+    assert out.splitlines()[-1] == "3 points, 1 engine start, 8 requests"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from sweep.engines.transformers.config import DEVICES
 from sweep.inputs.config import SPECIAL_TOKENS
 from sweep.scoring.registry import measures_of, shown_in
 from sweep.transforms import CONTROLS, Stage
+from sweep.util.paths import conf_dir
 
 Sweep = Callable[..., tuple[int, str, str]]
 CLASSES = [*SECTIONS.values(), SweepConfig, Stage, VLLMConfig, ServerConfig, TransformersConfig]
@@ -42,6 +43,13 @@ def test_each_key_has_an_entry(cls: type) -> None:
 def test_allowed_values_are_listed(section: str, key: str, values: tuple[str, ...]) -> None:
     text = attributes(SECTIONS[section])[key]
     assert [value for value in values if value not in text] == []
+
+
+def test_configuration_files_list_the_measures() -> None:
+    quality = {measure.name.removeprefix("quality/") for measure in measures_of("quality") if measure.per != "batch"}
+    default, full = (conf_dir().joinpath("scoring", f"{name}.yaml").read_text() for name in ("default", "full"))
+    assert [name for name in (*quality, *shown_in("primary")) if name not in default] == []
+    assert set(OmegaConf.create(full).quality) == quality - {"regex_match"}
 
 
 def test_allowed_values_of_engines_and_controls_are_listed() -> None:

@@ -121,6 +121,18 @@ def test_configuration_lists_every_key() -> None:
             assert f"| `{section}.{name}` |" in text
 
 
+def test_configuration_lists_every_engine_and_launcher() -> None:
+    """Also one that is only a module or a registration: nothing else names it."""
+    text = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^### (engine|hydra/launcher|hydra/sweeper)=(\w+)$", text, re.MULTILINE))
+    source = ROOT / "src"
+    expected = {("engine", file.parent.name) for file in (source / "sweep" / "engines").glob("*/config.py")}
+    for kind in ("launcher", "sweeper"):
+        modules = (source / "hydra_plugins" / f"sweep_{kind}s").glob("[!_]*.py")
+        expected |= {(f"hydra/{kind}", file.stem) for file in modules}
+    assert listed == expected
+
+
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "developer").glob("*.md")), ids=lambda page: page.name)
 def test_names_in_developer_pages_are_in_the_code(page: Path) -> None:
     files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), ROOT / "pyproject.toml"]

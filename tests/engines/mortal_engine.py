@@ -107,5 +107,5 @@ def run(fate: Fate, count: int, window: int = 32) -> tuple[set[int], set[int], S
     results = list(watch.generate(requests(count)))
     assert max(Counter(result.key for result in results).values(), default=1) == 1
     answered = {int(str(result.key)) for result in results if isinstance(result, Generation)}
-    assert watch.deaths == len(fate.deaths)
+    assert watch.crashes == len(fate.deaths)
     return answered, {int(str(result.key)) for result in results} - answered, watch

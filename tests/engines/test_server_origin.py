@@ -172,7 +172,7 @@ def test_a_finished_sweep_and_a_dry_run_need_no_server(
     here, there = server.url, f"http://127.0.0.1:{free_port()}"
     server.url = there
     DryRun(points(1.5)[0].config, "a", Terminal()).show(points(1.5))
-    assert "1 engine starts" in capfd.readouterr().out
+    assert "1 engine start," in capfd.readouterr().out
     with pytest.raises(ConfigError, match=f"engine.url: {there}: no server answers at this address"):
         run(points(1.5))
     server.url = here

@@ -42,14 +42,14 @@ def test_only_requests_that_crash_the_engine_fail(
     answered, failed, watch = run(fate, count, window)
     assert failed == culprits and answered == set(range(count)) - culprits
     # Two crashes to become suspects, two (40, 5, 1) to get from a window to one request, and two with that one alone.
-    assert watch.deaths <= 6 * len(culprits)
+    assert watch.crashes <= 6 * len(culprits)
     # No engine is started when nothing is left to answer.
-    assert watch.starts == watch.deaths + (fate.answered > 0)
+    assert watch.starts == watch.crashes + (fate.answered > 0)
 
 
 def test_named_culprits_cost_two_crashes_in_total() -> None:
     _, failed, watch = run(Fate(frozenset({3, 7, 8}), names_culprits=True), 100)
-    assert failed == {3, 7, 8} and watch.deaths == 2
+    assert failed == {3, 7, 8} and watch.crashes == 2
 
 
 def test_suspects_run_separately_and_fewer_at_a_time() -> None:
@@ -62,7 +62,7 @@ def test_suspects_run_separately_and_fewer_at_a_time() -> None:
 
 def test_two_crashes_by_chance_fail_no_request() -> None:
     answered, failed, watch = run(Fate(lives=[0, 0]), 50)
-    assert not failed and len(answered) == 50 and watch.deaths == 2
+    assert not failed and len(answered) == 50 and watch.crashes == 2
 
 
 def test_an_engine_that_has_answered_before_survives_many_culprits_in_a_row() -> None:
@@ -83,7 +83,7 @@ def test_too_many_culprits_end_the_sweep() -> None:
     watch = Supervisor(Config(window=1), fate.open)
     with pytest.raises(EngineDied, match="killed"):
         list(watch.generate(requests(2000)))
-    assert watch.deaths == 2 * CULPRITS_FOUND + 2
+    assert watch.crashes == 2 * CULPRITS_FOUND + 2
 
 
 def test_answered_requests_are_not_sent_again() -> None:
@@ -111,7 +111,7 @@ def test_out_of_memory_lowers_concurrency_without_suspects() -> None:
     fate = Fate(memory=9)
     answered, failed, watch = run(fate, 100, window=32)
     assert len(answered) == 100 and not failed
-    assert [config.window for config in fate.configs] == [32, 16, 8] and watch.deaths == 2
+    assert [config.window for config in fate.configs] == [32, 16, 8] and watch.crashes == 2
 
 
 def test_a_request_too_large_for_the_memory_fails_and_concurrency_is_restored() -> None:
@@ -152,7 +152,7 @@ def test_too_many_unexplained_crashes_end_the_sweep() -> None:
     with pytest.raises(EngineDied, match="by chance"):
         for result in watch.generate(requests(10_000)):
             results.append(result)
-    assert len(results) == 40 * watch.deaths and watch.deaths == UNEXPLAINED_CRASHES + 1
+    assert len(results) == 40 * watch.crashes and watch.crashes == UNEXPLAINED_CRASHES + 1
     assert all(isinstance(result, Generation) for result in results)
 
 
@@ -200,7 +200,7 @@ def test_requests_that_are_no_longer_needed_are_not_repeated() -> None:
     for answer in watch.generate(requests(60), still_needed=lambda key: not failed or key not in fate.culprits):
         if isinstance(answer, Failure):
             failed.append(answer)
-    assert len(failed) == 1 and watch.deaths == 5
+    assert len(failed) == 1 and watch.crashes == 5
 
 
 def test_exceptions_of_the_request_iterator_propagate() -> None:

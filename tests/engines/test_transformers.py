@@ -129,7 +129,7 @@ list(engine.generate([Request(0, ids, rows, Sampling(2))]))
 limit = psutil.Process().memory_info().vms + (60 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 answers = list(engine.generate(Request(key, ids, rows, Sampling(2)) for key in range(64)))
-print(len(answers), all(isinstance(answer, Generation) for answer in answers), engine.deaths, engine.config.max_batch_size)
+print(len(answers), all(isinstance(answer, Generation) for answer in answers), engine.crashes, engine.config.max_batch_size)
 """
 
 

@@ -99,7 +99,7 @@ if __name__ == "__main__":
     engine.close()
     engine.close()
     report(left=[p.name() for p in psutil.Process().children(recursive=True) if p.name().startswith("VLLM")])
-    report(files=[file.name for file in cache.iterdir() if file.name.startswith("last-words")])
+    report(files=[file.name for file in cache.iterdir() if file.name.startswith("fatal-error")])
 """
 )
 

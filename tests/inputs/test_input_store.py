@@ -81,7 +81,7 @@ def test_a_vector_that_is_edited_between_batches_is_refused(steered: tuple[Path,
 def test_a_vector_that_is_edited_after_the_plan_is_not_applied(
     steered: tuple[Path, SweepConfig], elsewhere: bool
 ) -> None:
-    """`elsewhere`: in a helping process, which reads the file for itself."""
+    """`elsewhere`: in a pool process, which reads the file for itself."""
     path, config = steered
     _, [group] = planned(Fingerprints(), config)
     [point] = group.points

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -19,7 +19,7 @@ from sweep.launch.shard_state import DONE, FAILED, StateFile
 class StandIn:
     """Worker process that records its shards. `finish` and `die` answer the oldest one."""
 
-    all: list[StandIn] = []
+    all: ClassVar[list[StandIn]] = []
 
     def __init__(self, base_path: Path, devices: Mapping[str, str]) -> None:
         self.name, self.shards, self.has_answered = base_path.name, list[int](), False

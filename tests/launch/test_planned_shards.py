@@ -26,9 +26,9 @@ from shards import (
 from sweep import shard
 from sweep.app import sweep_runner
 from sweep.console import signals, streams
-from sweep.launch import shard_worker
+from sweep.launch import shard_run, shard_worker
 from sweep.launch.backend import ShardBackend
-from sweep.launch.shard_state import StateFile
+from sweep.launch.shard_state import WAITING, StateFile
 from sweep.storage.lock import SweepLock
 
 ShardHere = Callable[..., str]
@@ -82,6 +82,43 @@ def test_shard_stops_if_another_worker_takes_it_over(
     shard_here(plan, 0)
     sweep_here()
     assert generations(tmp_path / "outputs") == generations(whole)
+
+
+@pytest.mark.parametrize("when", ["after its last answer", "while it waits for the control"])
+def test_shard_leaves_its_state_file_alone_once_its_lock_is_lost(
+    sweep_here: SweepHere, shard_here: ShardHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The shard without the control is run alone, so it waits for the control."""
+    plan = tmp_path / "plan"
+    sweep_here(*planning(plan, 2))
+    state_file, of_another = plan / "shard-00001.state.json", '{"state": "working", "host": "another"}'
+    acquire, advance, write = shard_worker._acquire_lock, StateFile.advance, StateFile.write
+    locks: list[SweepLock] = []
+
+    def lose() -> None:
+        locks[0].lost.set()
+        state_file.write_text(of_another)
+
+    def acquire_and_keep(*arguments: Any) -> SweepLock:
+        locks.append(acquire(*arguments))
+        return locks[0]
+
+    def advance_and_lose(self: StateFile, tokens: int) -> None:
+        advance(self, tokens)
+        if when == "after its last answer" and self.state.done == self.state.requests:
+            lose()
+
+    def write_and_lose(self: StateFile, *, now: bool = False) -> None:
+        write(self, now=now)
+        if self.state.state == WAITING and not locks[0].lost.is_set():
+            lose()
+
+    monkeypatch.setattr(shard_worker, "_acquire_lock", acquire_and_keep)
+    monkeypatch.setattr(shard_run, "CONTROL_SECONDS", 3.0)
+    monkeypatch.setattr(StateFile, "advance", advance_and_lose)
+    monkeypatch.setattr(StateFile, "write", write_and_lose)
+    assert "Shard 1: another worker has taken it over." in shard_here(plan, 1, code=75)
+    assert locks[0].lost.is_set() and state_file.read_text() == of_another
 
 
 @pytest.mark.slow

@@ -224,7 +224,7 @@ def test_invalid_scorer_is_refused(own: str, path: str, message: str) -> None:
 def test_names_are_checked(own: str) -> None:
     with pytest.raises(ConfigError, match=r"'exact_mach' is not a quality measure\. Did you mean 'exact_match'"):
         scorers.select(["exact_mach"])
-    with pytest.raises(ConfigError, match="two scorers are named 'quality/chrf'"):
+    with pytest.raises(ConfigError, match="two measures are named 'quality/chrf'"):
         scorers.select(["chrf", f"{own}:chrf"])
 
 

@@ -136,7 +136,7 @@ def test_a_task_that_kills_its_process_is_retried_once(
         futures += [processes.build(corpus, scaled(configure, 2.0), [1], frozenset(), 64) for _ in range(6)]
     for number, future in enumerate(futures):
         if number == 7:
-            with pytest.raises(WorkerLost, match=r"scores points has ended \(exit code -9\)"):
+            with pytest.raises(WorkerLost, match=r"scores points, has ended \(exit code -9\)"):
                 future.result(120)
         else:
             assert isinstance(future.result(120)[0], Built)
@@ -242,7 +242,7 @@ def test_a_scorer_that_changed_after_the_plan_is_rejected(
         finished, point_fingerprint=replace(finished.point_fingerprint, scorers='{"quality/fails_on_two":"another"}')
     )
     error = processes.score(corpus, edited, archive).result().archived.record.error
-    assert error == "the module of a scorer has changed since the plan; run the same command again"
+    assert error == "the module of a measure has changed since the plan; run the same command again"
 
 
 def test_a_sweep_has_the_same_results_with_processes(

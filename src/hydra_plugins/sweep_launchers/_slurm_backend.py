@@ -26,6 +26,7 @@ from sweep.launch.backend import LOCK_EXPIRY_SECONDS, ShardBackend, unfinished_s
 from sweep.launch.claims import Claims, owner_of
 from sweep.launch.manifest import Manifest, read
 from sweep.launch.shard_state import read_state
+from sweep.util.counts import counted
 from sweep.util.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class SlurmBackend(ShardBackend):
         """
         notified = False
         while _has_open_plan(plans) and (tasks := _queued_tasks(_job_name(plans))):
-            summary = f"{_count_states(tasks)} tasks of this sweep (squeue -n {_job_name(plans)})"
+            summary = f"tasks of this sweep: {_count_states(tasks)} (squeue -n {_job_name(plans)})"
             if not self.waits:
                 raise SweepHeld(f"Slurm still has {summary}. Wait for them or cancel them.")
             if not notified:
@@ -138,7 +139,7 @@ class SlurmBackend(ShardBackend):
                 ids = [str(job.job_id) for job in jobs]
                 with (manifest.folder / "submitted").open("a") as file:
                     file.write("".join(f"{index} {job}\n" for index, job in zip(indices, ids, strict=True)))
-                self._say(f"Slurm: submitted {len(ids)} tasks as job {ids[0].partition('_')[0]}")
+                self._say(f"Slurm: submitted {counted(len(ids), 'task')} as job {ids[0].partition('_')[0]}")
         except (RuntimeError, ValueError, OSError, subprocess.CalledProcessError) as error:
             reason = _error_line(error)
             raise ConfigError(f"hydra.launcher: Slurm rejected the job: {reason}") from error

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep.config.objective import FORMS, KEY, Objective
 from sweep.config.point_count import MAX_POINTS
 from sweep.errors import ConfigError, SweepError
+from sweep.util.counts import counted
 from sweep.util.validators import require, require_choice
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ class OptunaSweeper(Sweeper):
             self._run(study, batch)
             if self.config.sweep.dry_run:
                 if (remaining := self._n_trials - study.count) > 0:
-                    self._app.terminal.say(f"Up to {remaining} more points depend on the results of these.")
+                    points = counted(remaining, "more point")
+                    self._app.terminal.say(f"Up to {points} may follow, chosen from the results of these.")
                 return
             batch = self._ask(study)
 
@@ -156,6 +158,6 @@ class OptunaSweeper(Sweeper):
         close = "" if math.isnan(target) else f", target {target:.6g}"
         name = self._objective.measure
         self._app.terminal.result(
-            f"Best of {study.count} trials: {best.overrides} ({name} {best.measure:.6g}{close}); "
+            f"Best of {counted(study.count, 'trial')}: {best.overrides} ({name} {best.measure:.6g}{close}); "
             f"{self._objective.text}, study in {self._file.path}"
         )

@@ -1,8 +1,7 @@
 """Sweep runner: plans points, generates on one engine for all points that can share it, scores and publishes.
 
-The main thread feeds the engine one continuous batch of requests and writes its answers to the journal. Worker
-processes build requests, and score and archive each point after its last answer. Another process publishes archived
-points.
+The main thread feeds the engine one continuous batch of requests and writes its answers to the journal. Pool processes
+build requests, and score and archive each point after its last answer. Another process publishes archived points.
 """
 
 from __future__ import annotations
@@ -48,8 +47,9 @@ log = logging.getLogger(__name__)
 class SweepRunner:
     """One sweep in one process. Owned by the main thread.
 
-    `run` may be called any number of times, as optimising sweepers do. Engine, tracker and workers stay open until the
-    `with` block ends. The block's exception decides whether the sweep is recorded as finished, failed or interrupted.
+    `run` may be called any number of times, as optimising sweepers do. Engine, tracker and worker pool stay open until
+    the `with` block ends. The block's exception decides whether the sweep is recorded as finished, failed or
+    interrupted.
 
     Attributes:
         publisher: Scores, publishes and reports points. None until a batch was run.

@@ -127,9 +127,7 @@ def explain(error: HydraException | OmegaConfBaseException, arguments: Sequence[
     """Return an error of Hydra or OmegaConf in at most three lines, with the nearest existing name."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        hint = (
-            "\nA transform of your own needs plugins=[its_module] on the command line." if group == "transform" else ""
-        )
+        hint = "\nIf it is your transform, add plugins=[its_module]." if group == "transform" else ""
         return f"{group}={option}: there is no such option. {did_you_mean(option, error.options)}{hint}"
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException):

@@ -19,6 +19,7 @@ from sweep.errors import TooManyFailures
 from sweep.inputs.config import ModelConfig, PromptsConfig
 from sweep.scoring.registry import shown_in
 from sweep.transforms import Pipeline
+from sweep.util.counts import counted
 from sweep.util.validators import require, require_choice
 
 
@@ -174,10 +175,10 @@ class SweepSettings(Section):
         max_failures: End the sweep when more points than this have failed; 0 or more, null means never.
         objective: Goal of hydra/sweeper=optuna: minimize:MEASURE, maximize:MEASURE, closest:MEASURE:0.5 or
             closest:MEASURE:50% (of the control's).
-        helpers: Worker processes that build requests and score points next to the engine; 0 (threads, less memory but a
-            slower engine) to 64; null means one for every four cores, 1 to 4 in all (0 on a single core).
+        helpers: Pool processes, which build requests and score points; 0 (threads, less memory but a slower engine) to
+            64, null means one for every four cores, 1 to 4 in all (0 on a single core).
         gpu_scoring: Look up nearest tokens of large vocabularies on the first visible GPU, in at most 3 % of its
-            memory; needs worker processes.
+            memory; needs pool processes.
     """
 
     dir: str = "outputs"
@@ -202,11 +203,12 @@ class SweepSettings(Section):
 
     def check_failures(self, failed: int) -> None:
         """Raise `TooManyFailures` if more points have failed than `on_error` and `max_failures` allow."""
+        points = counted(failed, "point")
         if self.on_error == "stop" and failed:
-            raise TooManyFailures(f"The sweep was stopped: {failed} points failed (sweep.on_error=stop).")
+            raise TooManyFailures(f"The sweep was stopped: {points} failed (sweep.on_error=stop).")
         if self.max_failures is not None and failed > self.max_failures:
             limit = self.max_failures
-            raise TooManyFailures(f"The sweep was stopped: {failed} points failed (sweep.max_failures={limit}).")
+            raise TooManyFailures(f"The sweep was stopped: {points} failed (sweep.max_failures={limit}).")
 
     @property
     def root(self) -> Path:
@@ -229,7 +231,7 @@ class SweepConfig:
         sweep: Section `sweep`.
         seed: Seed of the point; transforms that draw random numbers derive theirs from it and the prompt.
         verbose: Print the output of vLLM, Transformers and MLflow instead of writing it to sweep.log.
-        plugins: Python modules to import first, which may register transforms and engines or define scorers.
+        plugins: Python modules to import first, which may register transforms, measures and engines.
     """
 
     model: ModelConfig

@@ -120,7 +120,7 @@ class _Escaping(io.TextIOBase):
 
 @contextlib.contextmanager
 def escaping() -> Iterator[None]:
-    """Make control characters visible in everything that is printed meanwhile, also by libraries."""
+    """Make control characters visible in everything that is printed in the block, also by libraries."""
     with (
         contextlib.redirect_stdout(_Escaping(sys.stdout)),
         contextlib.redirect_stderr(_Escaping(sys.stderr)),

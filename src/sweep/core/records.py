@@ -18,7 +18,7 @@ class PointRecord:
 
     Attributes:
         index: position of the point in the sweep.
-        name, role, fingerprint: see `point.Point`.
+        name, role, fingerprint: see `points.point.Point` and `points.fingerprint.PointFingerprint`.
         started, ended: seconds since the epoch; `ended` differs between attempts at a point.
         parameters: by override name.
         axes: swept values; numeric ones are also published as metrics, because MLflow sorts those as numbers.

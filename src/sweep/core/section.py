@@ -36,6 +36,6 @@ def value_digest(value: Any) -> str:
     """Return a digest of plain values. It tells `1`, `1.0` and `true` apart, and ignores the order of keys."""
     try:
         text = _JSON.encode(value)
-    except TypeError:  # keys of several types, or values that are not JSON; whoever reads the section reports them
+    except TypeError:  # keys of several types, or values that are not JSON; reported when the section is read
         text = repr(value)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

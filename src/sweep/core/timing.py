@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 
 @dataclass(slots=True)
 class Costs:
-    """Costs of one point. Owned by the main thread until the point is finished, then read by a worker's copy.
+    """Costs of one point. Owned by the main thread until the point is finished, then read by a pool process's copy.
 
     Attributes:
         build_seconds: time to build its requests.

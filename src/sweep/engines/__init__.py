@@ -12,5 +12,5 @@ from sweep.engines.vllm.config import VLLMConfig
 
 __all__ = ["ENGINES", "EngineConfig", "ServerConfig", "TransformersConfig", "VLLMConfig", "register_engine"]
 
-for _config in (VLLMConfig, ServerConfig, TransformersConfig):
+for _config in (VLLMConfig, TransformersConfig, ServerConfig):
     register_engine(_config)

@@ -22,7 +22,7 @@ CRASHES_OF_A_CULPRIT = 2  # alone in flight, or named by the engine
 
 
 class Finding(Enum):
-    """What a crash reveals: its cause is unknown, some requests are suspects, or some requests crashed it twice."""
+    """Finding from a crash: unknown cause, suspects, or requests that crashed the engine twice."""
 
     UNEXPLAINED = auto()
     SUSPECTS = auto()

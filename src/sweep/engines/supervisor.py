@@ -15,6 +15,7 @@ from dataclasses import replace
 from sweep.engines.base import Engine, EngineConfig, Failure, Generation, Origin, Request, Sampling
 from sweep.engines.quarantine import Finding, Quarantine
 from sweep.errors import ConfigError, EngineDied, EngineError, EngineOutOfMemory
+from sweep.util.counts import counted
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Supervisor(Engine):
     Attributes:
         config: current configuration of the engine.
         starts: number of engine starts.
-        deaths: number of engine crashes.
+        crashes: number of engine crashes.
     """
 
     def __init__(self, config: EngineConfig, open_engine: Callable[[EngineConfig], Engine]) -> None:
@@ -55,7 +56,7 @@ class Supervisor(Engine):
             EngineError: the engine did not start.
         """
         self.config = self._initial_config = config
-        self.starts = self.deaths = 0
+        self.starts = self.crashes = 0
         self._open = open_engine
         self._in_a_row = self._unexplained = self._culprits_found = self._halvings = 0
         self._last_answered: Request | None = None
@@ -153,12 +154,12 @@ class Supervisor(Engine):
         Raises:
             EngineDied: the engine crashed too often.
         """
-        self.deaths += 1
+        self.crashes += 1
         self.config = self.config.for_restart()
         if isinstance(crash, EngineOutOfMemory) and self._halve():
             repeated = quarantine.repeat_in_flight()
             log.warning(
-                "%s (crash %d). Restarting the engine%s; requests to repeat: %d.", crash, self.deaths, HALVED, repeated
+                "%s (crash %d). Restarting the engine%s; requests to repeat: %d.", crash, self.crashes, HALVED, repeated
             )
             return
         finding = quarantine.engine_crashed(crash.culprits)
@@ -173,8 +174,8 @@ class Supervisor(Engine):
             self._unexplained += 1
         exhausted = self._unexplained > UNEXPLAINED_CRASHES or self._culprits_found > CULPRITS_FOUND
         if exhausted or self._in_a_row > FAILURES_IN_A_ROW:
-            raise type(crash)(f"{crash}; the engine crashed {self.deaths} times and is not restarted.")
-        log.warning("%s (crash %d). Restarting the engine; %s.", crash, self.deaths, quarantine.describe())
+            raise type(crash)(f"{crash}; the engine crashed {counted(self.crashes, 'time')} and is not restarted.")
+        log.warning("%s (crash %d). Restarting the engine; %s.", crash, self.crashes, quarantine.describe())
 
     def _halve(self) -> bool:
         """Halve the concurrency of the next start; return False if the limit is reached."""

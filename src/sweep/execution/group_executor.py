@@ -66,7 +66,7 @@ class GroupExecutor:
         scoring: ScoringStage,
         on_ready: Callable[[], object],
         *,
-        elsewhere: Collection[str] = (),
+        external_controls: Collection[str] = (),
         on_answer: Advance | None = None,
     ) -> None:
         """Generate a group's answers and hand its finished points to scoring.
@@ -75,8 +75,8 @@ class GroupExecutor:
             group: the points to run.
             scoring: receives finished and failed points, and holds the controls' answers.
             on_ready: called once the engine is open, or is known not to be needed.
-            elsewhere: `control_key` of the controls that another process generates. The answers of their points are
-                generated and left in the journal until the control is available.
+            external_controls: `control_key` of the controls that another process generates. The answers of their points
+                are generated and left in the journal until the control is available.
             on_answer: called with the number of tokens of each answer. None: update the terminal's progress line.
 
         Raises:
@@ -92,10 +92,10 @@ class GroupExecutor:
         journal = self._journal.writer(self._resume.header(group.spec.engine))
         try:
             if on_answer is not None:
-                self._generate(engine, scheduler, journal, scoring, elsewhere, on_answer)
+                self._generate(engine, scheduler, journal, scoring, external_controls, on_answer)
             else:
                 with self._terminal.progress(group.requests) as advance:
-                    self._generate(engine, scheduler, journal, scoring, elsewhere, advance)
+                    self._generate(engine, scheduler, journal, scoring, external_controls, advance)
         except EngineError as error:
             self.close()
             for progress in scheduler.active.values():
@@ -106,7 +106,7 @@ class GroupExecutor:
         finally:
             journal.close()
         for progress in scheduler.active.values():  # these still wait for their control
-            if progress.planned.point.control_key not in elsewhere:
+            if progress.planned.point.control_key not in external_controls:
                 scoring.fail(progress, CONTROL_UNFINISHED)
         scoring.end_waiting(CONTROL_UNFINISHED)
 
@@ -123,10 +123,10 @@ class GroupExecutor:
         scheduler: RequestScheduler,
         journal: JournalWriter,
         scoring: ScoringStage,
-        elsewhere: Collection[str],
+        external_controls: Collection[str],
         advance: Advance,
     ) -> None:
-        self._hand_over(scheduler, scoring, elsewhere, advance)
+        self._hand_over(scheduler, scoring, external_controls, advance)
         if engine is None:
             return
         last = time.monotonic()
@@ -145,18 +145,18 @@ class GroupExecutor:
             last = now
             if is_counted:
                 advance(tokens)
-            self._hand_over(scheduler, scoring, elsewhere, advance)
+            self._hand_over(scheduler, scoring, external_controls, advance)
         self._costs.gpu_memory_gib = engine.memory_gib()
 
     def _hand_over(
-        self, scheduler: RequestScheduler, scoring: ScoringStage, elsewhere: Collection[str], advance: Advance
+        self, scheduler: RequestScheduler, scoring: ScoringStage, external_controls: Collection[str], advance: Advance
     ) -> None:
         """Count recalled answers, and pass the scheduler's finished and failed points to scoring."""
         for _ in range(scheduler.take_recalled_count()):
             advance(0)
         while scheduler.finished:
             progress = scheduler.finished.popleft()
-            waits = progress.planned.point.control_key in elsewhere
+            waits = progress.planned.point.control_key in external_controls
             (scoring.defer if waits else scoring.complete)(progress)
         while scheduler.failed:
             scoring.fail(*scheduler.failed.popleft())

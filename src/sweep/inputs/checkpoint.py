@@ -40,7 +40,7 @@ MAX_SIZE = 2**31  # sizes in a configuration from here on are considered a mista
 class Checkpoint:
     """A model in a local folder, with its configuration and tokenizer loaded on first use.
 
-    Owned by the thread that plans. Copies in worker processes keep the recorded file versions and load the rest again.
+    Owned by the thread that plans. Copies in pool processes keep the recorded file versions and load the rest again.
 
     Attributes:
         model: the `model` section of the configuration.

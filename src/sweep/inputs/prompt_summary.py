@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sweep.util.counts import counted
+
 MAX_KEYS = 5  # unused keys listed in a summary
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a prompt was read.
+    """Reading record of a prompt.
 
     Attributes:
         form: name of the foreign format of its entry; empty for this project's own.
@@ -73,7 +75,7 @@ class PromptSummary:
         return (f"{self.source}: " if self.source else "") + ", ".join(self._pieces())
 
     def _pieces(self) -> Iterator[str]:
-        yield f"{self.prompts} prompt{'s' * (self.prompts != 1)}"
+        yield counted(self.prompts, "prompt")
         yield f"{self.references} with references"
         if self.systems:
             yield f"{self.systems} with a system message"
@@ -88,4 +90,4 @@ class PromptSummary:
         if self.unused:
             shown = ", ".join(key for key, _ in self.unused[:MAX_KEYS])
             more = len(self.unused) - MAX_KEYS
-            yield f"not used: {shown}" + (f" and {more} more keys" if more > 0 else "")
+            yield f"not used: {shown}" + (f" and {counted(more, 'more key')}" if more > 0 else "")

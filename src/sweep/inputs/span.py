@@ -13,6 +13,7 @@ from typing import Any
 
 from sweep.errors import ConfigError, TransformError
 from sweep.inputs.layout import Characters, Layout
+from sweep.util.counts import counted
 from sweep.util.validators import require, require_choice
 
 PARTS = ("all", "content", "template", "injected")
@@ -91,7 +92,7 @@ class Span:
         if self.positions is not None:
             if any(not -len(tokens) <= position < len(tokens) for position in self.positions):
                 raise TransformError(
-                    f"the span {self} reaches outside the prompt, which has {len(tokens)} matching tokens"
+                    f"the span {self} reaches outside the prompt, which has {counted(len(tokens), 'matching token')}"
                 )
             tokens = sorted({tokens[position] for position in self.positions})
         return tokens

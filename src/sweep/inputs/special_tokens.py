@@ -14,6 +14,7 @@ from typing import Any
 from sweep.errors import ConfigError
 from sweep.inputs.layout import Characters
 from sweep.inputs.prompts import Prompt
+from sweep.util.counts import counted
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ def check_texts(prompts: Sequence[Prompt], tokenizer: Any, policy: str) -> set[s
             )
         affected[prompt.id] = label
     if affected and policy == "warn":
-        more = f" and {len(affected) - MAX_LISTED_PROMPTS} more prompts" if len(affected) > MAX_LISTED_PROMPTS else ""
+        unlisted = len(affected) - MAX_LISTED_PROMPTS
+        more = f" and {counted(unlisted, 'more prompt')}" if unlisted > 0 else ""
         log.warning(
             "Control tokens of the model occur in the texts of prompts %s%s. They are sent as control tokens. Set "
             "prompts.special_tokens=escape to send them as text, or refuse or allow.",

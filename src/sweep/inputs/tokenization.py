@@ -16,6 +16,7 @@ from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.layout import Characters, Content, Layout, decoded_offsets, locate_contents, mark
 from sweep.inputs.prompts import Prompt
 from sweep.inputs.special_tokens import Escape, check_texts, control_tokens
+from sweep.util.counts import counted
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def check_lengths(encoded: Sequence[EncodedPrompt], limit: int) -> None:
     longest = max(encoded, key=lambda e: len(e.token_ids))
     if len(longest.token_ids) >= limit:
         raise ConfigError(
-            f"The prompt {longest.prompt.id!r} has {len(longest.token_ids)} tokens; "
+            f"The prompt {longest.prompt.id!r} has {counted(len(longest.token_ids), 'token')}; "
             f"the context is {limit}, which leaves no room for an answer. Shorten the prompt, or raise "
             "engine.max_model_len if it is set."
         )

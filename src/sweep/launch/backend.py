@@ -12,6 +12,7 @@ from sweep.launch import plans as sweep_plans
 from sweep.launch.manifest import Manifest
 from sweep.launch.shard_state import read_state
 from sweep.planning.plan import EngineGroup, PlannedPoint
+from sweep.util.counts import counted
 
 # Assumed speed of an engine that has not run yet. A shard should be worth an engine start.
 START_SECONDS, TOKENS_PER_SECOND = 60.0, 2000.0
@@ -28,7 +29,7 @@ class ShardBackend(ABC):
 
     Attributes:
         waits: whether `work` waits until all shards have ended.
-        plans_empty: whether to write a plan even if no point is left, because its reader expects one.
+        plans_empty: whether to write a plan even if no point is left, because a scheduler expects a plan file.
         patience: seconds to wait before work begins for workers of an earlier run. These may be about to end, or dead
             on another machine with a lock that has not expired.
     """
@@ -119,7 +120,7 @@ class PlanOnly(ShardBackend):
 
     def work(self, manifest: Manifest, watch: Callable[[], None]) -> Mapping[int, str]:
         """Print the plan's path."""
-        self._say(f"{manifest.shards} shards: {manifest.path}")
+        self._say(f"{counted(manifest.shards, 'shard')}: {manifest.path}")
         return {}
 
 

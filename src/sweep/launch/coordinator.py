@@ -20,6 +20,7 @@ from sweep.planning.plan import EngineGroup, PlannedPoint
 from sweep.planning.results import Progress
 from sweep.publishing.publisher import Publisher
 from sweep.storage.archive import Archive
+from sweep.util.counts import counted
 
 PERIOD = 2.0  # seconds between checks of the shards' progress
 
@@ -87,7 +88,7 @@ class Coordinator:
             instant=instant,
         )
         todo = sum(not planned.done for planned in points)
-        self._terminal.say(f"{todo} points in {manifest.shards} shards")
+        self._terminal.say(f"{counted(todo, 'point')} in {counted(manifest.shards, 'shard')}")
         collector = _ResultCollector(points, self._archive, publisher)
         with self._terminal.progress(sum(group.requests for group in groups)) as advance:
             reasons = self._backend.work(manifest, _ProgressWatch(manifest, collector, advance))

@@ -31,25 +31,26 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ShardPoint:
     """A point in a shard's file.
 
     Attributes:
         point: the point.
         index: position in the sweep.
         fingerprint: its fingerprint at planning.
-        home: for a control that this shard only compares with, the shard that generates it. None: this shard does.
+        control_shard: for a control that this shard only compares with, the shard that generates it. None: this shard
+            generates the point.
     """
 
     point: Point
     index: int
     fingerprint: str
-    home: int | None
+    control_shard: int | None
 
     @property
     def is_generated_here(self) -> bool:
         """Whether this shard generates the point."""
-        return self.home is None
+        return self.control_shard is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,12 @@ class Shard:
     """The content of a shard's file.
 
     Attributes:
-        pieces: its points. Controls that other shards generate come first.
+        points: its points. Controls that other shards generate come first.
         max_model_len: largest number of tokens in prompt and answer together. Equal for all shards with the same
             engine, so that a worker keeps its engine from one shard to the next.
     """
 
-    pieces: list[Piece]
+    points: list[ShardPoint]
     max_model_len: int
 
 
@@ -247,17 +248,21 @@ def read_shard(manifest: Manifest, index: int) -> Shard:
 
 
 def _shard(plain: Mapping[str, Any]) -> Shard:
-    sections, pieces, parser = plain["sections"], [], Parser()
+    sections, shard_points, parser = plain["sections"], [], Parser()
     for row in plain["points"]:
         config = parser.parse({key: table[row["config"][i]] for i, (key, table) in enumerate(sections.items())})
         axes = tuple((key, value) for key, value in row["axes"])
         point = Point(config, axes, row["control"])
-        pieces.append(Piece(point, row["index"], row["fingerprint"], row["home"]))
-    return Shard(pieces, plain["max_model_len"])
+        shard_points.append(ShardPoint(point, row["index"], row["fingerprint"], row["home"]))
+    return Shard(shard_points, plain["max_model_len"])
 
 
 def _table(points: Sequence[tuple[PlannedPoint, int | None]]) -> dict[str, Any]:
-    """Return a shard's JSON: tables of distinct configuration sections, and points with their `Piece.home` as rows."""
+    """Return a shard's JSON: tables of distinct configuration sections, and a row for each point.
+
+    Args:
+        points: each with its `ShardPoint.control_shard`.
+    """
     keys = [field.name for field in fields(SweepConfig)]
     tables: dict[str, list[Any]] = {key: [] for key in keys}
     row_numbers: dict[tuple[str, str], int] = {}
@@ -278,9 +283,9 @@ def _table(points: Sequence[tuple[PlannedPoint, int | None]]) -> dict[str, Any]:
             "control": planned.point.is_control,
             "index": planned.index,
             "fingerprint": planned.point_fingerprint.fingerprint,
-            "home": home,
+            "home": control_shard,
         }
-        for planned, home in points
+        for planned, control_shard in points
     ]
     return {"sections": tables, "points": rows}
 

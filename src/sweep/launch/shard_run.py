@@ -26,6 +26,7 @@ from sweep.storage.archive import Archive, Archived
 from sweep.storage.lock import SweepLock
 from sweep.storage.publish_log import PublishLog
 from sweep.tracking import AnyTracker, open_tracker
+from sweep.util.counts import counted
 from sweep.util.retry import Patience
 from sweep.workers.base import WorkerPool
 
@@ -46,7 +47,7 @@ class Resources:
         inputs: prompts and models, read once.
         resume: finds answers in the journal.
         archive: finished points of the sweep.
-        settle_homes: waits for shards, by index, that this worker is still scoring; returns whether there was one.
+        settle_shards: waits for shards, by index, that this worker is still scoring; returns whether there was one.
     """
 
     executor: GroupExecutor
@@ -55,7 +56,7 @@ class Resources:
     inputs: InputStore
     resume: ResumeIndex
     archive: Archive
-    settle_homes: Callable[[Collection[int]], bool]
+    settle_shards: Callable[[Collection[int]], bool]
 
 
 class ShardRun:
@@ -70,18 +71,18 @@ class ShardRun:
             ConfigError: an input has changed since the plan was made.
         """
         self._manifest, self._index, self._state_file, self._lock = manifest, index, state_file, lock
-        self._pieces, self._max_model_len = shard.pieces, shard.max_model_len
-        self._base = self._pieces[0].point.config
+        self._points, self._max_model_len = shard.points, shard.max_model_len
+        self._base = self._points[0].point.config
         self._executor, self._pool, self._inputs = resources.executor, resources.pool, resources.inputs
         self._resume, self._archive, self._costs = resources.resume, resources.archive, resources.costs
-        self._settle_homes = resources.settle_homes
+        self._settle_shards = resources.settle_shards
         self._counted_starts = self._executor.engine_starts
         self._tasks = self._verified_tasks()
         self._to_generate = [
-            task for task, piece in zip(self._tasks, self._pieces, strict=True) if piece.is_generated_here
+            task for task, shard_point in zip(self._tasks, self._points, strict=True) if shard_point.is_generated_here
         ]
         self._controls = [task for task in self._tasks if task.point.is_control]
-        self._homes = {p.point.control_key: p.home for p in self._pieces if p.home is not None}
+        self._shard_of = {p.point.control_key: p.control_shard for p in self._points if p.control_shard is not None}
         self._queue: PublishQueue | None = None
         self._unscored: list[Task] = []
         self._failed: dict[str, None] = {}
@@ -105,11 +106,11 @@ class ShardRun:
             cleanup.callback(self._queue.abandon, 0.0)
         self._scoring = ScoringStage(self._pool, self._archive, self._on_result, self._costs)
         cleanup.push(self._close_scoring)
-        elsewhere = self._controls_elsewhere(todo)
-        if self._settle_homes({self._homes[key] for key in elsewhere if key in self._homes}):
-            elsewhere = self._controls_elsewhere(todo)
+        external_controls = self._controls_elsewhere(todo)
+        if self._settle_shards({self._shard_of[key] for key in external_controls if key in self._shard_of}):
+            external_controls = self._controls_elsewhere(todo)
         try:
-            self._unscored = self._generate(todo, elsewhere)
+            self._unscored = self._generate(todo, external_controls)
         finally:
             self._count_starts()
 
@@ -130,21 +131,22 @@ class ShardRun:
         if error is not None:
             return
         if self._failed:
-            raise PointsFailed(f"{len(self._failed)} points failed: {', '.join(list(self._failed)[:3])}")
+            raise PointsFailed(f"{counted(len(self._failed), 'point')} failed: {', '.join(list(self._failed)[:3])}")
         if self._unscored:
-            raise PointsFailed(f"{len(self._unscored)} points are generated, but their control was not finished")
+            count = counted(len(self._unscored), "generated point")
+            raise PointsFailed(f"{count} not scored: the control was not finished")
 
-    def _generate(self, todo: Sequence[Task], elsewhere: set[str]) -> list[Task]:
+    def _generate(self, todo: Sequence[Task], external_controls: set[str]) -> list[Task]:
         """Generate and score points. Return those whose control was not finished by another shard."""
-        self._run(todo, elsewhere)
-        waiting = [t for t in todo if t.point.control_key in elsewhere and t.point.name not in self._failed]
-        if not waiting or not self._wait_for_controls(elsewhere):
+        self._run(todo, external_controls)
+        waiting = [t for t in todo if t.point.control_key in external_controls and t.point.name not in self._failed]
+        if not waiting or not self._wait_for_controls(external_controls):
             return waiting
         self._verified_tasks()
         self._run(waiting, (), recalled=True)
         return []
 
-    def _run(self, todo: Sequence[Task], elsewhere: Collection[str], recalled: bool = False) -> None:
+    def _run(self, todo: Sequence[Task], external_controls: Collection[str], recalled: bool = False) -> None:
         """Run points. With `recalled`, all answers are in the journal and already counted as progress."""
         controls = {task.point.control_key for task in todo}
         done_controls = [c for c in self._done_controls() if c.point.control_key in controls]
@@ -156,7 +158,7 @@ class ShardRun:
                 replace(group, max_model_len=max(self._max_model_len, group.max_model_len)),
                 self._scoring,
                 self._count_starts,
-                elsewhere=elsewhere,
+                external_controls=external_controls,
                 on_answer=partial(self._on_answer, count=not recalled),
             )
 
@@ -181,26 +183,27 @@ class ShardRun:
         if not self._lock.lost.is_set():
             self._state_file.write(now=True)
 
-    def _wait_for_controls(self, elsewhere: set[str]) -> bool:
+    def _wait_for_controls(self, external_controls: set[str]) -> bool:
         """Wait for controls of other shards. Return whether all are finished."""
+        self._check_lock()
         self._state_file.state.state = WAITING
         self._write_state()
         deadline = time.monotonic() + CONTROL_SECONDS
-        while elsewhere - self._done_control_keys():
+        while external_controls - self._done_control_keys():
             signals.check()
             self._check_lock()
-            if time.monotonic() > deadline or self._is_control_lost(elsewhere):
+            if time.monotonic() > deadline or self._is_control_lost(external_controls):
                 log.warning("The control was not finished by its shard. The sweep's own command scores these points.")
                 return False
             time.sleep(POLL_SECONDS)
         self._state_file.state.state = WORKING
         return True
 
-    def _is_control_lost(self, elsewhere: Collection[str]) -> bool:
+    def _is_control_lost(self, external_controls: Collection[str]) -> bool:
         """Return whether a control is in no shard, or its shard has ended without it."""
-        if not self._homes.keys() >= set(elsewhere):
+        if not self._shard_of.keys() >= set(external_controls):
             return True
-        states = {key: read_state(self._manifest.state(self._homes[key])) for key in elsewhere}
+        states = {key: read_state(self._manifest.state(self._shard_of[key])) for key in external_controls}
         ended = {key for key, state in states.items() if state is not None and state.ended}
         return bool(ended - self._done_control_keys())
 
@@ -214,16 +217,17 @@ class ShardRun:
     def _verified_tasks(self) -> list[Task]:
         """Return the shard's tasks after checking that the inputs are those of the plan."""
         tasks = []
-        point_fingerprints = Fingerprints(self._inputs).identify([piece.point for piece in self._pieces])
-        for piece, point_fingerprint in zip(self._pieces, point_fingerprints, strict=True):
-            if point_fingerprint.fingerprint != piece.fingerprint:
+        point_fingerprints = Fingerprints(self._inputs).identify([shard_point.point for shard_point in self._points])
+        for shard_point, point_fingerprint in zip(self._points, point_fingerprints, strict=True):
+            if point_fingerprint.fingerprint != shard_point.fingerprint:
                 raise ConfigError(
-                    f"{self._manifest.path}: {piece.point.name} has changed since the plan was made: its model, its "
-                    "prompts or its transform's files are different now. Run the sweep's command again."
+                    f"{self._manifest.path}: {shard_point.point.name} has changed since the plan was made: its model, "
+                    "its prompts or its transform's files are different now. Run the sweep's command again."
                 )
             tasks.append(
                 _with_archived(
-                    Task(point=piece.point, point_fingerprint=point_fingerprint, index=piece.index), self._archive
+                    Task(point=shard_point.point, point_fingerprint=point_fingerprint, index=shard_point.index),
+                    self._archive,
                 )
             )
         return tasks

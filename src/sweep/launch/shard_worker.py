@@ -22,7 +22,7 @@ from sweep.execution.resume import ResumeIndex
 from sweep.inputs.clock import SweepClock
 from sweep.inputs.input_store import InputStore
 from sweep.inputs.packaged_model import Packages
-from sweep.launch.manifest import Manifest, Piece, read_shard
+from sweep.launch.manifest import Manifest, ShardPoint, read_shard
 from sweep.launch.shard_run import POLL_SECONDS, Resources, ShardRun
 from sweep.launch.shard_state import DONE, FAILED, WORKING, StateFile
 from sweep.storage.archive import Archive
@@ -91,7 +91,7 @@ class ShardWorker:
             times = [time.monotonic()]
             cleanup.callback(_log_times, index, times)
             shard = read_shard(manifest, index)
-            resources = self._resources(shard.pieces[0], manifest)
+            resources = self._resources(shard.points[0], manifest)
             run = ShardRun(resources, manifest, index, shard, state_file, lock)
             times.append(time.monotonic())
             run.generate(cleanup)
@@ -116,13 +116,13 @@ class ShardWorker:
             state_file.add_costs(costs)
             state_file.write(now=True)
 
-    def _resources(self, piece: Piece, manifest: Manifest) -> Resources:
-        settings = piece.point.config.sweep
+    def _resources(self, shard_point: ShardPoint, manifest: Manifest) -> Resources:
+        settings = shard_point.point.config.sweep
         journal = Journal(settings.root / "journal")
         archive = Archive(settings.root / "sweeps" / manifest.sweep_id / "points")
         resume = ResumeIndex(archive, journal, manifest.sweep_id, settings.resume)
         if self._executor is None or self._pool is None:
-            config = piece.point.config
+            config = shard_point.point.config
             self._pool = open_worker_pool(settings.helpers, config.plugins, on_gpu=settings.gpu_scoring)
             self._executor = GroupExecutor(settings, journal, resume, self._pool, self._costs, self._terminal)
         if manifest.instant not in self._inputs:
@@ -135,7 +135,7 @@ class ShardWorker:
             inputs=self._inputs[manifest.instant],
             resume=resume,
             archive=archive,
-            settle_homes=partial(self._settle, manifest.folder),
+            settle_shards=partial(self._settle, manifest.folder),
         )
 
     def _settle(self, folder: Path, indices: Collection[int]) -> bool:

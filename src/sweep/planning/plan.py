@@ -24,6 +24,7 @@ from sweep.scoring.batch import select_measures
 from sweep.scoring.scorers import select
 from sweep.scoring.text import check_pattern
 from sweep.storage.archive import Archived
+from sweep.util.counts import counted
 
 # Limits of the trial of transforms before the engine starts. Every point has at least one prompt tried. An error in any
 # later prompt fails its point when the prompt's turn comes.
@@ -224,8 +225,8 @@ def _max_tokens(planned: PlannedPoint) -> int:
 def _try_transforms(group: EngineGroup) -> None:
     """Apply transforms to prompts on trial: all points' first prompts, then the second ones, and so on.
 
-    The results are not kept. With 100 tokens and a hidden size of 4096, each would need 2.4 MB with its untransformed
-    rows, and all of them up to 10 GB, to spare the workers one application for each.
+    Results are discarded. Keeping them would save one transform per prompt, but need up to 10 GB: with 100 tokens and
+    a hidden size of 4096, 2.4 MB each with its untransformed rows.
     """
     started = time.monotonic()
     for number, (planned, encoded) in enumerate(islice(_round_robin(group.points), TRIED_TRANSFORMS)):
@@ -264,17 +265,18 @@ def describe(groups: Sequence[EngineGroup], count: int, shards: int | None = Non
     for number, group in enumerate(groups, 1):
         engine, model = group.spec.engine.name, group.spec.model
         yield (
-            f"engine {number}: {engine}, {model.id} ({group.checkpoint.resolved_dtype}), {len(group.points)} points, "
-            f"{group.requests} requests, {group.prompt_tokens} prompt tokens, "
-            f"up to {group.max_output_tokens} output tokens"
+            f"engine {number}: {engine}, {model.id} ({group.checkpoint.resolved_dtype}), "
+            f"{counted(len(group.points), 'point')}, {counted(group.requests, 'request')}, "
+            f"{counted(group.prompt_tokens, 'prompt token')}, up to {counted(group.max_output_tokens, 'output token')}"
         )
         for planned in group.points[:MAX_LISTED_POINTS]:
             name, fingerprint = planned.point.name, planned.point_fingerprint.fingerprint[:12]
-            tokens = planned.corpus.prompt_tokens
-            yield f"  {name}: {len(planned.prompts)} requests, {tokens} prompt tokens, fingerprint {fingerprint}"
+            requests = counted(len(planned.prompts), "request")
+            tokens = counted(planned.corpus.prompt_tokens, "prompt token")
+            yield f"  {name}: {requests}, {tokens}, fingerprint {fingerprint}"
         if len(group.points) > MAX_LISTED_POINTS:
             yield f"  … and {len(group.points) - MAX_LISTED_POINTS} more"
     todo = [planned for group in groups for planned in group.points if not planned.done]
     done = f" ({count - len(todo)} of them already done)" if len(todo) < count else ""
-    requests = sum(group.requests for group in groups)
-    yield f"{count} points{done}, {shards or len(groups)} engine starts, {requests} requests"
+    starts = counted(shards or len(groups), "engine start")
+    yield f"{counted(count, 'point')}{done}, {starts}, {counted(sum(group.requests for group in groups), 'request')}"

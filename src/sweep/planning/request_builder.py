@@ -19,6 +19,7 @@ from sweep.scoring.perturbation import Comparison, Neighbours, perturbation
 from sweep.transforms.pipeline import Dose
 from sweep.transforms.rows import Rows
 from sweep.util.compact import compact
+from sweep.util.counts import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +92,9 @@ def build(
     seconds = time.perf_counter() - started
     length = len(transformed.tensor)
     if max_length is not None and length > max_length:
-        raise TransformError(f"made {length} rows of {len(rows)}, but engine.max_model_len has room for {max_length}")
+        raise TransformError(
+            f"made {counted(length, 'row')} of {len(rows)}, but engine.max_model_len has room for {max_length}"
+        )
     embeds = transformed.tensor.to(table.dtype)
     # A finite sum proves that all entries are finite. An infinite sum may also be an overflow.
     if not math.isfinite(embeds.sum(dtype=rows.dtype)) and not embeds.isfinite().all():

@@ -59,7 +59,7 @@ class Publisher:
         name: str,
         command: str,
         terminal: Terminal,
-        helpers: WorkerPool,
+        pool: WorkerPool,
         archive: Archive,
         costs: SharedCosts,
         tracker: AnyTracker,
@@ -72,7 +72,7 @@ class Publisher:
             name: the sweep's name.
             command: the command that ran the sweep.
             terminal: where to print.
-            helpers: worker pool that scores points.
+            pool: worker pool that scores points.
             archive: where scored points are stored.
             costs: timing shared by all points.
             tracker: where to publish.
@@ -89,7 +89,7 @@ class Publisher:
         self._status = self._connect()
         self._publish_log = PublishLog(self._folder, self.tracker.place)
         self._queue: PublishQueue | None = None
-        self._scoring = ScoringStage(helpers, archive, self._on_result, costs)
+        self._scoring = ScoringStage(pool, archive, self._on_result, costs)
         self._shared = self._detached = False
         self._points: dict[str, Point] = {}
         self._collector = ResultCollector()

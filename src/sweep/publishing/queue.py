@@ -63,7 +63,7 @@ class PublishQueue:
         self._begun = self._retry = False
         self._given_up, self._last_error = 0, TrackingError("MLflow has not been contacted yet.")
         self._has_parent = threading.Event()
-        self._away = False
+        self._unreachable = False
         self._waiting: deque[Archived] = deque()
         self._uncertain: set[str] = set()  # keys of points that a failed attempt may have published
         # One item per point. Its turn publishes the point alone, or together with others that wait.
@@ -85,7 +85,7 @@ class PublishQueue:
         self._worker.drain()
 
     def check_before_publishing(self) -> None:
-        """From now on, look for each point at the tracker first: another process may have published it."""
+        """Check the tracker for each point before publishing it, from now on: another process may have published it."""
         self.drain()
         self._retry = True
 
@@ -122,7 +122,7 @@ class PublishQueue:
                 result = call(retry)
             except TrackingError as error:
                 attempt, retry = attempt + 1, True
-                self._warn_away(error)
+                self._warn_unreachable(error)
                 if not self._patience.pause(attempt):
                     self._given_up, self._last_error = self._given_up + 1, error
                     raise
@@ -204,15 +204,15 @@ class PublishQueue:
         except OSError as error:  # the next run finds the point at the tracker
             log.warning("The publish log could not be written: %s.", error.strerror or error)
 
-    def _warn_away(self, error: TrackingError) -> None:
-        if not self._away:
+    def _warn_unreachable(self, error: TrackingError) -> None:
+        if not self._unreachable:
             log.warning("%s Generation continues; publishing is retried.", error)
-        self._away = True
+        self._unreachable = True
 
     def _log_reachable(self) -> None:
-        if self._away:
+        if self._unreachable:
             log.warning("MLflow is reachable again. Waiting points are published now.")
-        self._away = False
+        self._unreachable = False
 
 
 def unpublished_lines(reasons: Mapping[str, str], command: str) -> list[str]:

@@ -35,7 +35,7 @@ class ScoringStage:
 
     def __init__(
         self,
-        helpers: WorkerPool,
+        pool: WorkerPool,
         archive: Archive,
         on_result: Callable[[PointResult, Archived], None],
         costs: SharedCosts,
@@ -43,14 +43,14 @@ class ScoringStage:
         """Start the background thread.
 
         Args:
-            helpers: worker pool that scores points.
+            pool: worker pool that scores points.
             archive: where scored points are stored.
             on_result: called on the background thread with each point's result, once it is archived.
             costs: timing shared by all points: collects scoring times, and gives each point the batch's shared times.
         """
         self.controls: dict[str, Answers] = {}
         self.failed = 0
-        self._pool, self._archive, self._on_result, self._costs = helpers, archive, on_result, costs
+        self._pool, self._archive, self._on_result, self._costs = pool, archive, on_result, costs
         self._forced: dict[str, Forced] = {}
         self._floors: dict[str, Answers | None] = {}
         self._held: dict[str, list[Progress]] = {}

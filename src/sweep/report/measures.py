@@ -11,9 +11,9 @@ def measures(columns: Iterable[str]) -> list[str]:
     """Return the columns that are measures, in the order of their groups; `<measure>/…` are statistics of one."""
     parts = {name: name.split("/") for name in columns}
     prefixes = {name: {"/".join(words[:end]) for end in range(2, len(words))} for name, words in parts.items()}
-    found = [name for name, words in parts.items() if words[0] in GROUPS and not prefixes[name] & parts.keys()]
+    measure_names = [name for name, words in parts.items() if words[0] in GROUPS and not prefixes[name] & parts.keys()]
     order = list(GROUPS)
-    return sorted(found, key=lambda name: order.index(parts[name][0]))
+    return sorted(measure_names, key=lambda name: order.index(parts[name][0]))
 
 
 def main_measures(names: Iterable[str], groups: Iterable[str] = tuple(GROUPS), first: Sequence[str] = ()) -> list[str]:

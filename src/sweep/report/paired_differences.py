@@ -62,7 +62,7 @@ class DifferenceTest:
 
 @dataclass(frozen=True, slots=True)
 class SignificanceLimit:
-    """What the tests of a group of measures can show at most.
+    """Detection limit of a group's tests.
 
     Attributes:
         prompts: number of prompts of the most powerful test.

@@ -262,7 +262,7 @@
     body.replaceChildren(...visibleShells);
     for (const shell of visibleShells) near.observe(shell);
     empty.hidden = rows.length > 0;
-    byId("status").textContent = `${rows.length} of ${data.rows.length} prompts, ${state.columns.length} of ${data.columns.length} columns`;
+    byId("status").textContent = `${rows.length} of ${data.rows.length} prompt${data.rows.length === 1 ? "" : "s"}, ${state.columns.length} of ${data.columns.length} columns`;
   }
 
   // Highlight the search text, if the browser can do that without changing the page.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sweep.console.text import code, markdown, one_line
 from sweep.scoring.registry import GROUPS, shown_in, spec
+from sweep.util.counts import counted
 
 if TYPE_CHECKING:
     from sweep.planning.results import PointResult
@@ -108,11 +109,11 @@ def power_notes(comparison: Comparison) -> Iterator[str]:
         if not GROUPS[group].headline or marked or limit.smallest_p < limit.required_p:
             continue
         prompts = str(limit.prompts)
-        needed = f"{limit.required_prompts} prompts"
+        needed = counted(limit.required_prompts, "prompt")
         if limit.changeable < limit.prompts:
             prompts += f", of which at most {limit.changeable} can change in one direction"
             needed += " whose result can change in one direction"
-        comparisons = f"{limit.tests} comparison{'s' * (limit.tests > 1)}"
+        comparisons = counted(limit.tests, "comparison")
         note = (
             f"too few prompts ({prompts}): the smallest possible p is {limit.smallest_p:.2g}, but p < "
             f"{limit.required_p:.2g} is required for a single difference in {comparisons}. Use at least {needed}."

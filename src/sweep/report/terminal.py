@@ -16,6 +16,7 @@ from sweep.report.measures import title
 from sweep.report.run_summary import power_notes, response_findings
 from sweep.report.summary import Summary, load_summary
 from sweep.scoring.registry import shown_in, spec
+from sweep.util.counts import counted
 
 if TYPE_CHECKING:
     from sweep.config.schema import SweepConfig
@@ -55,7 +56,8 @@ def print_report(terminal: Terminal, outcome: SweepOutcome, config: SweepConfig)
         return
     links = list(_links(outcome, config))
     if outcome.nothing_new:
-        terminal.say(f"All {len(outcome.results)} points were finished before. Nothing to do.")
+        points = f"All {count} points were" if (count := len(outcome.results)) > 1 else "The point was"
+        terminal.say(f"{points} finished before. Nothing to do.")
         # Without a readable summary, only the table is rebuilt: the comparison would need all points' values.
         (load_summary(outcome.folder) or _summary(outcome, config)).print(terminal, outcome.folder, links)
         return
@@ -76,7 +78,7 @@ def _summary(outcome: SweepOutcome, config: SweepConfig) -> Summary:
     # Without a measure, as when all points failed, the only column is the state.
     cells = partial(_cells, names=measured, comparison=comparison) if measured else _state
     rows = [[result.point.name, *cells(result)] for result in results[:MAX_POINTS]]
-    heading = f"{len(results)} points; mean over prompts [{config.scoring.confidence:.0%} interval]"
+    heading = f"{counted(len(results), 'point')}; mean over prompts [{config.scoring.confidence:.0%} interval]"
     columns = ["point", *(map(title, measured) if measured else ["state"])]
     notes: list[str] = []
     findings: list[str] = []

@@ -1,7 +1,7 @@
-"""Registry of measures. A `MeasureSpec` is the only definition of a measure; every list of measures is a query.
+"""Registry of measures. A `MeasureSpec` is the only definition of a measure. Tables and plots query the registry.
 
 Metric names are `group/measure`. The built-in ones are the tuples `MEASURES` of the modules in `FAMILIES`, which are
-imported on the first query: a start of the program that needs none does not pay for them. Plugins add others with
+imported on the first query, so that commands without measures start faster. Plugins add others with
 `sweep.scoring.batch.register_measure`.
 """
 
@@ -71,7 +71,7 @@ GROUPS: dict[str, Group] = {
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Where a measure is shown: its rank in each place, ascending; None: not there.
+    """Display places of a measure: its rank in each, ascending; None if it is not shown there.
 
     Attributes:
         terminal: columns of the table that a sweep prints at its end.
@@ -100,9 +100,9 @@ class MeasureSpec:
         per: what it measures, which decides the arguments of `compute`:
             `references`: an answer against references; `compute(text, references)` returns the score.
             `completion`: an answer by itself; `compute(completion)` returns the scores of all measures that share it.
-            `pair`: an answer and the control's; `compute(completion, control, top_k)` likewise.
+            `pair`: an answer and the control's; `compute(completion, control, top_k)` likewise. Forced answers: None.
             `batch`: all answers of a point; `compute(items)` returns a score for each, see `sweep.scoring.batch`.
-            `prompt`, `point`: measured elsewhere, while requests are built and run; `compute` is None.
+            `prompt`, `point`: measured while requests are built and run; `compute` is None.
         range: lowest and highest possible value. Confidence intervals are clipped to it.
         unit: unit of its values; empty: a plain number.
         direction: which values are better or closer to the control; None: neither.

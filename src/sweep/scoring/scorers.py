@@ -73,7 +73,7 @@ def select(names: Sequence[str]) -> dict[str, Scorer]:
         scorer = registered.get(metric) or load_scorer(name)
         if scorer.name in chosen:
             raise ConfigError(
-                f"scoring.quality: two scorers are named {scorer.name!r}; the second one is {name!r}. Rename one."
+                f"scoring.quality: two measures are named {scorer.name!r}; the second one is {name!r}. Rename one."
             )
         chosen[scorer.name] = scorer
     return chosen
@@ -95,10 +95,10 @@ def load_scorer(path: str) -> Scorer:
     if not colon:
         module, _, attribute = path.rpartition(".")
     if not module or not attribute:
-        raise ConfigError(f"scoring.quality: {path!r} is not a scorer. Write module:function.")
+        raise ConfigError(f"scoring.quality: {path!r} is not a measure. Write module:function.")
     if module.partition(".")[0] in sys.stdlib_module_names:  # such as os.system, which would execute generated text
         raise ConfigError(
-            f"scoring.quality: {path!r} is in Python's standard library. Wrap it in a function in a module of yours."
+            f"scoring.quality: {path!r} is in Python's standard library. Wrap it in a function of your own module."
         )
     function = _import(path, module, attribute)
     parameters = _positional(path, function)

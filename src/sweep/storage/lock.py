@@ -82,7 +82,7 @@ class SweepLock:
         self._claim = claim
         self._released = threading.Event()
         self.lost.clear()
-        threading.Thread(target=self._renew, args=(*claim, self._released), name="lease", daemon=True).start()
+        threading.Thread(target=self._renew, args=(*claim, self._released), name="lock", daemon=True).start()
 
     def expect_free(self) -> None:
         """Check that the lock could be acquired, without acquiring it.

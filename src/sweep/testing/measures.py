@@ -46,7 +46,7 @@ def check_measure(name: str, items: Sequence[Item] | None = None, *, tolerance: 
 
 def demo_items() -> list[Item]:
     """Return answers with and without references and a control: right, wrong, empty, repetitive, and not in ASCII."""
-    asked = [
+    examples = [
         ("What is the capital of France?", ("Paris", "Paris."), " Paris.", " Paris."),
         ("What is 6 times 7?", ("42",), " 6 times 7 is 42.", " The answer is 42."),
         ("Name a colour.", (), " Blue", " Red"),
@@ -56,7 +56,7 @@ def demo_items() -> list[Item]:
         ("Auf Deutsch?", ("schön",), " schön 🙂 \ufffd\n\tÜber", " schön"),
         ("Who are you?", (), " I cannot say.", None),
     ]
-    return [_item(number, *one) for number, one in enumerate(asked)]
+    return [_item(number, *one) for number, one in enumerate(examples)]
 
 
 def _item(number: int, question: str, references: tuple[str, ...], answer: str, control: str | None) -> Item:
@@ -85,7 +85,7 @@ def scores_of(measure: MeasureSpec, items: Sequence[Item]) -> list[float]:
             return [compute(item.answer).get(measure.name, math.nan) for item in items]
         case "pair":
             compared = [None if i.control is None else compute(i.answer, i.control, TOP_K) for i in items]
-            return [math.nan if found is None else found.get(measure.name, math.nan) for found in compared]
+            return [math.nan if scores is None else scores.get(measure.name, math.nan) for scores in compared]
     raise AssertionError(f"{measure.name} is not a measure of answers")
 
 
@@ -97,12 +97,12 @@ def scores_are_in_range_or_nan(measure: MeasureSpec, items: Sequence[Item], tole
         raise AssertionError(str(error)) from error
     low, high = measure.range
     for item, score in zip(items, scores, strict=True):
-        found = f"{measure.name} gives {score!r} to {item.answer.text!r}"
-        assert not math.isinf(score), f"{found}, which is not finite"
+        context = f"{measure.name} gives {score!r} to {item.answer.text!r}"
+        assert not math.isinf(score), f"{context}, which is not finite"
         assert math.isnan(score) or low - tolerance <= score <= high + tolerance, (
-            f"{found}, outside {low:g} to {high:g}"
+            f"{context}, outside {low:g} to {high:g}"
         )
-        assert math.isnan(score) or not measure.yes_or_no or score in (0, 1), f"{found}, which is neither 0 nor 1"
+        assert math.isnan(score) or not measure.yes_or_no or score in (0, 1), f"{context}, which is neither 0 nor 1"
     assert not all(map(math.isnan, scores)), f"{measure.name} scores none of the answers"
 
 
@@ -130,15 +130,15 @@ def scores_are_repeatable(measure: MeasureSpec, items: Sequence[Item], tolerance
 
 def items_are_not_changed(measure: MeasureSpec, items: Sequence[Item], tolerance: float) -> None:
     """The items are the same afterwards."""
-    given = list(deepcopy(list(items)))
-    scores_of(measure, given)
-    assert given == list(items), f"{measure.name} changes its items"
+    original = list(deepcopy(list(items)))
+    scores_of(measure, original)
+    assert original == list(items), f"{measure.name} changes its items"
 
 
 def point_names_do_not_matter(measure: MeasureSpec, items: Sequence[Item], tolerance: float) -> None:
     """An answer gets the same score at every point."""
-    elsewhere = [replace(item, metadata={**item.metadata, "name": "factor=3", "role": "control"}) for item in items]
-    renamed = scores_of(measure, elsewhere)
+    renamed_items = [replace(item, metadata={**item.metadata, "name": "factor=3", "role": "control"}) for item in items]
+    renamed = scores_of(measure, renamed_items)
     _expect_equal(measure, items, scores_of(measure, items), renamed, "at another point", tolerance)
 
 
@@ -175,10 +175,10 @@ def _expect_equal(
     measure: MeasureSpec,
     items: Sequence[Item],
     expected: Sequence[float],
-    found: Sequence[float],
+    actual: Sequence[float],
     where: str,
     tolerance: float,
 ) -> None:
-    for item, one, other in zip(items, expected, found, strict=True):
+    for item, one, other in zip(items, expected, actual, strict=True):
         same = (math.isnan(one) and math.isnan(other)) or abs(one - other) <= tolerance
         assert same, f"{measure.name} gives {one!r} to {item.answer.text!r}, but {other!r} {where}"

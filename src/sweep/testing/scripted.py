@@ -1,6 +1,6 @@
 """Scripted engine: deterministic answers without a language model, for tests of the code around an engine.
 
-    python -m sweep plugins=[sweep.testing.scripted] engine=scripted engine.die_at=40 transform=scale …
+    scripts/sweep plugins=[sweep.testing.scripted] engine=scripted engine.die_at=40 transform=scale …
 
 It reads the model's embedding table and tokenizer, but no other weights, and opens in milliseconds. `ScriptedModel`
 computes answers from the embeddings of the prompt. Sampling, penalties, stop strings and log-probabilities are those of

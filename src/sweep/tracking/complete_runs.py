@@ -80,14 +80,14 @@ class CompleteRun:
 class CompleteRuns:
     """Runs that are inserted together by `commit`; their files are written by `add`."""
 
-    def __init__(self, at: Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         """Load the experiment.
 
         Raises:
             MlflowException: the experiment cannot be loaded, or was deleted.
         """
-        self._at = at
-        self._experiment: Experiment = at.client.get_experiment(at.experiment)
+        self._connection = connection
+        self._experiment: Experiment = connection.client.get_experiment(connection.experiment)
         if self._experiment.lifecycle_stage != "active":
             from mlflow.exceptions import MlflowException
 
@@ -101,7 +101,7 @@ class CompleteRuns:
         run = CompleteRun(run_id, uri, record, point_run.tags_of(record, tags))
         self._runs.append(run)
         try:
-            point_run.write_files(self._at, uri, record, table)
+            point_run.write_files(self._connection, uri, record, table)
         except BaseException:
             self._delete_files(run)
             self._runs.pop()
@@ -116,14 +116,14 @@ class CompleteRuns:
         """
         by_table: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
         for run in self._runs:
-            for name, rows in run.rows(self._at.experiment).items():
+            for name, rows in run.rows(self._connection.experiment).items():
                 by_table[name] += rows
         # If this fails, files stay: after a lost connection the runs may exist.
-        self._at.database.insert([(_tables()[name], rows) for name, rows in by_table.items() if rows])
+        self._connection.database.insert([(_tables()[name], rows) for name, rows in by_table.items() if rows])
 
     def _delete_files(self, run: CompleteRun) -> None:
         with suppress(Exception):  # unreferenced files do no harm
-            self._at.file_store(run.artifact_uri).delete_artifacts()
+            self._connection.file_store(run.artifact_uri).delete_artifacts()
 
 
 @cache

@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 TABLE = "generations.json"
 
 
-def create(at: Connection, record: PointRecord, tags: Mapping[str, str]) -> tuple[str, str]:
+def create(connection: Connection, record: PointRecord, tags: Mapping[str, str]) -> tuple[str, str]:
     """Create a point's run with status RUNNING.
 
     Args:
-        at: the connection.
+        connection: the connection to the store.
         record: the point.
         tags: additional tags, such as the parent's id.
 
@@ -33,21 +33,21 @@ def create(at: Connection, record: PointRecord, tags: Mapping[str, str]) -> tupl
         The run's id, and the address of its files.
     """
     name, started = limits.fit(record.name, limits.NAME), milliseconds(record.started)
-    run = at.client.create_run(at.experiment, started, tags_of(record, tags), run_name=name)
+    run = connection.client.create_run(connection.experiment, started, tags_of(record, tags), run_name=name)
     return str(run.info.run_id), str(run.info.artifact_uri)
 
 
-def fill(at: Connection, run_id: str, files: str, record: PointRecord, table: Table) -> None:
+def fill(connection: Connection, run_id: str, files: str, record: PointRecord, table: Table) -> None:
     """Log the point's files, metrics, parameters and traces, then end the run: FINISHED means complete."""
     from mlflow.entities import Metric, Param
 
     ended = milliseconds(record.ended)
-    write_files(at, files, record, table)
+    write_files(connection, files, record, table)
     metrics = [Metric(key, value, ended, 0) for key, value in limits.unique_keys(metrics_of(record))]
-    at.client.log_batch(run_id, metrics, [Param(key, value) for key, value in parameters_of(record).items()])
-    if at.traces is not None:
-        at.traces.log(run_id, record, table)
-    at.client.set_terminated(run_id, status_of(record), ended)
+    connection.client.log_batch(run_id, metrics, [Param(key, value) for key, value in parameters_of(record).items()])
+    if connection.traces is not None:
+        connection.traces.log(run_id, record, table)
+    connection.client.set_terminated(run_id, status_of(record), ended)
 
 
 def status_of(record: PointRecord) -> str:
@@ -75,35 +75,35 @@ def parameters_of(record: PointRecord) -> dict[str, str]:
     return {key: limits.fit(str(value), limits.PARAMETER) for key, value in pairs}
 
 
-def find_published(at: Connection, record: PointRecord, parent: str | None) -> str | None:
+def find_published(connection: Connection, record: PointRecord, parent: str | None) -> str | None:
     """Return the run that already has this attempt at a point, as a child of `parent`; delete incomplete ones."""
     finished = None
-    for run in at.search(f"tags.`sweep.result` = '{record.tags['sweep.result']}'"):
+    for run in connection.search(f"tags.`sweep.result` = '{record.tags['sweep.result']}'"):
         run_id = str(run.info.run_id)
         complete = run.info.status == status_of(record)
         if complete and finished is None and run.info.end_time == int(record.ended * 1000):
             finished = run_id
             if run.data.tags.get("mlflow.parentRunId") != parent:
-                at.client.set_tag(run_id, "mlflow.parentRunId", parent)
+                connection.client.set_tag(run_id, "mlflow.parentRunId", parent)
         else:
-            delete_replaced(at, run_id)
+            delete_replaced(connection, run_id)
     return finished
 
 
-def delete_replaced(at: Connection, run_id: str) -> None:
+def delete_replaced(connection: Connection, run_id: str) -> None:
     """Delete a run that is replaced; log a warning if that fails, since it does no other harm."""
     try:
-        delete(at, run_id)
+        delete(connection, run_id)
     except Exception as error:
         log.warning("The run %s was replaced but could not be deleted: %s", run_id, first_line(error))
 
 
-def delete(at: Connection, run_id: str) -> None:
+def delete(connection: Connection, run_id: str) -> None:
     """Delete a run and its traces, if the run still exists."""
-    with at.ignore_deleted(run_id):
-        if at.traces is not None:
-            at.traces.delete(run_id)
-        at.client.delete_run(run_id)
+    with connection.ignore_deleted(run_id):
+        if connection.traces is not None:
+            connection.traces.delete(run_id)
+        connection.client.delete_run(run_id)
 
 
 def source_tags() -> dict[str, str]:
@@ -123,7 +123,7 @@ def milliseconds(seconds: float) -> int:
     return int(seconds * 1000)
 
 
-def write_files(at: Connection, files: str, record: PointRecord, table: Table) -> None:
+def write_files(connection: Connection, files: str, record: PointRecord, table: Table) -> None:
     """Write a point's table, configuration and traceback to the address of its run's files."""
     # The escapes that `encodable` writes for lone surrogates are valid in JSON, too.
     texts = {TABLE: json.dumps({"columns": table.columns, "data": table.rows}, ensure_ascii=False)}
@@ -133,7 +133,7 @@ def write_files(at: Connection, files: str, record: PointRecord, table: Table) -
     with TemporaryDirectory(prefix="sweep-") as folder:
         for name, text in texts.items():
             Path(folder, name).write_text(limits.encodable(text), encoding="utf-8")
-        at.file_store(files).log_artifacts(folder)
+        connection.file_store(files).log_artifacts(folder)
 
 
 def metrics_of(record: PointRecord) -> Iterator[tuple[str, float]]:

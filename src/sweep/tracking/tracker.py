@@ -1,8 +1,9 @@
-"""MLflow tracker: publishes one sweep by explicit client calls.
+"""MLflow tracker: publishes one sweep. Usually runs in the child process of `tracking.process`.
 
-A point is published in one step once it is complete. Its run is created with its tags, filled by one batch of metrics
-and one table, and terminated last, so FINISHED means complete. Publishing a point twice does no harm: runs left by a
-crash or a lost connection are found by the point's fingerprint. Finished ones are kept, others are deleted.
+A point is published once it is complete. Databases get complete runs, inserted into MLflow's tables in one transaction
+(`complete_runs`). Otherwise, a run is created through MLflow's client, filled, and terminated last (`point_run`). Both
+ways, FINISHED means complete. Publishing a point twice does no harm: earlier runs are found by the tag `sweep.result`.
+Finished ones are kept, others are deleted.
 """
 
 from __future__ import annotations
@@ -275,8 +276,9 @@ class Tracker:
 
     def _row_by_row_page(self, links: Links) -> str | None:
         """Return the page that compares the first point with the first control row by row; None if one is missing."""
-        at, where = self._connection, f"tags.`sweep.id` = '{self._sweep_id}' AND attributes.status = 'FINISHED' AND "
+        client, experiments = self._connection.client, [self._connection.experiment]
+        where = f"tags.`sweep.id` = '{self._sweep_id}' AND attributes.status = 'FINISHED' AND "
         filters = [f"{where}tags.`sweep.role` = '{role}'" for role in ("control", "point")]
-        first = [at.client.search_runs([at.experiment], text, max_results=1, order_by=[ORDER]) for text in filters]
+        first = [client.search_runs(experiments, text, max_results=1, order_by=[ORDER]) for text in filters]
         ids = [str(run.info.run_id) for runs in first for run in runs]
         return links.row_by_row(*ids) if len(ids) == 2 else None

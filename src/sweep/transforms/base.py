@@ -39,7 +39,7 @@ class Transform(ABC):
     """A pure function on rows that keeps their number and order.
 
     The first paragraph of a transform's docstring is its formula. The rest gives the source and describes the fields.
-    Instances are immutable and may be used by any thread; they are pickled to worker processes.
+    Instances are immutable and may be used by any thread; they are pickled to pool processes.
 
     Attributes:
         name: set by `register`.

@@ -12,6 +12,7 @@ from sweep.errors import ConfigError, TransformError
 from sweep.inputs.tensors import count_rows, load_tensor, tensor_file
 from sweep.transforms.base import Rearranged, Rearrangement, register
 from sweep.transforms.context import Context, Corpus
+from sweep.util.counts import counted
 from sweep.util.validators import require, require_choice
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ class SoftPrompt(Rearrangement):
         else:
             prompt = _read_rows(self.path, self.key, self.text, corpus, self.task)
         if self.tokens > len(prompt):
-            raise ConfigError(f"transform.tokens: the soft prompt has {len(prompt)} rows; got {self.tokens}.")
+            raise ConfigError(
+                f"transform.tokens: the soft prompt has {counted(len(prompt), 'row')}; got {self.tokens}."
+            )
         return prompt if self.tokens < 0 else prompt[: self.tokens]
 
 

@@ -11,6 +11,7 @@ from sweep.errors import ConfigError, TransformError
 from sweep.transforms._math import angles, resampled
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context, Corpus
+from sweep.util.counts import counted
 from sweep.util.validators import require, require_choice, require_finite
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class Mixture(Transform):
             return torch.cat([other, context.special("pad").expand(required - available, -1)])
         options = "truncate or resample" if self.align == "pad" else "truncate, pad or resample"
         raise TransformError(
-            f"the prompt has {required} rows in the span, the other one {available}. Set transform.align to {options}"
+            f"the prompt has {counted(required, 'row')} in the span, the other one {available}. "
+            f"Set transform.align to {options}"
         )
 
     def _other(self, context: Context) -> Tensor:

@@ -1,10 +1,10 @@
-"""CPU worker pool: prepares upcoming requests and scores finished points while the engine runs."""
+"""Worker pool: CPU processes or threads that prepare requests and score finished points while the engine runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sweep.processes.cpu import default_worker_count, usable_cores
+from sweep.processes.cpu import default_pool_size, usable_cores
 from sweep.workers.base import WorkerPool
 from sweep.workers.process_pool import ProcessPool
 from sweep.workers.thread_pool import ThreadPool
@@ -22,9 +22,9 @@ def open_worker_pool(count: int | None, plugins: Sequence[str] = (), *, on_gpu: 
     """
     cores = usable_cores()
     if count is None:
-        count = default_worker_count() if cores > 1 else 0
+        count = default_pool_size() if cores > 1 else 0
     if count == 0:
         return ThreadPool()
-    # With few cores, the engine shares them with the workers and has priority.
+    # With few cores, the engine shares them with the pool and has priority.
     nice = NICE if cores < FEW_CORES else 0
     return ProcessPool(count, plugins, threads=max(cores - count - 1, 1), nice=nice, on_gpu=on_gpu)

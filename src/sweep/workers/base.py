@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class WorkerLost(SweepError):
-    """A worker process died during a task, or could not be given the task.
+    """A pool process died during a task, or could not be given the task.
 
     Attributes:
         loss: state of the task when it was lost.
     """
 
     def __init__(self, reason: str, loss: CallLoss) -> None:
-        super().__init__(f"A worker process that builds requests and scores points {reason}.")
+        super().__init__(f"A pool process, which builds requests and scores points, {reason}.")
         self.loss = loss
 
 
@@ -82,7 +82,7 @@ class WorkerPool(Protocol):
     """
 
     def prepare(self) -> None:
-        """Start the workers. Optional: the first task starts them too."""
+        """Start the processes or threads. Optional: the first task starts them too."""
 
     def build(
         self,
@@ -102,7 +102,7 @@ class WorkerPool(Protocol):
             max_rows: largest number of rows that leaves room for an answer.
 
         Raises (by the future):
-            WorkerLost: worker processes died during the task.
+            WorkerLost: pool processes died during the task.
             ConfigError: the model's embedding table cannot be read.
         """
 
@@ -110,7 +110,7 @@ class WorkerPool(Protocol):
         """Score a point and archive it.
 
         Raises (by the future):
-            WorkerLost: worker processes died during the task.
+            WorkerLost: pool processes died during the task.
             JournalError: see `Archive.add`.
         """
 

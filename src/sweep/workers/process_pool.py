@@ -1,4 +1,4 @@
-"""Worker pool of processes, so that the engine does not share its Python interpreter with the workers.
+"""Worker pool of processes, so that the engine does not share its Python interpreter with the pool.
 
 Building and measuring a request takes about a millisecond. Scoring a point takes a millisecond per prompt, and the
 search for nearest tokens in a large vocabulary takes a second.
@@ -44,7 +44,7 @@ MAX_CRASHES = 2  # processes that may die during a task before the task fails
 
 
 class ProcessPool:
-    """Worker processes that each execute one task at a time; see `WorkerPool`.
+    """Pool processes that each execute one task at a time; see `WorkerPool`.
 
     If a process dies, its current task is retried once, and so are the tasks in its queue. Tasks that cannot be
     pickled are executed in this process, and so are all tasks if the processes do not start.
@@ -102,7 +102,7 @@ class ProcessPool:
             if self._last_config is None or self._last_config[0] is not config:
                 self._last_config = config, pickle.dumps(config, pickle.HIGHEST_PROTOCOL)
         except Exception as error:  # a user's transform that cannot be pickled
-            log.info("%s cannot be sent to a worker process: %s", config.transform.name, error)
+            log.info("%s cannot be sent to a pool process: %s", config.transform.name, error)
             with self._lock:
                 return run_locally()
         arguments = self._number_of(corpus), self._last_config[1], prompts, measure_only, max_rows
@@ -190,7 +190,7 @@ class ProcessPool:
         except SweepError as error:
             task.future.set_exception(error)
         except Exception:
-            log.info("A task failed in a worker process and is repeated in the main process.", exc_info=True)
+            log.info("A task failed in a pool process and is repeated in the main process.", exc_info=True)
             self._run_locally(task)
 
     def _handle_loss(self, task: _Task, error: WorkerLost) -> None:

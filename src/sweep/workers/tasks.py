@@ -50,7 +50,7 @@ def score(corpus: PromptSet, finished: Finished, archive: Archive, *, on_gpu: bo
     try:
         planned = finished.point_fingerprint.scorers
         if planned is not None and scorers_text(finished.point.config.scoring) != planned:
-            raise ConfigError("the module of a scorer has changed since the plan; run the same command again")
+            raise ConfigError("the module of a measure has changed since the plan; run the same command again")
         scored = score_point(finished, corpus, on_gpu=on_gpu)
     except Exception as error:  # a user's scorer failed, or this code has a bug: only this point fails
         scored = score_point(finished.failed(str(error), traceback.format_exc()), corpus)

@@ -12,7 +12,7 @@ from functools import cached_property
 from sweep.config.schema import SweepConfig
 from sweep.inputs.prompt_set import PromptSet
 from sweep.planning.results import Finished
-from sweep.processes.cpu import default_worker_count
+from sweep.processes.cpu import default_pool_size
 from sweep.storage.archive import Archive
 from sweep.workers import tasks
 from sweep.workers.base import Built, Scored, Unbuilt
@@ -71,7 +71,7 @@ class ThreadPool:
         # thirty times per request. With Python's default of 5 ms, building took a hundred times as long next to a busy
         # thread as alone.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
-        count = default_worker_count()
+        count = default_pool_size()
         pool = ThreadPoolExecutor(count, "builder")
         # One OpenMP thread per builder: matrices of this size gain nothing from more. If other processes use the cores,
         # threads that wait for each other take ten times as long. PyTorch sets the number for the calling thread and

@@ -1,4 +1,4 @@
-"""Worker process: the object that runs in it, and the format in which it returns requests."""
+"""Pool process: the object that runs in it, and the format in which it returns requests."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class PoolWorker:
-    """Executes tasks of a `ProcessPool` in a worker process. Prompt sets are identified by number.
+    """Executes tasks of a `ProcessPool` in a pool process. Prompt sets are identified by number.
 
-    Owned by the main thread of the worker process.
+    Owned by the main thread of the pool process.
     """
 
     def __init__(self, plugins: Sequence[str], threads: int, on_gpu: bool, corpora: dict[int, bytes]) -> None:

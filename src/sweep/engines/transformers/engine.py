@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Names of the cache as argument and output of forward passes. Transformers 5.24 renamed the first two (the second is
-# Mamba's) to the third. 5.23 silently accepts and ignores the third, so the signature decides.
+# Names of the cache as argument and output of forward passes. Transformers 5.24 uses `cache`. Older ones use
+# `past_key_values`, or `cache_params` for Mamba, and 5.23 silently ignores `cache`. So the signature decides.
 CACHES = ("past_key_values", "cache_params", "cache")
 
 # Factors that vLLM's forward pass applies to all embeddings, but that of Transformers only to those of token ids.

@@ -55,7 +55,7 @@ class VLLMEngine(Engine):
             raise EngineError(
                 f"{cache_dir}: the folder for the engine's caches cannot be created: {error.strerror}."
             ) from error
-        error_file = cache_dir / f"last-words-{uuid4().hex}.txt"
+        error_file = cache_dir / f"fatal-error-{uuid4().hex}.txt"
         self.llm: Any = None
         try:
             self.llm = startup.start(config, model, max_model_len, cache_dir, error_file)
