@@ -17,6 +17,7 @@ from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.errors import TooManyFailures
 from sweep.inputs.config import ModelConfig, PromptsConfig
+from sweep.scoring.margins import check_margins, margin_of
 from sweep.scoring.registry import shown_in
 from sweep.transforms import Pipeline
 from sweep.util.validators import require, require_choice
@@ -88,6 +89,8 @@ class ScoringConfig(Section):
         primary: Measure that is shown first and whose thresholds are printed: one of quality or measures, or
             divergence/token_agreement, divergence/first_divergence, divergence/edit_distance; null means the first of
             quality.
+        equivalence: Margin of equivalence with the control, in the unit of the measure: a number above 0 for all tested
+            measures, or a mapping such as {exact_match: 0.05, first_divergence: 2}; null does not test equivalence.
     """
 
     confidence: float = 0.95
@@ -100,6 +103,7 @@ class ScoringConfig(Section):
     )
     measures: list[str] = field(default_factory=list)
     primary: str | None = None
+    equivalence: Any = None
 
     def __post_init__(self) -> None:
         require(0 < self.confidence < 1, "scoring.confidence", "must be in (0, 1)", self.confidence)
@@ -112,6 +116,10 @@ class ScoringConfig(Section):
             if chosen not in metrics:
                 what = "measure of scoring.quality, of scoring.measures, or a divergence"
                 require_choice("scoring.primary", self.primary, choices, what)
+        if self.equivalence is not None:
+            above = self.confidence > 0.5
+            require(above, "scoring.confidence", "must be above 0.5 with scoring.equivalence", self.confidence)
+            check_margins(self.equivalence, [*map(_metric, self.quality), *self.measures])
 
     @property
     def first(self) -> list[str]:
@@ -122,9 +130,13 @@ class ScoringConfig(Section):
         chosen = [] if primary is None else [primary if primary in known else _metric(primary)]
         return list(dict.fromkeys([*chosen, *from_plugins, *self.measures]))
 
+    def margin(self, measure: str) -> float:
+        """Return the margin of equivalence of a measure; NaN: there is none."""
+        return margin_of(self.equivalence, measure)
+
     def score_settings(self) -> dict[str, Any]:
         """Return the settings that change scores, as plain values."""
-        settings = {key: value for key, value in asdict(self).items() if key != "primary"}
+        settings = {key: value for key, value in asdict(self).items() if key not in ("primary", "equivalence")}
         if not self.measures:  # points of versions without this key are not scored again
             del settings["measures"]
         return settings

@@ -1,0 +1,139 @@
+"""Equivalence tests, and the smallest effect that a number of prompts can show; vectorised over points.
+
+Both are about the mean paired difference from the control, over prompts, in the unit of the measure.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize, stats
+from scipy.special import betaincinv, ndtri
+
+from sweep.core.values import Floats
+from sweep.scoring.statistics import Intervals, is_yes_or_no, paired_difference
+
+POWER = 0.8
+# The spread of fewer differing prompts than this says too little.
+FEW = 10
+
+
+def equivalence_intervals(
+    values: ArrayLike, control: ArrayLike, confidence: float = 0.95, *, yes_or_no: bool = False, width: float = math.inf
+) -> Intervals:
+    """Return the intervals of two one-sided tests (TOST; Schuirmann 1987, doi:10.1007/BF01068419).
+
+    A point is equivalent to its control within ±δ, at the level α = 1 - confidence, if its interval at the level 1 - 2α
+    lies between -δ and δ. The interval is that of `paired_difference`. If fewer than `FEW` prompts differ, it is at
+    least as wide as Agresti and Min's with differences as large as `width`: the rarest changes may not have been seen.
+
+    Args:
+        values: (points, prompts); NaN marks missing values.
+        control: (prompts,) or (points, prompts).
+        confidence: level of the two-sided intervals elsewhere; in (0.5, 1).
+        yes_or_no: whether the measure is 0 or 1.
+        width: largest possible difference; infinite: the largest value that occurs stands for it.
+    """
+    level = 2 * confidence - 1
+    found = paired_difference(values, control, level, yes_or_no=yes_or_no)
+    differences, few, largest = _few_changes(values, control, width)
+    total = np.nansum(differences, axis=1)
+    half = ndtri((1 + level) / 2) * np.sqrt(_rare_variance(differences, found.n, largest) / (found.n + 2))
+    middle = total / (found.n + 2)
+    low = np.where(few, np.minimum(found.ci_low, middle - half), found.ci_low)
+    high = np.where(few, np.maximum(found.ci_high, middle + half), found.ci_high)
+    return Intervals(found.mean, low, high, found.n)
+
+
+def detectable_effects(
+    values: ArrayLike, control: ArrayLike, confidence: float = 0.95, *, yes_or_no: bool = False, width: float = math.inf
+) -> Floats:
+    """Return the smallest mean difference that a test at the level 1 - confidence finds in 80 % of cases, (points,).
+
+    It is the effect for which the two-sided paired t-test has that power, given the spread of the differences over
+    prompts. For yes-or-no values it is no smaller than the effect for which McNemar's exact test has that power if all
+    changes go one way. Infinite: no difference could be found, as there are too few prompts.
+
+    Args:
+        values: (points, prompts); NaN marks missing values.
+        control: (prompts,) or (points, prompts).
+        confidence: 1 minus the level of the test.
+        yes_or_no: whether the measure is 0 or 1.
+        width: largest possible difference; see `equivalence_intervals`.
+    """
+    table = np.asarray(values, dtype=float)
+    other = np.broadcast_to(np.asarray(control, dtype=float), table.shape)
+    differences, few, largest = _few_changes(table, other, width)
+    n = (~np.isnan(differences)).sum(axis=1)
+    centred = differences - (np.nansum(differences, axis=1) / np.maximum(n, 1))[:, None]
+    variance = np.nansum(centred**2, axis=1) / np.maximum(n - 1, 1)
+    variance = np.where(few, np.maximum(variance, _rare_variance(differences, n, largest)), variance)
+    effects = np.array([detectable(math.sqrt(v), int(count), confidence) for v, count in zip(variance, n, strict=True)])
+    exact = is_yes_or_no(table) & is_yes_or_no(other) & yes_or_no
+    one_way = np.array([detectable_share(int(count), confidence) for count in n])
+    effects = np.where(exact, np.maximum(effects, one_way), effects)
+    return np.where(effects <= width, effects, math.inf)
+
+
+def detectable(spread: float, prompts: int, confidence: float = 0.95, power: float = POWER) -> float:
+    """Return the smallest mean that a two-sided t-test against 0 finds with this power.
+
+    Args:
+        spread: standard deviation over prompts, with n - 1.
+        prompts: number of prompts.
+        confidence: 1 minus the level of the test.
+        power: probability of finding the effect.
+
+    Returns:
+        The effect, in the unit of `spread`; infinite if no test of so few prompts can reach the level.
+    """
+    if prompts < _changes_needed(confidence):
+        return math.inf
+    return _noncentrality(prompts, confidence, power) * spread / math.sqrt(prompts)
+
+
+def detectable_share(prompts: int, confidence: float = 0.95, power: float = POWER) -> float:
+    """Return the smallest share of prompts, all changing one way, that McNemar's exact test finds with this power."""
+    needed = _changes_needed(confidence)
+    return float(betaincinv(needed, prompts - needed + 1, power)) if prompts >= needed else math.inf
+
+
+def _changes_needed(confidence: float) -> int:
+    """Return how many prompts must change in one direction for a p-value of at most 1 - confidence."""
+    return 1 + math.ceil(-math.log2(1 - confidence) - 1e-9)
+
+
+@lru_cache(maxsize=1024)
+def _noncentrality(prompts: int, confidence: float, power: float) -> float:
+    degrees = prompts - 1
+    critical = float(stats.t.ppf((1 + confidence) / 2, degrees))
+
+    def excess(shift: float) -> float:
+        found = stats.nct.sf(critical, degrees, shift) + stats.nct.cdf(-critical, degrees, shift)
+        return (
+            1.0 if math.isnan(found) else float(found)
+        ) - power  # SciPy gives NaN for shifts far beyond the quantile
+
+    return float(optimize.brentq(excess, 0.0, 2 * critical + 5))
+
+
+def _few_changes(values: ArrayLike, control: ArrayLike, width: float) -> tuple[Floats, Floats, Floats]:
+    """Return the differences, which points have few of them, and the largest difference to expect of each point."""
+    table = np.asarray(values, dtype=float)
+    other = np.broadcast_to(np.asarray(control, dtype=float), table.shape)
+    differences = table - other
+    few = np.count_nonzero(np.nan_to_num(differences), axis=1) < FEW
+    if math.isfinite(width):
+        return differences, few, np.full(len(table), width)
+    seen = np.maximum(np.nan_to_num(np.abs(table)).max(axis=1), np.nan_to_num(np.abs(other)).max(axis=1))
+    return differences, few, np.where(seen > 0, seen, math.inf)
+
+
+def _rare_variance(differences: Floats, n: Floats, largest: Floats) -> Floats:
+    """Return the variance of differences after adding one of ±`largest` as half a prompt each, twice."""
+    total, squares = np.nansum(differences, axis=1), np.nansum(differences**2, axis=1)
+    variance: Floats = (squares + largest**2 - total**2 / (n + 2)) / (n + 2)
+    return variance
