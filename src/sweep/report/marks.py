@@ -35,7 +35,7 @@ def legend(comparison: Comparison) -> Iterator[str]:
         if difference.verdict
     }
     if margins:
-        level = f"{2 * comparison.confidence - 1:.0%}"
+        level = f"{(2 * comparison.confidence - 1) * 100:.3g} %"
         within = f"±{next(iter(margins.values())):g}" if len(set(margins.values())) == 1 else "±scoring.equivalence"
         yield (
             f"{SAME} equivalent: the {level} interval of the difference from the control lies within {within}. "
@@ -73,13 +73,14 @@ def null_findings(
 
 def detectable_text(differences: Sequence[Difference], confidence: float) -> str:
     """Return what the prompts could have shown, over all of the differences."""
+    level = f"p < {1 - confidence:.2g}"
     effects = [difference.detectable for difference in differences]
     finite = [effect for effect in effects if math.isfinite(effect)]
     if len(finite) < len(effects):
-        return f"These prompts are too few to show any difference at p < {1 - confidence:.2g}."
+        return f"These prompts are too few to show any difference at {level}."
     low, high = f"{min(finite):.2g}", f"{max(finite):.2g}"
     size = low if low == high else f"{low} to {high}"
-    return f"Smallest difference that the prompts could show: {size} (one test at p < {1 - confidence:.2g}, {POWER:.0%} power)."
+    return f"Smallest difference that the prompts could show: {size} (one test at {level}, {POWER * 100:.0f} % power)."
 
 
 def _names(rows: Sequence[Row], as_text: Callable[[str], str]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from sweep.report.dose_response import DoseResponse, SideFindings, Value, is_true
+from sweep.report.marks import OPEN, SAME
 from sweep.report.matrix import by_strength
 from sweep.report.measures import main_measures, measures, title
-from sweep.report.marks import OPEN, SAME
 from sweep.report.paired_differences import EQUIVALENT, UNDECIDED
 from sweep.report.results import SweepResults
 from sweep.scoring.registry import spec

@@ -33,9 +33,9 @@ class SweepResults:
             swept key, `error`. Each measure `m` has its mean `m`, `m/ci_low`, `m/ci_high` and `m/n`. Against the
             control it has `m/difference`, `m/difference/ci_low`, `m/difference/ci_high`, `m/p`, `m/q` and
             `m/significant`. For a control, `axis/<key>` is the neutral dose, if the axis has one.
-        rows: one row per row of the report's table, where points that differ in their seeds alone are pooled. The columns
-            are those of `points`, with `point` of the first point, and `points` (the indices of all), `seeds`, and for a
-            measure `m` `m/seed_sd` (standard deviation between the seeds' means). Against the control it also has
+        rows: one row per row of the report's table, where points that differ in their seeds alone are pooled. The
+            columns are those of `points`, with `point` of the first point, `points` (the indices of all) and `seeds`.
+            A measure `m` has `m/seed_sd` (standard deviation between the seeds' means). Against the control it has
             `m/detectable` (smallest difference that the prompts could show) and, with `scoring.equivalence`,
             `m/equivalence` (the verdict), `m/equivalence/margin`, `m/equivalence/ci_low`, `m/equivalence/ci_high`.
         generations: one row per generation: `point`, `name`, `role`, `axis/<key>`, `prompt_id`, `prompt_digest`,

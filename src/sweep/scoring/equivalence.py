@@ -9,7 +9,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 from scipy.special import betaincinv, ndtri
 
@@ -27,8 +27,10 @@ def equivalence_intervals(
     """Return the intervals of two one-sided tests (TOST; Schuirmann 1987, doi:10.1007/BF01068419).
 
     A point is equivalent to its control within ±δ, at the level α = 1 - confidence, if its interval at the level 1 - 2α
-    lies between -δ and δ. The interval is that of `paired_difference`. If fewer than `FEW` prompts differ, it is at
-    least as wide as Agresti and Min's with differences as large as `width`: the rarest changes may not have been seen.
+    lies between -δ and δ. It is the BCa interval, and Tango's score interval (1998) for yes-or-no values, whose error
+    in one direction is no larger than α, unlike that of Agresti and Min's. If fewer than `FEW` prompts differ in
+    another measure, the interval is at least as wide as Agresti and Min's with differences as large as `width`: the
+    rarest changes may not have been seen.
 
     Args:
         values: (points, prompts); NaN marks missing values.
@@ -38,14 +40,55 @@ def equivalence_intervals(
         width: largest possible difference; infinite: the largest value that occurs stands for it.
     """
     level = 2 * confidence - 1
-    found = paired_difference(values, control, level, yes_or_no=yes_or_no)
+    table = np.asarray(values, dtype=float)
+    other = np.broadcast_to(np.asarray(control, dtype=float), table.shape)
+    found = paired_difference(table, other, level)
     differences, few, largest = _few_changes(values, control, width)
     total = np.nansum(differences, axis=1)
     half = ndtri((1 + level) / 2) * np.sqrt(_rare_variance(differences, found.n, largest) / (found.n + 2))
     middle = total / (found.n + 2)
     low = np.where(few, np.minimum(found.ci_low, middle - half), found.ci_low)
     high = np.where(few, np.maximum(found.ci_high, middle + half), found.ci_high)
+    exact = is_yes_or_no(table) & is_yes_or_no(other) & yes_or_no & (found.n > 0)
+    if exact.any():
+        gained, lost = (differences[exact] > 0).sum(axis=1), (differences[exact] < 0).sum(axis=1)
+        low[exact], high[exact] = score_interval(gained, lost, found.n[exact], level)
     return Intervals(found.mean, low, high, found.n)
+
+
+def score_interval(gained: ArrayLike, lost: ArrayLike, n: ArrayLike, level: float) -> tuple[Floats, Floats]:
+    """Return the bounds of Tango's score interval of the difference of matched proportions, (points,) each.
+
+    Tango (1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B): all differences that a score
+    test does not reject.
+
+    Args:
+        gained: (points,), number of prompts that changed from 0 to 1.
+        lost: (points,), number of prompts that changed from 1 to 0.
+        n: (points,), number of prompts.
+        level: level of the interval.
+    """
+    up, down, count = (np.asarray(number, dtype=float) for number in (gained, lost, n))
+    z = float(ndtri((1 + level) / 2))
+
+    def score(difference: Floats) -> Floats:
+        # The share of losses that is most likely at this difference solves a quadratic equation.
+        b = (2 * count - up + down) * difference - up - down
+        c = -down * difference * (1 - difference)
+        share = (np.sqrt(np.maximum(b**2 - 8 * count * c, 0.0)) - b) / (4 * count)
+        variance = count * (2 * share + difference * (1 - difference))
+        scores: Floats = (up - down - count * difference) / np.sqrt(np.maximum(variance, 1e-12))
+        return scores
+
+    bounds = []
+    for target in (z, -z):
+        low, high = -np.ones_like(count), np.ones_like(count)
+        for _ in range(50):  # the score falls with the difference, so bisection finds the bound
+            middle = (low + high) / 2
+            above = score(middle) > target
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+        bounds.append((low + high) / 2)
+    return bounds[0], bounds[1]
 
 
 def detectable_effects(
@@ -132,7 +175,7 @@ def _few_changes(values: ArrayLike, control: ArrayLike, width: float) -> tuple[F
     return differences, few, np.where(seen > 0, seen, math.inf)
 
 
-def _rare_variance(differences: Floats, n: Floats, largest: Floats) -> Floats:
+def _rare_variance(differences: Floats, n: NDArray[np.int64], largest: Floats) -> Floats:
     """Return the variance of differences after adding one of ±`largest` as half a prompt each, twice."""
     total, squares = np.nansum(differences, axis=1), np.nansum(differences**2, axis=1)
     variance: Floats = (squares + largest**2 - total**2 / (n + 2)) / (n + 2)
