@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,15 +130,11 @@ class ScoringConfig(Section):
                 what = "measure of scoring.quality, of scoring.measures, or a divergence"
                 require_choice("scoring.primary", self.primary, choices, what)
         if self.correct is not None or self.pass_at is not None:
-            wanted = self.correctness is not None
-            require(wanted, "scoring.pass_at", "needs a yes-or-no measure in scoring.quality, such as contains", None)
-        if self.pass_at is not None:
-            valid = bool(self.pass_at) and min(self.pass_at) >= 1 and len(set(self.pass_at)) == len(self.pass_at)
-            require(valid, "scoring.pass_at", "must list different numbers of at least 1", self.pass_at)
+            from sweep.scoring.samples import check_sizes
+
+            check_sizes(self.pass_at, self.correctness)
         if self.equivalence is not None:
-            above = self.confidence > 0.5
-            require(above, "scoring.confidence", "must be above 0.5 with scoring.equivalence", self.confidence)
-            check_margins(self.equivalence, self._configured)
+            check_margins(self.equivalence, self._configured, self.confidence)
 
     @property
     def _configured(self) -> list[str]:
@@ -162,9 +160,10 @@ class ScoringConfig(Section):
         chosen = [] if primary is None else [primary if primary in known else _metric(primary)]
         return list(dict.fromkeys([*chosen, *from_plugins, *self.measures]))
 
-    def margin(self, measure: str) -> float:
-        """Return the margin of equivalence of a measure; NaN: there is none."""
-        return margin_of(self.equivalence, measure)
+    @property
+    def report_settings(self) -> tuple[float, list[str], Callable[[str], float]]:
+        """Confidence level, measures to show first, and the margin of equivalence of a measure (NaN: none)."""
+        return self.confidence, self.first, partial(margin_of, self.equivalence)
 
     def score_settings(self) -> dict[str, Any]:
         """Return the settings that change scores, as plain values."""

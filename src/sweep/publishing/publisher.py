@@ -277,8 +277,7 @@ class Publisher:
         if not (report / REPORT).is_file() or len(self.results) < len(self._points):
             return False
         printed = load_summary(self._folder)
-        scoring = self._base.scoring  # other measures are to be shown first, or another margin counts
-        if printed is not None and (printed.first, printed.equivalence) != (scoring.first, scoring.equivalence):
+        if printed is not None and not printed.is_current(self._base.scoring):
             return False
         if self._status != "FINISHED":
             return False
@@ -304,8 +303,7 @@ class Publisher:
             with self._terminal.waiting("Report"), self._costs.timing("report_seconds"):
                 archived = self._collector.archived
                 restored = restored_results(self._points, self.results, self._archive, archived, self._supersede)
-                scoring = self._base.scoring
-                self.comparison = compare(restored.values(), scoring.confidence, scoring.first, scoring.margin)
+                self.comparison = compare(restored.values(), *self._base.scoring.report_settings)
                 return report(
                     self._base,
                     self._sweep_id,

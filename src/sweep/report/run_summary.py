@@ -136,7 +136,7 @@ def power_notes(comparison: Comparison) -> Iterator[str]:
 def _lines(comparison: Comparison, command: str, links: Mapping[str, str]) -> Iterator[str]:
     yield f"{code(command)}\n"
     yield " · ".join(f"[{title}]({link})" for title, link in links.items())
-    yield "· Artifacts: `report.html`, `points.csv`, `responses.csv`, `generations.parquet` and plots\n"
+    yield "· Artifacts: `report.html`, `points.csv`, `rows.csv`, `responses.csv`, `generations.parquet` and plots\n"
     for key, values in _swept(comparison.results).items():
         yield f"- swept {code(key)}: {', '.join(map(markdown, values))}"
     measure = ranking_measure(comparison)

@@ -6,12 +6,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweep.console.terminal import Terminal
 from sweep.report import FOLDER, GENERATIONS
 from sweep.util import state_files
 from sweep.util.atomic import replace
+
+if TYPE_CHECKING:
+    from sweep.config.schema import ScoringConfig
 
 FILE = "summary.json"
 
@@ -39,6 +42,10 @@ class Summary:
     more_points: int = 0
     more_series: int = 0
     equivalence: Any = None
+
+    def is_current(self, scoring: ScoringConfig) -> bool:
+        """Whether these settings show the same measures first and have the same margins of equivalence."""
+        return (self.first, self.equivalence) == (scoring.first, scoring.equivalence)
 
     def print(self, terminal: Terminal, folder: Path, links: Iterable[str] = ()) -> None:
         """Print the summary, as wide as the terminal.

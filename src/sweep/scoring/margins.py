@@ -24,16 +24,19 @@ def margin_of(value: Any, measure: str) -> float:
     return math.nan if value is None else float(value)
 
 
-def check_margins(value: Any, configured: Sequence[str]) -> None:
+def check_margins(value: Any, configured: Sequence[str], confidence: float) -> None:
     """Check a number, or a mapping from measures to numbers.
 
     Args:
         value: the value of `scoring.equivalence`.
         configured: metric names of the configuration, such as those of users' functions.
+        confidence: value of `scoring.confidence`.
 
     Raises:
-        ConfigError: a margin is not a number above 0, or a measure is unknown or not tested.
+        ConfigError: a margin is not a number above 0, a measure is unknown or not tested, or the confidence is too low
+            for two one-sided tests.
     """
+    require(confidence > 0.5, "scoring.confidence", f"must be above 0.5 with {KEY}", confidence)
     if not isinstance(value, Mapping):
         _check(KEY, value)
         return

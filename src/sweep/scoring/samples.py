@@ -12,6 +12,7 @@ from sweep.core.values import Scores
 from sweep.errors import ConfigError
 from sweep.scoring.registry import MeasureSpec, spec
 from sweep.scoring.text import last_number, normalise
+from sweep.util.validators import require
 
 PASS = "quality/pass_at_"
 MAJORITY = "quality/majority_vote"
@@ -89,6 +90,18 @@ def correctness_measure(chosen: str | None, configured: Sequence[str]) -> str | 
             f"scoring.measures. Available: {names}."
         )
     return chosen
+
+
+def check_sizes(sizes: Sequence[int] | None, measure: str | None) -> None:
+    """Check the values of k of a configuration; None stands for the default.
+
+    Raises:
+        ConfigError: no measure decides what is correct, or the values are not different numbers of at least 1.
+    """
+    needed = "needs a yes-or-no measure in scoring.quality, such as contains"
+    require(measure is not None, "scoring.pass_at", needed, None)
+    valid = sizes is None or (bool(sizes) and min(sizes) >= 1 and len(set(sizes)) == len(sizes))
+    require(valid, "scoring.pass_at", "must list different numbers of at least 1", sizes)
 
 
 def pass_sizes(samples: int, configured: Sequence[int] | None = None) -> list[int]:
