@@ -22,7 +22,9 @@ from sweep.points.point import Point
 from sweep.report import files, html
 from sweep.report.comparison import Comparison, compare
 from sweep.report.dose_response import responses
+from sweep.report.marks import detectable_text
 from sweep.report.overview import points_table
+from sweep.report.paired_differences import Difference
 from sweep.report.results import SweepResults, tables
 from sweep.report.run_summary import describe, response_findings
 from sweep.report.terminal import SweepOutcome, print_report
@@ -242,6 +244,15 @@ def test_verdicts_on_equivalence(configure: Configure, tmp_path: Path) -> None:
     hint = points_table(results).rows[1].cells[0].hint
     assert "equivalent (±0.08): [" in hint and "≈" in points_table(results).rows[1].cells[0].mark
     assert f"{QUALITY}/equivalence" not in laid_out(noisy(configure)).rows
+
+
+def test_too_few_prompts_are_named() -> None:
+    def text(*effects: float) -> str:
+        return detectable_text([Difference(0.0, 0.0, 0.0, 1.0, 1.0, effect) for effect in effects], 0.95)
+
+    assert text(math.inf, math.inf) == "These prompts are too few to show any difference at p < 0.05."
+    assert "show: 0.1 to 0.2 (one test" in text(0.2, 0.1, 0.15) and "show: 0.1 (one" in text(0.1, 0.1)
+    assert text(0.2, math.inf).endswith("80 % power). For some, they are too few to show any.")
 
 
 @pytest.mark.slow

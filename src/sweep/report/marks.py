@@ -76,11 +76,13 @@ def detectable_text(differences: Sequence[Difference], confidence: float) -> str
     level = f"p < {1 - confidence:.2g}"
     effects = [difference.detectable for difference in differences]
     finite = [effect for effect in effects if math.isfinite(effect)]
-    if len(finite) < len(effects):
+    if not finite:
         return f"These prompts are too few to show any difference at {level}."
     low, high = f"{min(finite):.2g}", f"{max(finite):.2g}"
     size = low if low == high else f"{low} to {high}"
-    return f"Smallest difference that the prompts could show: {size} (one test at {level}, {POWER * 100:.0f} % power)."
+    some = "" if len(finite) == len(effects) else " For some, they are too few to show any."
+    test = f"one test at {level}, {POWER * 100:.0f} % power"
+    return f"Smallest difference that the prompts could show: {size} ({test}).{some}"
 
 
 def _names(rows: Sequence[Row], as_text: Callable[[str], str]) -> str:
