@@ -67,7 +67,7 @@ class SamplingConfig(Section):
         require(all(self.stop), "sampling.stop", "must not contain an empty string", self.stop)
 
 
-# Keys of `scoring` that only change what is shown. They are no part of fingerprints and of a sweep's id.
+# Keys of `scoring` that only change what is shown. They do not count in fingerprints or in a sweep's id.
 SHOWN_ONLY = ("primary", "equivalence")
 # Keys of `scoring` that are left out where they are null, as in sweeps of versions without them.
 NEWER = ("correct", "pass_at")

@@ -28,7 +28,7 @@ def equivalence_intervals(
 
     A point is equivalent to its control within ±δ, at the level α = 1 - confidence, if its interval at the level 1 - 2α
     lies between -δ and δ. It is the BCa interval, and Tango's score interval (1998) for yes-or-no values, whose error
-    in one direction is no larger than α, unlike that of Agresti and Min's. If fewer than `FEW` prompts differ in
+    in one direction does not exceed α, unlike that of Agresti and Min's. If fewer than `FEW` prompts differ in
     another measure, the interval is at least as wide as Agresti and Min's with differences as large as `width`: the
     rarest changes may not have been seen.
 
@@ -97,7 +97,7 @@ def detectable_effects(
     """Return the smallest mean difference that a test at the level 1 - confidence finds in 80 % of cases, (points,).
 
     It is the effect for which the two-sided paired t-test has that power, given the spread of the differences over
-    prompts. For yes-or-no values it is no smaller than the effect for which McNemar's exact test has that power if all
+    prompts. For yes-or-no values it is at least the effect for which McNemar's exact test has that power if all
     changes go one way. Infinite: no difference could be found, as there are too few prompts.
 
     Args:
