@@ -27,7 +27,7 @@ def measure_names() -> set[str]:
 
 def values(measure: MeasureSpec) -> str:
     """Return a measure's range with its unit."""
-    if measure.yes_or_no:
+    if measure.yes_or_no and measure.per != "prompt":  # those of all samples of a prompt may lie between
         return "0 or 1"
     low, high = (NUMBERS.get(limit, f"{limit:g}") for limit in measure.range)
     return f"{low} to {high} {measure.unit}".rstrip()

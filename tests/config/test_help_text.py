@@ -14,7 +14,8 @@ from sweep.config.schema import SECTIONS, SweepConfig
 from sweep.engines import ServerConfig, TransformersConfig, VLLMConfig
 from sweep.engines.transformers.config import DEVICES
 from sweep.inputs.config import SPECIAL_TOKENS
-from sweep.scoring.registry import measures_of, shown_in
+from sweep.scoring.registry import shown_in
+from sweep.scoring.scorers import registered_scorers
 from sweep.transforms import CONTROLS, Stage
 from sweep.util.paths import conf_dir
 
@@ -34,7 +35,7 @@ def test_each_key_has_an_entry(cls: type) -> None:
         ("model", "dtype", ("auto", "float32", "bfloat16", "float16")),
         ("model", "embedder", ("safetensors", "transformers")),
         ("prompts", "special_tokens", SPECIAL_TOKENS),
-        ("scoring", "quality", tuple(measure.name.removeprefix("quality/") for measure in measures_of("quality"))),
+        ("scoring", "quality", tuple(name.removeprefix("quality/") for name in registered_scorers())),
         ("scoring", "primary", shown_in("primary")),
         ("sweep", "resume", ("true", "false", "force")),
         ("sweep", "on_error", ("continue", "stop")),
@@ -46,7 +47,7 @@ def test_allowed_values_are_listed(section: str, key: str, values: tuple[str, ..
 
 
 def test_configuration_files_list_the_measures() -> None:
-    quality = {measure.name.removeprefix("quality/") for measure in measures_of("quality") if measure.per != "batch"}
+    quality = {name.removeprefix("quality/") for name in registered_scorers()}
     default, full = (conf_dir().joinpath("scoring", f"{name}.yaml").read_text() for name in ("default", "full"))
     assert [name for name in (*quality, *shown_in("primary")) if name not in default] == []
     assert set(OmegaConf.create(full).quality) == quality - {"regex_match"}

@@ -57,6 +57,8 @@ DRY_ONLY = {
     "engine=server": "needs a server; tests/engines/test_server.py has one",
     "tracking.uri=http": "needs a server; tests/tracking/test_tracking_server.py has one",
     "experiment=scale_demo": "takes a minute",
+    "experiment=noise_seeds": "takes a minute",
+    "experiment=equivalence": "takes minutes with the model that it is about",
     "engine=constant": "the example engine gives token ids that mean nothing",
 }
 

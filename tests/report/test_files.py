@@ -23,6 +23,7 @@ def test_written_results_can_be_loaded(tmp_path: Path) -> None:
     written = files.write(results, folder)
     names = [
         "points.csv",
+        "rows.csv",
         "responses.csv",
         "generations.parquet",
         "report.html",

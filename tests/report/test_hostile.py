@@ -171,7 +171,7 @@ def test_description_escapes_markdown(tmp_path: Path, configure: Callable[..., S
     results = [PointResult(i, p, summarise_scores(values, 0.95), values) for i, p in enumerate(points)]
     text = describe(compare(results, 0.95), f"sweep {evil}", {})
     shown = r"a\`b\|c\*d\_e \[x\](http://y) &lt;img src=x&gt;\\n# h &amp; i"
-    assert text.count(shown) == 5  # what was swept, best and worst, two rows
+    assert text.count(shown) == 7  # what was swept, best and worst, two rows, both without a difference
     assert text.splitlines()[0] == r"``  sweep a`b|c*d_e [x](http://y) <img src=x>\n# h & i ``".replace("  ", " ")
     assert evil not in text and "<img" not in text.replace(text.splitlines()[0], "")
     assert [line.count("|") - line.count(r"\|") for line in text.splitlines() if line.startswith("| ")] == [3, 3, 3, 3]

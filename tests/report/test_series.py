@@ -100,7 +100,8 @@ def test_each_series_is_reported_drawn_and_tabulated(configure: Configure) -> No
         "span=all: quality/exact_match: differs significantly from the control at transform.factor ≥ 1.5 "
     )
     assert said[1] == (
-        "span={positions: [0]}: quality/exact_match: no significant difference from the control along transform.factor"
+        "span={positions: [0]}: quality/exact_match: no significant difference from the control along transform.factor; "
+        "smallest difference that the prompts could show: 0.19 (one test at p < 0.05, 80 % power)"
     )
     assert len(said) == 2
     assert f"- span=all: `{MEASURE}`: differs" in describe(comparison, "sweep", {})
@@ -194,7 +195,7 @@ def test_many_series_are_cut_short_in_the_description(configure: Configure) -> N
         make=lambda axes: {"transform": scale({**axes, "transform.span": "all"})},
     )
     text = describe(comparison, "sweep", {})
-    assert text.count("no significant difference") == 11 and "- and 2 more series in `responses.csv`" in text
+    assert text.count("no significant difference from") == 11 and "- and 2 more series in `responses.csv`" in text
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.8, []), (0.1, ["span=s0", "span=s1"])])
@@ -237,9 +238,11 @@ def test_pooled_seeds_are_reported(configure: Configure) -> None:
     assert results.responses["pooled"].tolist() == ["seed=0,1"]
     [response] = responses(results)
     assert response.dose_title == "sigma (pooled over seed=0,1)"
-    means, points = figure(response)["data"]
+    means, points, band = figure(response)["data"]
     assert means["x"] == [0.5, 1.0] and means["y"] == pytest.approx([0.75, 0.15]) and means["mode"] == "lines"
     assert points["y"] == [0.8, 0.7, 0.2, 0.1] and points["mode"] == "markers"
+    (_, _, low, high), (_, _, lower, higher) = one.means[MEASURE]
+    assert (band["x"], band["y"]) == ([0.5, 1.0, 1.0, 0.5], [high, higher, lower, low])
     assert plots.draw([response], 0.95).axes[0].get_xlabel() == "sigma (pooled over seed=0,1)"
     assert "pooled over seed=0,1" in html.render(results)
 

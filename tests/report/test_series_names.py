@@ -26,13 +26,18 @@ def test_series_along_each_of_two_numbers() -> None:
     assert along == [("t.a", "b=5", (0, 1)), ("t.a", "b=6.5", (2,)), ("t.b", "a=1", (0, 2)), ("t.b", "a=2", (1,))]
 
 
-def test_a_seed_that_changes_the_control_is_not_pooled() -> None:
+def test_seeds_of_sampling_and_of_a_transform_are_pooled() -> None:
     entries = [
-        TreatedPoint(i, {"transform.x": x, "sampling.seed": seed, "transform.seed": noise}, int(seed))
+        TreatedPoint(i, {"transform.x": x, "sampling.seed": seed, "transform.seed": noise}, 0)
         for i, (x, seed, noise) in enumerate((x, s, n) for s in (0.0, 1.0) for n in (0.0, 1.0) for x in (1.0, 2.0))
     ]
     found = [(series.name, series.pooled, series.control, series.points) for series in find_series(entries)]
-    assert found == [("seed=0", "seed=0,1", 0, (0, 2, 1, 3)), ("seed=1", "seed=0,1", 1, (4, 6, 5, 7))]
+    assert found == [("", "sampling.seed=0,1, transform.seed=0,1", 0, (0, 2, 4, 6, 1, 3, 5, 7))]
+
+
+def test_seeds_of_an_engine_are_not_pooled() -> None:
+    entries = [TreatedPoint(i, {"transform.x": float(i % 2), "engine.seed": float(i // 2)}, 0) for i in range(4)]
+    assert [(series.name, series.pooled) for series in find_series(entries)] == [("seed=0", ""), ("seed=1", "")]
 
 
 @pytest.mark.parametrize(

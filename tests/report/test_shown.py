@@ -103,7 +103,7 @@ def test_first_measures_are_in_live_lines_thresholds_and_the_first_view(configur
         command="",
         confidence=0.95,
     )
-    columns = points_table(results, [0, 1, 2]).columns
+    columns = points_table(results).columns
     assert [column.measure for column in columns if column.main][:2] == ["quality/chrf", "quality/politeness"]
     shown = [score["name"] for score in Matrix.of(results, [0, 1, 2]).scores if score["shown"]]
     assert shown == ["quality/chrf", "quality/politeness", "divergence/token_agreement"]

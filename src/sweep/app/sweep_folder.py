@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sweep.config.schema import NEWER, SHOWN_ONLY
 from sweep.errors import ConfigError
 from sweep.inputs.packaged_model import NAME as PACKAGED
 from sweep.util import state_files
@@ -92,8 +93,9 @@ def make_sweep_id(base: DictConfig, folder: str) -> str:
     config = OmegaConf.to_container(
         OmegaConf.masked_copy(base, [str(key) for key in base if key not in OUTSIDE_SWEEP_ID])
     )
-    if isinstance(config, dict) and isinstance(config.get("scoring"), dict):
-        config["scoring"].pop("primary", None)  # changes only what is shown
+    if isinstance(config, dict) and isinstance(scoring := config.get("scoring"), dict):
+        left_out = {key for key, value in scoring.items() if key in SHOWN_ONLY or (key in NEWER and value is None)}
+        config["scoring"] = {key: value for key, value in scoring.items() if key not in left_out}
     sweeper: Any = OmegaConf.to_container(base.hydra.sweeper) if "hydra" in base else None
     sweeper = sweeper and {key: value for key, value in sweeper.items() if key not in SEARCH_LENGTH}
     swept = [argument for argument in sys.argv[1:] if "=" in argument and not _is_outside_sweep_id(argument)]
@@ -103,7 +105,9 @@ def make_sweep_id(base: DictConfig, folder: str) -> str:
 
 def _is_outside_sweep_id(argument: str) -> bool:
     key = argument.lstrip("+~").partition("=")[0]
-    return re.split(r"[./@]", key)[0] in OUTSIDE_SWEEP_ID or key == "scoring.primary"
+    return re.split(r"[./@]", key)[0] in OUTSIDE_SWEEP_ID or key.split(".")[:2] in [
+        ["scoring", name] for name in SHOWN_ONLY
+    ]
 
 
 def numbered(sweep_id: str, sweeps: Path, restart: bool) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.errors import TooManyFailures
 from sweep.inputs.config import ModelConfig, PromptsConfig
+from sweep.scoring.margins import check_margins, margin_of
 from sweep.scoring.registry import shown_in
 from sweep.transforms import Pipeline
 from sweep.util.counts import counted
@@ -65,6 +68,12 @@ class SamplingConfig(Section):
         require(all(self.stop), "sampling.stop", "must not contain an empty string", self.stop)
 
 
+# Keys of `scoring` that only change what is shown. They do not count in fingerprints or in a sweep's id.
+SHOWN_ONLY = ("primary", "equivalence")
+# Keys of `scoring` that are left out where they are null, as in sweeps of versions without them.
+NEWER = ("correct", "pass_at")
+
+
 def _metric(name: str) -> str:
     """Return the measure's name for an entry of `scoring.quality`: `exact_match`, or a user's `module.function`."""
     return "quality/" + re.split(r"[.:]", name.removeprefix("quality/"))[-1]
@@ -89,6 +98,11 @@ class ScoringConfig(Section):
         primary: Measure that is shown first and whose thresholds are printed: one of quality or measures, or
             divergence/token_agreement, divergence/first_divergence, divergence/edit_distance; null means the first of
             quality.
+        correct: Yes-or-no measure that decides which of several samples are correct, for pass@k and the majority vote;
+            null means the first one of quality.
+        pass_at: Values of k for pass@k, each from 1 to sampling.n; null means 2, 4, 8, … up to sampling.n.
+        equivalence: Margin of equivalence with the control, in the unit of the measure: a number above 0 for all tested
+            measures, or a mapping such as {exact_match: 0.05, first_divergence: 2}; null does not test equivalence.
     """
 
     confidence: float = 0.95
@@ -101,6 +115,9 @@ class ScoringConfig(Section):
     )
     measures: list[str] = field(default_factory=list)
     primary: str | None = None
+    correct: str | None = None
+    pass_at: list[int] | None = None
+    equivalence: Any = None
 
     def __post_init__(self) -> None:
         require(0 < self.confidence < 1, "scoring.confidence", "must be in (0, 1)", self.confidence)
@@ -113,6 +130,27 @@ class ScoringConfig(Section):
             if chosen not in metrics:
                 what = "measure of scoring.quality, of scoring.measures, or a divergence"
                 require_choice("scoring.primary", self.primary, choices, what)
+        if self.correct is not None or self.pass_at is not None:
+            from sweep.scoring.samples import check_sizes
+
+            check_sizes(self.pass_at, self.correctness)
+        if self.equivalence is not None:
+            check_margins(self.equivalence, self._configured, self.confidence)
+
+    @property
+    def _configured(self) -> list[str]:
+        return [*map(_metric, self.quality), *self.measures]
+
+    @property
+    def correctness(self) -> str | None:
+        """Metric name of the measure that decides which samples are correct; None: there is none."""
+        # Imported here: most starts of the program need no measures.
+        from sweep.scoring.samples import correctness_measure
+
+        if self.correct is None:
+            return correctness_measure(None, self._configured)
+        chosen = self.correct if self.correct in self.measures else _metric(self.correct)
+        return correctness_measure(chosen, self._configured)
 
     @property
     def first(self) -> list[str]:
@@ -123,12 +161,17 @@ class ScoringConfig(Section):
         chosen = [] if primary is None else [primary if primary in known else _metric(primary)]
         return list(dict.fromkeys([*chosen, *from_plugins, *self.measures]))
 
+    @property
+    def report_settings(self) -> tuple[float, list[str], Callable[[str], float]]:
+        """Confidence level, measures to show first, and the margin of equivalence of a measure (NaN: none)."""
+        return self.confidence, self.first, partial(margin_of, self.equivalence)
+
     def score_settings(self) -> dict[str, Any]:
         """Return the settings that change scores, as plain values."""
-        settings = {key: value for key, value in asdict(self).items() if key != "primary"}
+        settings = {key: value for key, value in asdict(self).items() if key not in SHOWN_ONLY}
         if not self.measures:  # points of versions without this key are not scored again
             del settings["measures"]
-        return settings
+        return {key: value for key, value in settings.items() if key not in NEWER or value is not None}
 
     @property
     def modules(self) -> list[str]:
@@ -245,6 +288,10 @@ class SweepConfig:
     seed: int = 0
     verbose: bool = False
     plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        largest, n = max(self.scoring.pass_at or [0]), self.sampling.n
+        require(largest <= n, "scoring.pass_at", f"must be at most sampling.n={n}", largest)
 
     def plain(self) -> dict[str, Any]:
         """Return the configuration as plain values, which `Parser.parse` reads again."""

@@ -49,6 +49,9 @@ KEYS: Mapping[str, Effect] = {
     "scoring.quality": no_change(f"{_SCORES} Your own modules count for scores by their contents."),
     "scoring.measures": no_change(f"{_SCORES} Your own modules count for scores by their contents."),
     "scoring.primary": no_change("It only decides what is shown first."),
+    "scoring.correct": no_change(_SCORES),
+    "scoring.pass_at": no_change(_SCORES),
+    "scoring.equivalence": no_change("It only adds verdicts to the report."),
     **{f"tracking.{name}": no_change(_TRACKING) for name in ("uri", "experiment", "traces", "patience", "in_process")},
     **{f"sweep.{name}": no_change(_WHERE) for name in (
         "dir", "name", "dry_run", "resume", "on_error", "max_failures", "objective", "helpers", "gpu_scoring",

@@ -277,7 +277,7 @@ class Publisher:
         if not (report / REPORT).is_file() or len(self.results) < len(self._points):
             return False
         printed = load_summary(self._folder)
-        if printed is not None and printed.first != self._base.scoring.first:  # other measures are to be shown first
+        if printed is not None and not printed.is_current(self._base.scoring):
             return False
         if self._status != "FINISHED":
             return False
@@ -303,7 +303,7 @@ class Publisher:
             with self._terminal.waiting("Report"), self._costs.timing("report_seconds"):
                 archived = self._collector.archived
                 restored = restored_results(self._points, self.results, self._archive, archived, self._supersede)
-                self.comparison = compare(restored.values(), self._base.scoring.confidence, self._base.scoring.first)
+                self.comparison = compare(restored.values(), *self._base.scoring.report_settings)
                 return report(
                     self._base,
                     self._sweep_id,

@@ -14,17 +14,19 @@ from sweep.report.neutral import neutral_dose
 from sweep.report.paired_differences import (
     Difference,
     DifferenceTest,
+    Margin,
     SignificanceLimit,
     adjust_for_multiplicity,
     compared_measures,
     difference_tests,
+    no_margin,
+    paired_tables,
     significance_limits,
-    value_table,
 )
+from sweep.report.replicates import Row, find_rows, value_table
 from sweep.report.series import Series, TreatedPoint, find_series
 from sweep.scoring.registry import spec
-from sweep.scoring.response import Response, Side, dose_response, pool
-from sweep.scoring.statistics import intervals
+from sweep.scoring.response import Response, Side, dose_response
 from sweep.storage.archive import encodable
 
 Responses = Mapping[tuple[str, Side], Response]
@@ -38,7 +40,7 @@ class SeriesResponse:
     Attributes:
         series: the points of the series.
         responses: by measure and side of the neutral dose. Empty if the series has no common control, or only one dose.
-        means: by measure, each dose's mean over prompts and seeds. Only for a series that pools seeds.
+        means: by measure, the mean of each dose's row. Only for a series that pools seeds.
     """
 
     series: Series
@@ -54,16 +56,21 @@ class Comparison:
         results: in the order of the sweep.
         controls: index of the control, by the index of the point.
         differences: differences to the control, by point index and measure.
+        rows: the rows of the tables, in which points that differ in their seeds alone are pooled.
+        row_differences: the rows' differences to the rows of their controls, by the row's index and measure. Their q
+            are over all rows. Equal to `differences` if nothing is pooled.
         series: series along each numeric axis.
         neutral: doses that change nothing, which is where the control stands; by the control's index and the axis.
         confidence: level of the intervals.
         first: measures to show before others.
-        limits: what the significance tests can show at most, by group of measures.
+        limits: what the significance tests of the rows can show at most, by group of measures.
     """
 
     results: Sequence[PointResult]
     controls: Mapping[int, int] = field(default_factory=dict)
     differences: Mapping[int, Mapping[str, Difference]] = field(default_factory=dict)
+    rows: Sequence[Row] = ()
+    row_differences: Mapping[int, Mapping[str, Difference]] = field(default_factory=dict)
     series: Sequence[SeriesResponse] = ()
     neutral: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     confidence: float = 0.95
@@ -71,13 +78,16 @@ class Comparison:
     limits: Mapping[str, SignificanceLimit] = field(default_factory=dict)
 
 
-def compare(results: Iterable[PointResult], confidence: float, first: Sequence[str] = ()) -> Comparison:
+def compare(
+    results: Iterable[PointResult], confidence: float, first: Sequence[str] = (), margin: Margin = no_margin
+) -> Comparison:
     """Compare all points with their controls, and analyse the responses to each swept number.
 
     Args:
         results: all points of the sweep, in any order.
         confidence: level of the intervals.
         first: measures to show before others.
+        margin: returns a measure's margin of equivalence.
     """
     ordered = _with_uniform_axes(sorted(results, key=lambda result: result.index))
     groups: dict[str, list[PointResult]] = {}
@@ -86,7 +96,6 @@ def compare(results: Iterable[PointResult], confidence: float, first: Sequence[s
     ordered = _with_named_controls(ordered, list(groups.values()))
     by_index = {result.index: result for result in ordered}
     controls: dict[int, int] = {}
-    tests: dict[tuple[int, str], DifferenceTest] = {}
     neutral: dict[int, dict[str, float]] = {}
     for group in groups.values():
         control = next((result for result in group if result.point.is_control), None)
@@ -95,16 +104,45 @@ def compare(results: Iterable[PointResult], confidence: float, first: Sequence[s
         neutral[control.index] = dict(_neutral_doses(group))
         others = [result for result in group if result.values and result is not control] if control.values else []
         controls |= {result.index: control.index for result in others}
-        for measure in compared_measures(others):
-            tests |= difference_tests(measure, others, control, confidence)
+    rows = find_rows(ordered, controls, confidence)
+    tests = row_tests = _tests(rows, confidence, margin)
+    if any(row.is_pooled for row in rows):
+        singles = [
+            Row(result, (result,), ((result, by_index[controls[result.index]]),), controls[result.index])
+            for result in ordered
+            if result.index in controls
+        ]
+        tests = _tests(singles, confidence, margin)
+    row_of = {member.index: row for row in rows for member in row.members}
     entries = [
-        TreatedPoint(result.index, dict(result.point.axes), controls.get(result.index))
+        TreatedPoint(result.index, dict(result.point.axes), row_of[result.index].control)
         for result in ordered
         if not result.point.is_control and result.error is None
     ]
-    series = [_series_response(series, by_index, confidence) for series in find_series(entries)]
-    differences = adjust_for_multiplicity(tests)
-    return Comparison(ordered, controls, differences, series, neutral, confidence, first, significance_limits(tests))
+    return Comparison(
+        ordered,
+        controls,
+        adjust_for_multiplicity(tests),
+        rows,
+        adjust_for_multiplicity(row_tests),
+        [_series_response(series, row_of, confidence) for series in find_series(entries)],
+        neutral,
+        confidence,
+        first,
+        significance_limits(row_tests),
+    )
+
+
+def _tests(rows: Sequence[Row], confidence: float, margin: Margin) -> dict[tuple[int, str], DifferenceTest]:
+    groups: dict[int, list[Row]] = {}
+    for row in rows:
+        if row.control is not None and row.pairs:
+            groups.setdefault(row.control, []).append(row)
+    tests: dict[tuple[int, str], DifferenceTest] = {}
+    for group in groups.values():
+        for measure in compared_measures([row.result for row in group]):
+            tests |= difference_tests(measure, group, confidence, margin(measure))
+    return tests
 
 
 def _with_uniform_axes(results: Sequence[PointResult]) -> list[PointResult]:
@@ -151,47 +189,51 @@ def _neutral_doses(group: Sequence[PointResult]) -> Iterator[tuple[str, float]]:
             yield axis, dose
 
 
-def _series_response(series: Series, results: Mapping[int, PointResult], confidence: float) -> SeriesResponse:
+def _series_response(series: Series, row_of: Mapping[int, Row], confidence: float) -> SeriesResponse:
     """Return a series with its responses and, if it pools seeds, the pooled means."""
-    pairs = [(d, results[i]) for d, i in zip(series.doses, series.points, strict=True) if results[i].values]
-    doses, points = [dose for dose, _ in pairs], [result for _, result in pairs]
-    control = None if series.control is None else results[series.control]
+    by_dose = {
+        row_of[point].index: (dose, row_of[point])
+        for dose, point in zip(series.doses, series.points, strict=True)
+        if row_of[point].pairs or row_of[point].finished
+    }
+    doses, rows = [dose for dose, _ in by_dose.values()], [row for _, row in by_dose.values()]
+    control = None if series.control is None else row_of[series.control]
     responses: dict[tuple[str, Side], Response] = {}
     if control is not None and len(set(doses)) > 1:
-        responses = dict(_responses(series.axis, doses, points, control, confidence))
-    means = {}
-    if series.pooled and len({len(next(iter(result.values.values()))) for result in points}) == 1:
-        means = {name: _pooled_means(name, doses, points, confidence) for name in _all_measures(points)}
+        responses = dict(_responses(series.axis, doses, rows, control, confidence))
+    means = {name: _means(name, doses, rows) for name in _all_measures(rows)} if series.pooled else {}
     return SeriesResponse(series, responses, means)
 
 
-def _all_measures(points: Sequence[PointResult]) -> list[str]:
-    return list(dict.fromkeys(name for result in points for name in result.values))
+def _all_measures(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.result.values))
 
 
-def _pooled_means(measure: str, doses: Sequence[float], points: Sequence[PointResult], confidence: float) -> list[Mean]:
-    prompts = len(next(iter(points[0].values.values())))
-    unique, table = pool(np.array(doses), value_table(measure, points, prompts))
-    table[np.isinf(table)] = math.nan
-    pooled = intervals(table, confidence, yes_or_no=spec(measure).yes_or_no)
-    rows = zip(unique, pooled.mean, pooled.ci_low, pooled.ci_high, strict=True)
-    return [tuple(map(float, row)) for row in rows]  # type: ignore[misc]
+def _means(measure: str, doses: Sequence[float], rows: Sequence[Row]) -> list[Mean]:
+    found = [(dose, row.result.summaries.get(measure)) for dose, row in zip(doses, rows, strict=True)]
+    return [(dose, mean.mean, mean.ci_low, mean.ci_high) for dose, mean in found if mean is not None]
 
 
 def _responses(
-    axis: str, doses: Sequence[float], points: Sequence[PointResult], control: PointResult, confidence: float
+    axis: str, doses: Sequence[float], rows: Sequence[Row], control: Row, confidence: float
 ) -> Iterator[tuple[tuple[str, Side], Response]]:
     """Yield a series' responses by measure and side."""
-    prompts = len(next(iter(control.values.values())))
-    neutral, control_is_neutral = neutral_dose(axis, [result.point.config.transform for result in points])
-    for measure in compared_measures(points):
-        control_values = value_table(measure, [control], prompts)[0]
+    prompts = len(next(iter(control.result.values.values())))
+    neutral, control_is_neutral = neutral_dose(axis, [row.result.point.config.transform for row in rows])
+    seeds = {member.index for member in control.finished}
+    for measure in compared_measures([row.result for row in rows]):
+        control_values = value_table(measure, [control.result], prompts)[0]
         if np.isnan(control_values).all():
             continue
+        values, own_controls = paired_tables(measure, rows, prompts)
+        for position, row in enumerate(rows):
+            # With a failed seed, the row has other controls than the series. Its difference from them is kept.
+            if {other.index for _, other in row.pairs} != seeds:
+                values[position] += control_values - own_controls[position]
         # The control's divergences come from its second run, so a difference from them is a difference from the floor.
         sides = dose_response(
             doses,
-            value_table(measure, points, prompts),
+            values,
             control_values,
             neutral=neutral,
             control_is_neutral=control_is_neutral,

@@ -192,6 +192,8 @@ def _ascending(doses: Iterable[tuple[Value, str]]) -> list[tuple[Value, str]]:
 def responses(results: SweepResults) -> list[DoseResponse]:
     """Return the plot data of every measure along every numeric axis, in the order of the points' columns."""
     records = {int(row["point"]): row for row in results.points.to_dict("records")}
+    # The control of a series that pools `sampling.seed` is a row too.
+    records |= {int(row["point"]): row for row in results.rows.to_dict("records") if row["role"] == "control"}
     plots = []
     series = results.series
     for axis in dict.fromkeys(one.axis for one in series):

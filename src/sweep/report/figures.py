@@ -52,7 +52,7 @@ def colour_of(index: int) -> str:
 
 
 def _traces(line: Line, index: int) -> list[dict[str, Any]]:
-    """Return the line of means and, for pooled seeds, the single points."""
+    """Return the line of means and, for pooled seeds, the single points and the band of the intervals."""
     colour, style = colour_of(index), index // len(PALETTE) % len(DASHES)
     points = _points(line, colour, SYMBOLS[style])
     means = {
@@ -76,7 +76,19 @@ def _traces(line: Line, index: int) -> list[dict[str, Any]]:
     if not line.series.pooled:
         return [means | points | {"mode": "lines+markers", "name": means["name"], "x": line.doses}]
     texts = [_hover(f"{line.label}: {dose:.6g}", mean) for dose, mean in zip(line.doses, line.means, strict=True)]
-    return [means | {"mode": "lines", "text": texts}, points | {"type": "scatter", "mode": "markers", "opacity": 0.6}]
+    single = points | {"type": "scatter", "mode": "markers", "opacity": 0.6}
+    return [means | {"mode": "lines", "text": texts}, single, *_band(line, colour, str(index))]
+
+
+def _band(line: Line, colour: str, group: str) -> list[dict[str, Any]]:
+    """Return the area between the bounds of the intervals, over the doses that have one."""
+    bounds = [(dose, low, high) for dose, (_, low, high) in zip(line.doses, line.means, strict=True) if low <= high]
+    if len(bounds) < 2:
+        return []
+    doses, lows, highs = (list(values) for values in zip(*bounds, strict=True))
+    area = {"x": doses + doses[::-1], "y": highs + lows[::-1], "fill": "toself", "fillcolor": colour, "opacity": 0.2}
+    style = {"type": "scatter", "mode": "lines", "line": {"width": 0, "color": colour}, "legendgroup": group}
+    return [area | style | {"showlegend": False, "hoverinfo": "skip"}]
 
 
 def _points(line: Line, colour: str, symbol: str) -> dict[str, Any]:

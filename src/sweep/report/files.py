@@ -14,11 +14,11 @@ from sweep.report import GENERATIONS, POINTS, html, plots
 from sweep.report.results import SweepResults
 from sweep.util.atomic import replace
 
-RESPONSES, REPORT, PLOTS = "responses.csv", "report.html", "plots"
+RESPONSES, ROWS, REPORT, PLOTS = "responses.csv", "rows.csv", "report.html", "plots"
 
 
 def write(results: SweepResults, folder: Path) -> list[Path]:
-    """Write `points.csv`, `responses.csv`, `generations.parquet`, `report.html` and `plots/` into a folder.
+    """Write `points.csv`, `rows.csv`, `responses.csv`, `generations.parquet`, `report.html` and `plots/` into a folder.
 
     The folder is created. Each file is replaced atomically, so readers and crashes never see half of one.
 
@@ -30,6 +30,7 @@ def write(results: SweepResults, folder: Path) -> list[Path]:
     report = html.render(results)
     return [
         replace(folder / POINTS, lambda path: _printable(results.points).to_csv(path, index=False)),
+        replace(folder / ROWS, lambda path: _printable(results.rows).to_csv(path, index=False)),
         replace(folder / RESPONSES, lambda path: _printable(results.responses).to_csv(path, index=False)),
         replace(folder / GENERATIONS, lambda path: pq.write_table(table, path, compression="zstd")),
         replace(folder / REPORT, lambda path: path.write_text(report, "utf-8")),

@@ -41,7 +41,7 @@ def render(results: SweepResults) -> str:
     order = by_strength(results.points)
     matrix = Matrix.of(results, order)
     axes = [Axis(key, short_key(key), findings(doses, key)) for key in dict.fromkeys(dose.axis for dose in doses)]
-    points = points_table(results, order)
+    points = points_table(results)
     data = matrix.payload() | {
         "figures": [figure(dose) for dose in doses],
         "main": main_measures((dose.measure for dose in doses), headline_groups(), results.first),

@@ -9,7 +9,10 @@ from typing import Any
 import pandas as pd
 
 from sweep.report.dose_response import DoseResponse, SideFindings, Value, is_true
+from sweep.report.marks import OPEN, SAME
+from sweep.report.matrix import by_strength
 from sweep.report.measures import main_measures, measures, title
+from sweep.report.paired_differences import EQUIVALENT, UNDECIDED
 from sweep.report.results import SweepResults
 from sweep.scoring.registry import spec
 
@@ -28,7 +31,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A mean, its interval, "▲" or "▼" if it differs significantly from the control's, and a tooltip."""
+    """A mean, its interval, marks, and a tooltip.
+
+    The marks are "▲" or "▼" if it differs significantly from the control's, and the verdict on equivalence.
+    """
 
     mean: str
     interval: str = ""
@@ -38,12 +44,13 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A point, or one side of a measure's response along an axis."""
+    """A row of points, or one side of a measure's response along an axis; `single`: a point of the pooled row above."""
 
     name: str
     role: str
     error: str
     cells: list[Cell]
+    single: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +61,27 @@ class Table:
     rows: list[Row]
 
 
-def points_table(results: SweepResults, order: list[int]) -> Table:
-    """Return the means of all points; `order` has positions in `results.points`."""
+def points_table(results: SweepResults) -> Table:
+    """Return the means of all rows, in the order of strength; after a pooled row, its points."""
+    table = results.rows if len(results.rows) else results.points
+    points = {int(record["point"]): record for record in results.points.to_dict("records")}
     names = measures(results.points.columns)
     chosen = main_measures(names, first=results.first)
     columns = [Column(name, title(name), name in chosen) for name in sorted(names, key=_first(chosen))]
-    records = results.points.to_dict("records")
+    records = table.to_dict("records")
     rows = []
-    for record in (records[position] for position in order):
-        error = "" if pd.isna(record.get("error")) else str(record["error"])
-        cells = [_cell(record, column.measure) for column in columns]
-        rows.append(Row(str(record["name"]), str(record["role"]), error, cells))
+    for record in (records[position] for position in by_strength(table)):
+        rows.append(_row(record, columns))
+        members = [int(member) for member in str(record.get("points", "")).split()]
+        if len(members) > 1:
+            rows += [_row(points[member], columns, single=True) for member in members]
     return Table(columns, rows)
+
+
+def _row(record: dict[Any, Any], columns: list[Column], single: bool = False) -> Row:
+    error = "" if pd.isna(record.get("error")) else str(record["error"])
+    cells = [_cell(record, column.measure) for column in columns]
+    return Row(str(record["name"]), str(record["role"]), error, cells, single)
 
 
 def findings(doses: list[DoseResponse], axis: str) -> Table:
@@ -105,8 +121,18 @@ def _cell(record: dict[Any, Any], name: str) -> Cell:
         low, high = number("/difference/ci_low"), number("/difference/ci_high")
         hints.append(f"difference from the control {difference:+.3g}" + _interval(low, high))
         hints += [f"{letter} = {number(f'/{letter}'):.2g}" for letter in "pq" if number(f"/{letter}") >= 0]
+    if not math.isnan(number("/detectable")):
+        hints.append(f"the prompts could show a difference of {_number(number('/detectable'))}")
     mark = ("▼" if difference < 0 else "▲") if is_true(record.get(f"{name}/significant", False)) else ""
+    verdict = record.get(f"{name}/equivalence")
+    if isinstance(verdict, str) and verdict:
+        inner = _interval(number("/equivalence/ci_low"), number("/equivalence/ci_high"))
+        hints.append(f"{verdict} (±{number('/equivalence/margin'):g}):{inner}")
+        mark += {EQUIVALENT: SAME, UNDECIDED: OPEN}.get(verdict, "")
     interval = _interval(number("/ci_low"), number("/ci_high")) if spec(name).group.tested else ""
+    if not math.isnan(number("/seed_sd")):
+        hints.append(f"standard deviation between the seeds’ means {number('/seed_sd'):.2g}")
+        interval += f" ±{number('/seed_sd'):.2g}" if interval else ""
     return Cell(_number(number("")), interval, mark, ", ".join(hints))
 
 

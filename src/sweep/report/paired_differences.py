@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count as count_from
 
 import numpy as np
 
 from sweep.core.values import Floats
 from sweep.planning.results import PointResult
+from sweep.report.replicates import Row, value_table
+from sweep.scoring.equivalence import detectable_effects, equivalence_intervals
 from sweep.scoring.registry import GROUPS, spec
 from sweep.scoring.significance import benjamini_hochberg, p_values, smallest_p
 from sweep.scoring.statistics import Intervals, paired_difference
 
 LEVEL = 0.05  # of the false discovery rate; differences with a lower q are called significant
+
+DIFFERENT, EQUIVALENT, UNDECIDED = "different", "equivalent", "undecided"
+Margin = Callable[[str], float]  # a measure's margin of equivalence; NaN: none
+
+
+def no_margin(measure: str) -> float:
+    """Return NaN: equivalence is not tested."""
+    return math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,9 @@ class Difference:
         ci_low, ci_high: its confidence interval.
         p: two-sided p-value of no difference.
         q: p adjusted by Benjamini and Hochberg, over all points and all measures of one group.
+        detectable: smallest difference that the prompts could show at 80 % power, see `detectable_effects`.
+        margin: margin of equivalence; NaN: none.
+        inner_low, inner_high: interval of the equivalence test, see `equivalence_intervals`; NaN without a margin.
     """
 
     mean: float
@@ -34,28 +47,37 @@ class Difference:
     ci_high: float
     p: float
     q: float
+    detectable: float = math.nan
+    margin: float = math.nan
+    inner_low: float = math.nan
+    inner_high: float = math.nan
 
     @property
     def significant(self) -> bool:
         """Whether q is below `LEVEL`."""
         return self.q < LEVEL
 
+    @property
+    def verdict(self) -> str:
+        """`equivalent` within ±`margin`, else `different` if significant, else `undecided`; empty without a margin."""
+        if math.isnan(self.margin):
+            return ""
+        if -self.margin < self.inner_low and self.inner_high < self.margin:
+            return EQUIVALENT
+        return DIFFERENT if self.significant else UNDECIDED
+
 
 @dataclass(frozen=True, slots=True)
 class DifferenceTest:
-    """Test of one point in one measure.
+    """Test of one row in one measure.
 
     Attributes:
-        differences: mean differences of all points in this measure.
-        row: the point's row in `differences`.
-        p: p-value of no difference.
+        difference: the difference; its q is NaN.
         prompts: number of prompts with a value for both the point and its control.
         changeable: number of these prompts that can change in the same direction.
     """
 
-    differences: Intervals
-    row: int
-    p: float
+    difference: Difference
     prompts: int
     changeable: int
 
@@ -96,47 +118,67 @@ def compared_measures(points: Sequence[PointResult]) -> list[str]:
     return [name for name in names if spec(name).group.tested]
 
 
-def value_table(measure: str, points: Sequence[PointResult], prompts: int) -> Floats:
-    """Return the points' values, (points, prompts); NaN marks missing values."""
-    empty = np.full(prompts, math.nan)
-    return np.stack([result.values.get(measure, empty) for result in points])
+def paired_tables(measure: str, rows: Sequence[Row], prompts: int) -> tuple[Floats, Floats]:
+    """Return the values of rows and of their controls, (rows, prompts) each; means over seeds of replicates."""
+    values = value_table(measure, [row.result for row in rows], prompts)
+    controls = value_table(measure, [row.pairs[0][1] for row in rows], prompts)
+    for position, row in enumerate(rows):
+        if row.is_pooled:
+            values[position], controls[position] = row.paired_values(measure, prompts)
+    return values, controls
 
 
 def difference_tests(
-    measure: str, points: Sequence[PointResult], control: PointResult, confidence: float
+    measure: str, rows: Sequence[Row], confidence: float, margin: float = math.nan
 ) -> Iterator[tuple[tuple[int, str], DifferenceTest]]:
-    """Yield each point's test against its control in one measure, by the point's index and the measure."""
-    prompts = len(next(iter(control.values.values())))
+    """Yield each row's test against its control in one measure, by the row's index and the measure.
+
+    Args:
+        measure: metric name.
+        rows: rows with values and a control, all with the same prompts.
+        confidence: level of the intervals.
+        margin: margin of equivalence; NaN: none.
+    """
     # The control's divergences come from its second run.
-    table = value_table(measure, points, prompts)
-    control_values = value_table(measure, [control], prompts)[0]
-    yes_or_no = spec(measure).yes_or_no
-    difference = paired_difference(table, control_values, confidence, yes_or_no=yes_or_no)
-    p = p_values(table, control_values, yes_or_no=yes_or_no, permutations=1999)
-    for row, result in enumerate(points):
-        if difference.n[row]:
-            present = ~np.isnan(table[row] - control_values)
+    table, controls = paired_tables(measure, rows, len(next(iter(rows[0].result.values.values()))))
+    yes_or_no, (low, high) = spec(measure).yes_or_no, spec(measure).range
+    difference = paired_difference(table, controls, confidence, yes_or_no=yes_or_no)
+    p = p_values(table, controls, yes_or_no=yes_or_no, permutations=1999)
+    effects = detectable_effects(table, controls, confidence, yes_or_no=yes_or_no, width=high - low)
+    inner = None
+    if not math.isnan(margin):
+        inner = equivalence_intervals(table, controls, confidence, yes_or_no=yes_or_no, width=high - low)
+    for i, row in enumerate(rows):
+        if difference.n[i]:
+            present = ~np.isnan(table[i] - controls[i])
             # A right answer can only become wrong, a wrong one only right.
-            exact = yes_or_no and np.isin([*table[row, present], *control_values[present]], (0, 1)).all()
-            correct = int((control_values[present] == 1).sum())
+            exact = yes_or_no and np.isin([*table[i, present], *controls[i, present]], (0, 1)).all()
+            correct = int((controls[i, present] == 1).sum())
             changeable = max(correct, int(present.sum()) - correct) if exact else int(present.sum())
-            yield (
-                (result.index, measure),
-                DifferenceTest(difference, row, float(p[row]), int(present.sum()), changeable),
+            found = Difference(
+                *_estimate(difference, i),
+                float(p[i]),
+                math.nan,
+                float(effects[i]),
+                margin,
+                *((math.nan, math.nan) if inner is None else _estimate(inner, i)[1:]),
             )
+            yield (row.index, measure), DifferenceTest(found, int(present.sum()), changeable)
+
+
+def _estimate(found: Intervals, row: int) -> tuple[float, float, float]:
+    return float(found.mean[row]), float(found.ci_low[row]), float(found.ci_high[row])
 
 
 def adjust_for_multiplicity(tests: Mapping[tuple[int, str], DifferenceTest]) -> dict[int, dict[str, Difference]]:
-    """Return the differences by index and measure, with q-values over all points and measures of each group."""
+    """Return the differences by index and measure, with q-values over all rows and measures of each group."""
     differences: dict[int, dict[str, Difference]] = {}
     for group in GROUPS:
         keys = [key for key in tests if spec(key[1]).group.name == group]
-        qs = benjamini_hochberg([tests[key].p for key in keys])
+        qs = benjamini_hochberg([tests[key].difference.p for key in keys])
         for (index, measure), q in zip(keys, qs, strict=True):
-            test = tests[index, measure]
-            values, row = test.differences, test.row
-            mean, low, high = float(values.mean[row]), float(values.ci_low[row]), float(values.ci_high[row])
-            differences.setdefault(index, {})[measure] = Difference(mean, low, high, test.p, float(q))
+            tested = tests[index, measure].difference
+            differences.setdefault(index, {})[measure] = replace(tested, q=float(q))
     return differences
 
 

@@ -143,6 +143,8 @@ def _line(axes: Axes, line: Line, number: int) -> None:
         capsize=2.5,
         label=_plain(line.label or "mean"),
     )
+    if line.series.pooled:
+        axes.fill_between(line.doses, low, high, color=colour, alpha=0.2, linewidth=0)
     size = 3.5 if line.series.pooled else 5.5  # smaller for single seeds, which are not the line's means
     for filled, face in ((True, colour), (False, "white")):
         markers = [marker for marker in line.markers if marker.significant == filled]

@@ -79,6 +79,7 @@
     for (const [target, figure] of drawn) if (target.data) Plotly.react(target, series(figure), themed(figure));
   });
   byId("more")?.addEventListener("change", (event) => byId("points").classList.toggle("all", event.target.checked));
+  byId("singles")?.addEventListener("change", (event) => byId("points").classList.toggle("singles", event.target.checked));
 
   // ---- generations -------------------------------------------------------------------------------------------------
 

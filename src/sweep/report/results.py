@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any
 
 import pandas as pd
 
+from sweep.planning.results import PointResult
 from sweep.report.comparison import Comparison, SeriesResponse
-from sweep.report.run_summary import power_notes
+from sweep.report.marks import legend, null_findings
+from sweep.report.paired_differences import Difference
+from sweep.report.replicates import Row
+from sweep.report.run_summary import power_notes, threshold_measures
 from sweep.report.series import Series, TreatedPoint, find_series
 from sweep.scoring.response import Response
 from sweep.storage.archive import encodable
@@ -28,6 +33,11 @@ class SweepResults:
             swept key, `error`. Each measure `m` has its mean `m`, `m/ci_low`, `m/ci_high` and `m/n`. Against the
             control it has `m/difference`, `m/difference/ci_low`, `m/difference/ci_high`, `m/p`, `m/q` and
             `m/significant`. For a control, `axis/<key>` is the neutral dose, if the axis has one.
+        rows: one row per row of the report's table, where points that differ in their seeds alone are pooled. The
+            columns are those of `points`, with `point` of the first point, `points` (the indices of all) and `seeds`.
+            A measure `m` has `m/seed_sd` (standard deviation between the seeds' means). Against the control it has
+            `m/detectable` (smallest difference that the prompts could show) and, with `scoring.equivalence`,
+            `m/equivalence` (the verdict), `m/equivalence/margin`, `m/equivalence/ci_low`, `m/equivalence/ci_high`.
         generations: one row per generation: `point`, `name`, `role`, `axis/<key>`, `prompt_id`, `prompt_digest`,
             `prompt`, `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column per measure.
             `prompt_digest` is equal for prompts with the same content apart from the system message; several files may
@@ -39,7 +49,7 @@ class SweepResults:
         pooled: one row per dose and measure of each series that averages over seeds: `axis`, `series`, `dose`,
             `measure`, `mean`, `ci_low`, `ci_high`.
         first: measures to show before others.
-        notes: remarks on the significance marks.
+        notes: remarks on the marks, and what the prompts could have shown.
         compared: the series that `responses` and `pooled` refer to; None: they are derived from `points`.
     """
 
@@ -51,6 +61,7 @@ class SweepResults:
     generations: pd.DataFrame
     responses: pd.DataFrame = field(default_factory=lambda: _responses(()))
     pooled: pd.DataFrame = field(default_factory=lambda: _pooled(()))
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
     first: Sequence[str] = ()
     notes: Sequence[str] = ()
     compared: Sequence[Series] | None = None
@@ -81,14 +92,18 @@ def tables(
         command: the command that ran the sweep.
         confidence: confidence level of the intervals.
     """
-    points = pd.DataFrame([_point_row(comparison, i) for i in range(len(comparison.results))])
+    points = pd.DataFrame([_point_row(comparison, result) for result in comparison.results])
+    rows = pd.DataFrame([_table_row(comparison, row) for row in comparison.rows])
     responses, pooled = _responses(comparison.series), _pooled(comparison.series)
     generations = _with_axes_of(points, generations)
-    first, notes = comparison.first, list(power_notes(comparison))
+    first = comparison.first
+    # The page explains significance itself.
+    notes = [*list(legend(comparison))[1:], *power_notes(comparison)]
+    notes += null_findings(comparison, threshold_measures(comparison))
     # Taken from the comparison: names depend on the order of the keys, which the table's columns do not keep.
     compared = [described.series for described in comparison.series]
     return SweepResults(
-        sweep_id, name, command, confidence, points, generations, responses, pooled, first, notes, compared
+        sweep_id, name, command, confidence, points, generations, responses, pooled, rows, first, notes, compared
     )
 
 
@@ -136,20 +151,45 @@ def _pooled(series: Iterable[SeriesResponse]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["axis", "series", "dose", "measure", "mean", "ci_low", "ci_high"])
 
 
-def _point_row(comparison: Comparison, position: int) -> dict[str, Any]:
-    result = comparison.results[position]
+def _point_row(comparison: Comparison, result: PointResult) -> dict[str, Any]:
+    control, differences = comparison.controls.get(result.index), comparison.differences.get(result.index, {})
+    return _row(comparison, result, result.point.name, control, differences)
+
+
+def _table_row(comparison: Comparison, row: Row) -> dict[str, Any]:
+    differences = comparison.row_differences.get(row.index, {})
+    table_row = _row(comparison, row.result, row.name, row.control, differences)
+    table_row |= {"points": " ".join(str(member.index) for member in row.members), "seeds": row.seeds}
+    table_row |= {f"{measure}/seed_sd": spread for measure, spread in row.seed_sd.items()}
+    for measure, difference in differences.items():
+        table_row[f"{measure}/detectable"] = difference.detectable
+        if not math.isnan(difference.margin):
+            table_row[f"{measure}/equivalence"] = difference.verdict
+            table_row[f"{measure}/equivalence/margin"] = difference.margin
+            table_row[f"{measure}/equivalence/ci_low"] = difference.inner_low
+            table_row[f"{measure}/equivalence/ci_high"] = difference.inner_high
+    return table_row
+
+
+def _row(
+    comparison: Comparison,
+    result: PointResult,
+    name: str,
+    control: int | None,
+    differences: Mapping[str, Difference],
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "point": result.index,
-        "name": result.point.name,
+        "name": name,
         "role": result.point.role,
-        "control": comparison.controls.get(result.index),
+        "control": control,
         "error": encodable(result.error),
     }
     row |= {f"axis/{key}": value for key, value in comparison.neutral.get(result.index, {}).items()}
     row |= {f"axis/{key}": value for key, value in result.point.axes}
     for measure, summary in result.summaries.items():
         row |= {_column(f"{measure}_{key}" if key != "mean" else measure): v for key, v in asdict(summary).items()}
-    for measure, difference in comparison.differences.get(result.index, {}).items():
+    for measure, difference in differences.items():
         row[f"{measure}/difference"] = difference.mean
         row[f"{measure}/difference/ci_low"] = difference.ci_low
         row[f"{measure}/difference/ci_high"] = difference.ci_high

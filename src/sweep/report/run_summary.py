@@ -8,12 +8,15 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from sweep.console.text import code, markdown, one_line
+from sweep.report.marks import detectable_text, legend, marks, null_findings
 from sweep.scoring.registry import GROUPS, shown_in, spec
 from sweep.util.counts import counted
 
 if TYPE_CHECKING:
     from sweep.planning.results import PointResult
     from sweep.report.comparison import Comparison
+    from sweep.report.replicates import Row
+    from sweep.report.series import Series
     from sweep.scoring.response import Response, Side
 
 MAX_ROWS = 12  # rows of the description's table
@@ -92,9 +95,18 @@ def response_findings(comparison: Comparison, as_markdown: bool = False) -> Iter
             parts.append(f"half of the control's at {'' if effective else f'{axis} = '}{doses}")
         if sides and not parts and (series.axis, measure) in with_effect:  # a result, next to the other series
             parts.append(f"no significant difference from the control along {axis}")
+            parts += _detectable_along(comparison, series, measure)
         if parts:
             label = f"{as_text(series.label)}: " if series.label else ""
             yield f"{label}{as_code(measure)}: {'; '.join(parts)}"
+
+
+def _detectable_along(comparison: Comparison, series: Series, measure: str) -> Iterator[str]:
+    rows = [row.index for row in comparison.rows if {member.index for member in row.members} & set(series.points)]
+    found = [comparison.row_differences.get(row, {}).get(measure) for row in rows]
+    if differences := [difference for difference in found if difference is not None]:
+        text = detectable_text(differences, comparison.confidence).rstrip(".")
+        yield text[0].lower() + text[1:]
 
 
 def power_notes(comparison: Comparison) -> Iterator[str]:
@@ -103,7 +115,7 @@ def power_notes(comparison: Comparison) -> Iterator[str]:
     for group, limit in comparison.limits.items():
         marked = any(
             difference.significant and spec(measure).group.name == group
-            for differences in comparison.differences.values()
+            for differences in comparison.row_differences.values()
             for measure, difference in differences.items()
         )
         if not GROUPS[group].headline or marked or limit.smallest_p < limit.required_p:
@@ -125,19 +137,20 @@ def power_notes(comparison: Comparison) -> Iterator[str]:
 def _lines(comparison: Comparison, command: str, links: Mapping[str, str]) -> Iterator[str]:
     yield f"{code(command)}\n"
     yield " · ".join(f"[{title}]({link})" for title, link in links.items())
-    yield "· Artifacts: `report.html`, `points.csv`, `responses.csv`, `generations.parquet` and plots\n"
+    yield "· Artifacts: `report.html`, `points.csv`, `rows.csv`, `responses.csv`, `generations.parquet` and plots\n"
     for key, values in _swept(comparison.results).items():
         yield f"- swept {code(key)}: {', '.join(map(markdown, values))}"
     measure = ranking_measure(comparison)
-    points = [r for r in comparison.results if measure in r.summaries and not r.point.is_control]
-    if measure and points:
-        ranked = sorted(points, key=lambda result: result.summaries[measure].mean)
+    rows = [r for r in comparison.rows if measure in r.result.summaries and not r.result.point.is_control]
+    if measure and rows:
+        ranked = sorted(rows, key=lambda row: row.result.summaries[measure].mean)
         worst, best = ranked[0], ranked[-1]
         yield f"- {code(measure)}: best {_mean(best, measure)}, worst {_mean(worst, measure)}"
         findings = list(response_findings(comparison, as_markdown=True))
         yield from (f"- {line}" for line in findings[:MAX_ROWS])
         if len(findings) > MAX_ROWS:
             yield f"- and {len(findings) - MAX_ROWS} more series in `responses.csv`"
+        yield from (f"- {line}" for line in null_findings(comparison, threshold_measures(comparison), markdown))
     yield ""
     yield from _table(comparison)
 
@@ -162,21 +175,27 @@ def _doses(sides: Mapping[Side, Response], name: str) -> list[tuple[Side, str]]:
     return doses
 
 
-def _mean(result: PointResult, measure: str) -> str:
-    return f"{result.summaries[measure].mean:.3g} ({markdown(result.point.name)})"
+def _mean(row: Row, measure: str) -> str:
+    return f"{row.result.summaries[measure].mean:.3g} ({markdown(row.name)})"
 
 
 def _table(comparison: Comparison) -> Iterator[str]:
     measures = shown_measures(comparison)
     yield f"| point | {' | '.join(map(markdown, measures))} |"
     yield f"|---|{'---|' * len(measures)}"
-    for result in comparison.results[:MAX_ROWS]:
-        cells = []
-        for measure in measures:
-            summary = result.summaries.get(measure)
-            difference = comparison.differences.get(result.index, {}).get(measure)
-            mark = " *" if difference is not None and difference.significant else ""
-            cells.append("" if summary is None else f"{summary.mean:.3g}{mark}")
-        yield f"| {markdown(result.point.name)} | {' | '.join(cells)} |"
-    if len(comparison.results) > MAX_ROWS:
-        yield f"\nand {len(comparison.results) - MAX_ROWS} more"
+    for row in comparison.rows[:MAX_ROWS]:
+        yield f"| {markdown(row.name)} | {' | '.join(_cell(comparison, row, measure) for measure in measures)} |"
+    if len(comparison.rows) > MAX_ROWS:
+        yield f"\nand {len(comparison.rows) - MAX_ROWS} more"
+    if any(row.is_pooled for row in comparison.rows) or any(
+        difference.verdict for found in comparison.row_differences.values() for difference in found.values()
+    ):
+        yield from (f"\n{markdown(line)}" for line in legend(comparison))
+
+
+def _cell(comparison: Comparison, row: Row, measure: str) -> str:
+    if (summary := row.result.summaries.get(measure)) is None:
+        return ""
+    spread = row.seed_sd.get(measure, math.nan)
+    between = "" if math.isnan(spread) else f" ±{spread:.2g}"
+    return f"{summary.mean:.3g}{between}{marks(comparison.row_differences.get(row.index, {}).get(measure))}"

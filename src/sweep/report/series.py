@@ -26,7 +26,8 @@ class TreatedPoint:
     Attributes:
         point: its index in the sweep.
         axes: its swept values by key.
-        control: index of the control that it is compared with; None if there is none.
+        control: index of the control that it is compared with, or of the first of several that differ in
+            `sampling.seed` alone; None if there is none.
     """
 
     point: int
@@ -44,7 +45,8 @@ class Series:
         pooled: the seeds that are averaged, such as `seed=0,1,2`; empty if there is one.
         doses: finite, ascending.
         points: indices of the points in the sweep, one per dose.
-        control: index of the common control; None if there is none, or several because the axis changes the control.
+        control: index of the common control, or of the first one if the pooled seeds include `sampling.seed`; None if
+            there is none, or several because the axis changes the control.
     """
 
     axis: str
@@ -115,7 +117,7 @@ def _along(axis: str, entries: Sequence[TreatedPoint]) -> Iterator[Series]:
     for entry in entries:
         dose = entry.axes.get(axis)
         if isinstance(dose, float) and math.isfinite(dose):
-            fixed = tuple(sorted((k, v) for k, v in entry.axes.items() if k != axis and not _is_pooled(k)))
+            fixed = tuple(sorted((k, v) for k, v in entry.axes.items() if k != axis and not is_pooled(k)))
             groups.setdefault((fixed, entry.control if one_control else None), []).append(entry)
     order = {key: index for index, key in enumerate(dict.fromkeys(key for entry in entries for key in entry.axes))}
     fixed_values = [dict(sorted(fixed, key=lambda pair: order[pair[0]])) for fixed, _ in groups]
@@ -125,24 +127,28 @@ def _along(axis: str, entries: Sequence[TreatedPoint]) -> Iterator[Series]:
         yield Series(
             axis,
             name,
-            _pooled(members),
+            seed_names([entry.axes for entry in members]),
             tuple(float(entry.axes[axis]) for entry in members),
             tuple(entry.point for entry in members),
             controls.pop() if len(controls) == 1 else None,
         )
 
 
-def _is_pooled(key: str) -> bool:
-    # Other seeds, such as sampling.seed, change the control too.
-    return is_seed(key) and key.split(".")[0] in ("seed", "transform")
+def is_pooled(key: str) -> bool:
+    """Whether a swept key is a seed whose repetitions are averaged: of the point, of a transform, or of sampling."""
+    return is_seed(key) and key.split(".")[0] in ("seed", "transform", "sampling")
 
 
-def _pooled(members: Sequence[TreatedPoint]) -> str:
-    """Return the seeds that a series averages over, as text."""
+def seed_names(members: Iterable[Mapping[str, Value]]) -> str:
+    """Return the seeds in which points differ, as text: `seed=0,1,2`; empty if they do not.
+
+    Args:
+        members: the points' swept values by key.
+    """
     seeds: dict[str, dict[Value, None]] = {}
-    for entry in members:
-        for key, value in entry.axes.items():
-            if _is_pooled(key):
+    for axes in members:
+        for key, value in axes.items():
+            if is_pooled(key):
                 seeds.setdefault(key, {})[value] = None
     several = {key: values for key, values in seeds.items() if len(values) > 1}
     titles = {key: key if len(several) > 1 else "seed" for key in several}

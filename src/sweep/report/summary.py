@@ -6,11 +6,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sweep.console.terminal import Terminal
 from sweep.report import FOLDER, GENERATIONS
 from sweep.util import state_files
 from sweep.util.atomic import replace
+
+if TYPE_CHECKING:
+    from sweep.config.schema import ScoringConfig
 
 FILE = "summary.json"
 
@@ -25,8 +29,9 @@ class Summary:
         title, columns, rows: the table's heading, column titles and cells.
         findings: lines below the table.
         first: value of `scoring.first`, the measures that were shown first.
-        more_points: number of points left out of the table.
+        more_points: number of rows left out of the table.
         more_series: number of findings about series left out.
+        equivalence: value of `scoring.equivalence`.
     """
 
     title: str
@@ -36,6 +41,11 @@ class Summary:
     first: Sequence[str]
     more_points: int = 0
     more_series: int = 0
+    equivalence: Any = None
+
+    def is_current(self, scoring: ScoringConfig) -> bool:
+        """Whether these settings show the same measures first and have the same margins of equivalence."""
+        return (self.first, self.equivalence) == (scoring.first, scoring.equivalence)
 
     def print(self, terminal: Terminal, folder: Path, links: Iterable[str] = ()) -> None:
         """Print the summary, as wide as the terminal.

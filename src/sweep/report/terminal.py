@@ -11,9 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweep.console.text import one_line
 from sweep.report import FOLDER, REPORT
+from sweep.report.marks import legend, marks, null_findings
 from sweep.report.measures import title
-from sweep.report.run_summary import power_notes, response_findings
+from sweep.report.replicates import Row
+from sweep.report.run_summary import power_notes, response_findings, threshold_measures
 from sweep.report.summary import Summary, load_summary
 from sweep.scoring.registry import shown_in, spec
 from sweep.util.counts import counted
@@ -26,8 +29,7 @@ if TYPE_CHECKING:
     from sweep.report.comparison import Comparison
     from sweep.tracking import AnyTracker
 
-LEVEL = 0.05
-MAX_POINTS = 60  # maximum number of points in the table
+MAX_POINTS = 60  # maximum number of rows in the table
 MAX_SERIES = 16  # maximum number of lines about series
 
 
@@ -70,25 +72,39 @@ def print_report(terminal: Terminal, outcome: SweepOutcome, config: SweepConfig)
 def _summary(outcome: SweepOutcome, config: SweepConfig) -> Summary:
     comparison = outcome.comparison
     results = sorted(outcome.results.values(), key=lambda result: result.index)
-    if comparison is not None:  # its results have distinct names for the controls of all batches
-        named = {result.index: result for result in comparison.results}
-        results = [named.get(result.index, result) for result in results]
+    rows = list(comparison.rows) if comparison is not None else []
+    shown = {member.index for row in rows for member in row.members}
+    # Without a comparison, the points are known by their summaries only.
+    rows = sorted([*rows, *(Row(r, (r,)) for r in results if r.index not in shown)], key=lambda row: row.index)
     names = dict.fromkeys([*config.scoring.first, *shown_in("terminal")])
-    measured = [name for name in names if any(name in result.summaries for result in results)]
+    measured = [name for name in names if any(name in row.result.summaries for row in rows)]
     # Without a measure, as when all points failed, the only column is the state.
     cells = partial(_cells, names=measured, comparison=comparison) if measured else _state
-    rows = [[result.point.name, *cells(result)] for result in results[:MAX_POINTS]]
-    heading = f"{counted(len(results), 'point')}; mean over prompts [{config.scoring.confidence:.0%} interval]"
+    table = [[row.name, *cells(row)] for row in rows[:MAX_POINTS]]
+    over = (
+        "mean over prompts"
+        if len(rows) == len(results)
+        else f"in {counted(len(rows), 'row')}; mean over prompts and seeds"
+    )
+    heading = f"{counted(len(results), 'point')}{'; ' if len(rows) == len(results) else ' '}{over} "
+    heading += f"[{config.scoring.confidence:.0%} interval]"
     columns = ["point", *(map(title, measured) if measured else ["state"])]
     notes: list[str] = []
     findings: list[str] = []
-    if comparison is not None and comparison.differences:
-        notes = [f"* differs from the control (q < {LEVEL:g}). The control's own divergence is the noise floor."]
-        notes += power_notes(comparison)
+    if comparison is not None and comparison.row_differences:
+        notes = [*legend(comparison), *power_notes(comparison)]
+        notes += null_findings(comparison, threshold_measures(comparison), one_line)
         findings = list(response_findings(comparison))
-    more_points, more_series = max(0, len(results) - MAX_POINTS), max(0, len(findings) - MAX_SERIES)
+    more_points, more_series = max(0, len(rows) - MAX_POINTS), max(0, len(findings) - MAX_SERIES)
     return Summary(
-        heading, columns, rows, notes + findings[:MAX_SERIES], config.scoring.first, more_points, more_series
+        heading,
+        columns,
+        table,
+        notes + findings[:MAX_SERIES],
+        config.scoring.first,
+        more_points,
+        more_series,
+        config.scoring.equivalence,
     )
 
 
@@ -105,25 +121,23 @@ def _links(outcome: SweepOutcome, config: SweepConfig) -> Iterator[str]:
         yield f"Report: {report}"
 
 
-def _state(result: PointResult) -> list[str]:
-    return ["failed" if result.error else "done"]
+def _state(row: Row) -> list[str]:
+    return ["failed" if row.result.error else "done"]
 
 
-def _cells(result: PointResult, names: list[str], comparison: Comparison | None) -> list[str]:
-    if result.error:
+def _cells(row: Row, names: list[str], comparison: Comparison | None) -> list[str]:
+    if row.result.error:
         return ["failed", *([""] * (len(names) - 1))]
-    differences = comparison.differences.get(result.index, {}) if comparison else {}
-    cells = []
-    for name in names:
-        difference = differences.get(name)
-        mark = " *" if difference is not None and difference.significant else ""
-        cells.append(_cell(result.summaries.get(name), spec(name).group.headline) + mark)
-    return cells
+    differences = comparison.row_differences.get(row.index, {}) if comparison else {}
+    return [_cell(row, name, spec(name).group.headline) + marks(differences.get(name)) for name in names]
 
 
-def _cell(summary: Mean | None, interval: bool) -> str:
+def _cell(row: Row, measure: str, interval: bool) -> str:
+    summary: Mean | None = row.result.summaries.get(measure)
     if summary is None:
         return "–"
     if not interval or math.isnan(summary.ci_low):
         return f"{summary.mean:.3g}"
-    return f"{summary.mean:.3g} [{summary.ci_low:.3g}, {summary.ci_high:.3g}]"
+    spread = row.seed_sd.get(measure, math.nan)
+    between = "" if math.isnan(spread) else f" ±{spread:.2g}"
+    return f"{summary.mean:.3g} [{summary.ci_low:.3g}, {summary.ci_high:.3g}]{between}"

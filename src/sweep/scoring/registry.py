@@ -24,7 +24,7 @@ Interval = Literal["bca", "wilson"]
 Place = Literal["terminal", "report", "description", "live", "ranking", "primary"]
 
 # In the order of the measures: columns of tables are in this order too.
-FAMILIES = ("text", "divergence", "distributions", "forced", "health", "perturbation", "cost")
+FAMILIES = ("text", "samples", "divergence", "distributions", "forced", "health", "perturbation", "cost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,8 @@ class MeasureSpec:
             `completion`: an answer by itself; `compute(completion)` returns the scores of all measures that share it.
             `pair`: an answer and the control's; `compute(completion, control, top_k)` likewise. Forced answers: None.
             `batch`: all answers of a point; `compute(items)` returns a score for each, see `sweep.scoring.batch`.
-            `prompt`, `point`: measured while requests are built and run; `compute` is None.
+            `prompt`, `point`: measured elsewhere, while requests are built and run, or over all samples of a prompt;
+            `compute` is None.
         range: lowest and highest possible value. Confidence intervals are clipped to it.
         unit: unit of its values; empty: a plain number.
         direction: which values are better or closer to the control; None: neither.
@@ -212,8 +213,9 @@ def measures_of(group: str) -> list[MeasureSpec]:
 def spec(name: str) -> MeasureSpec:
     """Return the definition of a measure. One that is not registered gets a definition from its name.
 
-    Such measures are users' own functions in `scoring.quality`, measures of older archives, and those of one step of a
-    composition (`perturbation/0/dose_achieved`), which are measured like those of the whole.
+    Such measures are users' own functions in `scoring.quality`, measures of older archives, those of one step of a
+    composition (`perturbation/0/dose_achieved`), which are measured like those of the whole, and those of one number
+    (`quality/pass_at_4`), which are registered with the letter k.
 
     Raises:
         ValueError: the name does not begin with a group.
@@ -225,6 +227,8 @@ def spec(name: str) -> MeasureSpec:
     whole = _measures.get(f"{group}/{rest.rpartition('/')[2]}") if re.fullmatch(r"\d+/[^/]+", rest) else None
     if whole is not None:
         return replace(whole, name=name, title="", shown=Shown())
+    if (of_k := re.fullmatch(r"(.*_at_)(\d+)", name)) and (family := _measures.get(f"{of_k[1]}k")) is not None:
+        return replace(family, name=name, title=re.sub("k$", of_k[2], family.title), shown=Shown())
     return MeasureSpec(name, range=GROUPS[group].range if group in GROUPS else (0.0, math.inf))
 
 

@@ -146,13 +146,13 @@ def numeric_match(answer: str, references: Sequence[str], tolerance: float = 1e-
         references: texts with numbers; those without numbers match nothing.
         tolerance: relative tolerance, see `math.isclose`.
     """
-    if not (number := _last_number(answer)):
+    if not (number := last_number(answer)):
         return 0.0
-    return float(any(_equal(number, other, tolerance) for text in references if (other := _last_number(text))))
+    return float(any(_equal(number, other, tolerance) for text in references if (other := last_number(text))))
 
 
 @lru_cache(maxsize=CACHE_SIZE)
-def _last_number(text: str) -> tuple[float, bool] | None:
+def last_number(text: str) -> tuple[float, bool] | None:
     """Return the last number of a text and whether it is a percentage; None: there is none."""
     if not (numbers := list(_NUMBER.finditer(text))):
         return None

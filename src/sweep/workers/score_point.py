@@ -26,6 +26,7 @@ from sweep.scoring.forced import answer_scores, control_scores
 from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import FLIPS, nearest_token_flips
 from sweep.scoring.registry import spec
+from sweep.scoring.samples import pass_sizes, sample_scores
 from sweep.scoring.scorers import select
 from sweep.util.redaction import redact
 
@@ -80,6 +81,9 @@ def score_point(finished: Finished, corpus: PromptSet, *, on_gpu: bool = False) 
         if scoring.measures:
             _add_batch_scores(scored, finished, corpus)
         prompt_scores = _prompt_scores(finished, corpus, on_gpu)
+        sizes = pass_sizes(point.config.sampling.n, scoring.pass_at)
+        for once, answers, samples in zip(prompt_scores, finished.answers, scored, strict=True):
+            once |= sample_scores([answer.text for answer in answers], samples, scoring.correctness, sizes)
     values = by_measure([mean_scores(samples) | once for samples, once in zip(scored, prompt_scores, strict=True)])
     summaries = summarise_scores(values, scoring.confidence)
     costs = finished.costs.metrics() | {"cost/score_seconds": time.monotonic() - began}
