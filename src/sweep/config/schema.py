@@ -16,8 +16,9 @@ from sweep.config.objective import Objective
 from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.errors import TooManyFailures
+from sweep.inputs.choices import check_choices
 from sweep.inputs.config import ModelConfig, PromptsConfig
-from sweep.scoring.registry import shown_in
+from sweep.scoring.registry import measures_of, shown_in
 from sweep.transforms import Pipeline
 from sweep.util.validators import require, require_choice
 
@@ -69,6 +70,14 @@ def _metric(name: str) -> str:
     return "quality/" + re.split(r"[.:]", name.removeprefix("quality/"))[-1]
 
 
+def _likelihoods() -> list[str]:
+    return [measure.name for measure in measures_of("likelihood")]
+
+
+# Keys of `scoring` that later versions added, with their defaults.
+ADDED: dict[str, Any] = {"measures": [], "reference_logprob": False, "choices": [], "target_delimiter": None}
+
+
 @dataclass(frozen=True, slots=True)
 class ScoringConfig(Section):
     """Configuration section `scoring`.
@@ -81,13 +90,18 @@ class ScoringConfig(Section):
         logprobs: Compare next-token distributions by this many of the most probable tokens; 0 (do not) to 20.
         teacher_forced: Score the control's answer under the transformed prompt, and the transformed answer under the
             clean prompt.
+        reference_logprob: Measure the log-probability of each reference after each point's prompt.
+        choices: Compare the likelihoods of these answers, of which references name the right one; prompts with choices
+            of their own (see prompts.choices_key) keep those.
+        target_delimiter: Text between a prompt and a reference or choice that does not begin with white space; null
+            means none after a chat, and a space after plain text that does not end in white space.
         quality: Measures against references: exact_match, normalised_exact_match, contains, regex_match, token_f1,
             numeric_match, chrf, bleu, or module.function of a plugin, called with (generation, references).
         measures: Measures of plugins that score all answers of a point at once, such as a judge: names given to
             register_measure.
         primary: Measure that is shown first and whose thresholds are printed: one of quality or measures, or
-            divergence/token_agreement, divergence/first_divergence, divergence/edit_distance; null means the first of
-            quality.
+            divergence/token_agreement, divergence/first_divergence, divergence/edit_distance, or with reference_logprob
+            or choices one of likelihood/…; null means the first of quality.
     """
 
     confidence: float = 0.95
@@ -95,6 +109,9 @@ class ScoringConfig(Section):
     noise_floor: bool = True
     logprobs: int = 0
     teacher_forced: bool = False
+    reference_logprob: bool = False
+    choices: list[str] = field(default_factory=list)
+    target_delimiter: str | None = None
     quality: list[str] = field(
         default_factory=lambda: ["exact_match", "normalised_exact_match", "contains", "token_f1"]
     )
@@ -105,12 +122,14 @@ class ScoringConfig(Section):
         require(0 < self.confidence < 1, "scoring.confidence", "must be in (0, 1)", self.confidence)
         require(0 <= self.logprobs <= 20, "scoring.logprobs", "must be in [0, 20]", self.logprobs)
         require(self.nearest_rows >= 0, "scoring.nearest_rows", "must be 0 or more", self.nearest_rows)
+        if self.choices:
+            check_choices(self.choices, "scoring.choices")
         if self.primary is not None:
-            metrics = [*map(_metric, self.quality), *self.measures, *shown_in("primary")]
+            metrics = [*map(_metric, self.quality), *self.measures, *shown_in("primary"), *_likelihoods()]
             choices = [name.removeprefix("quality/") for name in metrics]
             chosen = self.primary if self.primary in metrics else _metric(self.primary)
             if chosen not in metrics:
-                what = "measure of scoring.quality, of scoring.measures, or a divergence"
+                what = "measure of scoring.quality, of scoring.measures, a divergence, or a likelihood"
                 require_choice("scoring.primary", self.primary, choices, what)
 
     @property
@@ -118,15 +137,16 @@ class ScoringConfig(Section):
         """Measures to show before others: the primary one, then those of plugins."""
         primary = self.primary or next(iter(self.quality), None)
         from_plugins = [_metric(name) for name in self.quality if re.search(r"[.:]", name.removeprefix("quality/"))]
-        known = (*self.measures, *shown_in("primary"))
+        known = (*self.measures, *shown_in("primary"), *_likelihoods())
         chosen = [] if primary is None else [primary if primary in known else _metric(primary)]
         return list(dict.fromkeys([*chosen, *from_plugins, *self.measures]))
 
     def score_settings(self) -> dict[str, Any]:
         """Return the settings that change scores, as plain values."""
         settings = {key: value for key, value in asdict(self).items() if key != "primary"}
-        if not self.measures:  # points of versions without this key are not scored again
-            del settings["measures"]
+        for key, default in ADDED.items():  # points of versions without these keys are not scored again
+            if settings[key] == default:
+                del settings[key]
         return settings
 
     @property

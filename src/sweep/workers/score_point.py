@@ -19,10 +19,11 @@ from sweep.core.records import PointRecord
 from sweep.core.values import Floats, Scores
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import Prompt
-from sweep.planning.results import CONTROL, OWN, Finished, PointResult, as_yaml
+from sweep.planning.results import CONTROL, GIVEN, OWN, Finished, PointResult, as_yaml
 from sweep.points.point import Point
 from sweep.scoring.batch import Item, score_batch, select_measures
 from sweep.scoring.forced import answer_scores, control_scores
+from sweep.scoring.likelihood import likelihood_scores
 from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import FLIPS, nearest_token_flips
 from sweep.scoring.registry import spec
@@ -143,7 +144,7 @@ def _answer_logprob(finished: Finished, prompt: int, sample: int) -> Scores:
 
 
 def _prompt_scores(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[Scores]:
-    """Return scores per prompt: the perturbation, and log-probabilities of the control's answers, averaged."""
+    """Return scores per prompt: the perturbation, and log-probabilities of the control's and of given answers."""
     scores = _perturbations(finished, corpus, on_gpu)
     point, forced = finished.point, finished.forced
     # For the control, the control's answers are its own answers.
@@ -153,6 +154,9 @@ def _prompt_scores(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[
         logprobs = {k: forced[j, kind, k] for k in samples if (j, kind, k) in forced}
         changes = [logprobs[k] - reference[j, OWN, k] for k in logprobs if (j, OWN, k) in reference]
         prompt_scores |= control_scores(logprobs.values(), changes)
+        if finished.given:
+            given = finished.given[j]
+            prompt_scores |= likelihood_scores(given, [forced[j, GIVEN, k] for k in range(len(given.sequences))])
     return scores
 
 
@@ -172,7 +176,7 @@ def content_digest(prompt: Prompt) -> str:
     excluded so that answers under different system messages can be compared.
     """
     content = asdict(prompt)
-    del content["id"], content["references"], content["places"]
+    del content["id"], content["references"], content["places"], content["choices"]
     messages = [m for m in content["messages"] or () if m["role"] not in ("system", "developer")]
     text = json.dumps(content | {"messages": messages}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
