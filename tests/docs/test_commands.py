@@ -57,6 +57,7 @@ DRY_ONLY = {
     "engine=server": "needs a server; tests/engines/test_server.py has one",
     "tracking.uri=http": "needs a server; tests/tracking/test_tracking_server.py has one",
     "experiment=scale_demo": "takes a minute",
+    "experiment=likelihoods": "takes minutes, and a package of 93 MB",
     "engine=constant": "the example engine gives token ids that mean nothing",
 }
 
