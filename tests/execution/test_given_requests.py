@@ -13,7 +13,7 @@ from sweep.config.schema import SweepConfig
 from sweep.engines.base import Request
 from sweep.execution.scheduler import Key, RequestScheduler
 from sweep.launch.coordinator import _is_answered
-from sweep.planning.plan import EngineGroup
+from sweep.planning.plan import EngineGroup, describe
 from sweep.planning.results import GIVEN, Progress
 from sweep.workers.thread_pool import ThreadPool
 
@@ -94,6 +94,11 @@ def test_recorded_scores_are_not_asked_for_again(group: EngineGroup) -> None:
     assert [cast(Key, r.key).prompt for r in requests] == [2] * 3 and len(finished) == 4
     assert {j for _, j, with_embeds in pool.built if with_embeds} == {2}
     assert all(len(progress.forced) == 3 for progress in finished if not progress.is_floor)
+
+
+def test_a_dry_run_counts_given_answers(configure: Configure, group: EngineGroup) -> None:
+    assert next(iter(describe([group], 3))).endswith(" output tokens, 9 given answers")
+    assert "given" not in next(iter(describe([planned_group(configure)], 3)))
 
 
 def test_answers_of_a_sweep_without_them_are_completed(configure: Configure, group: EngineGroup) -> None:

@@ -176,7 +176,6 @@ def test_differences_from_the_control_are_in_nats(swept: SweepRunner) -> None:
     assert points.loc["factor=3", "likelihood/reference_logprob/difference"] == pytest.approx(change)
     assert abs(change) > 0.01
     assert 0 < points.loc["factor=3", "likelihood/reference_logprob/q"] <= 1
-    assert points.loc["factor=3", "cost/requests"] == 4 + 2 + 3 + 2 + 1  # prompts, and distinct given answers
 
 
 @pytest.mark.parametrize(
