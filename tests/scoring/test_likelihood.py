@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -149,6 +150,7 @@ def test_likelihoods_equal_those_of_transformers(
     texts = {"sky": (["Rayleigh", "It is."], 0), "two": (["2"], 1), "position": (["yes"], 1)}
     for name, factor in (("control", 1.0), ("factor=0.5", 0.5), ("factor=3", 3.0)):
         assert rows.loc[(name, "open")].filter(like="likelihood/").isna().all()
+        assert rows.loc[(name, "open"), "given_logprobs"] == "{}"
         for item in ITEMS:
             if item["id"] not in texts:
                 continue
@@ -163,6 +165,9 @@ def test_likelihoods_equal_those_of_transformers(
             sums = [sum(logprobs(str(item["prompt"]), text, factor)) for text in choices]
             others = torch.tensor([value for i, value in enumerate(sums) if i != gold]).logsumexp(0)
             assert row["likelihood/choice_log_odds"] == pytest.approx(sums[gold] - float(others), abs=2e-3)
+            listed = json.loads(row["given_logprobs"])
+            assert list(listed) == list(dict.fromkeys([*references, *choices]))
+            assert [listed[text] for text in choices] == pytest.approx(sums, abs=1e-3)
             share = float(torch.tensor(sums).softmax(0)[gold])
             assert row["likelihood/choice_probability"] == pytest.approx(share, abs=1e-3)
             expected = lm_eval_accuracies(sums, choices, [gold])

@@ -29,7 +29,8 @@ class SweepResults:
             control it has `m/difference`, `m/difference/ci_low`, `m/difference/ci_high`, `m/p`, `m/q` and
             `m/significant`. For a control, `axis/<key>` is the neutral dose, if the axis has one.
         generations: one row per generation: `point`, `name`, `role`, `axis/<key>`, `prompt_id`, `prompt_digest`,
-            `prompt`, `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column per measure.
+            `prompt`, `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column per measure. If
+            references or choices are scored, `given_logprobs` has their log-probabilities in nats, as a JSON mapping.
             `prompt_digest` is equal for prompts with the same content apart from the system message; several files may
             use the same `prompt_id`.
         responses: one row per numeric axis, series, measure and side: `control` (its `point`), `axis`, `series` (its

@@ -26,6 +26,16 @@ def likelihood_scores(given: GivenAnswers, logprobs: Sequence[float]) -> Scores:
     return {f"likelihood/{name}": value for name, value in scores.items() if not math.isnan(value)}
 
 
+def answer_logprobs(given: GivenAnswers, logprobs: Sequence[float]) -> dict[str, float]:
+    """Return the log-probability of each given answer, in nats, by the text that follows the prompt.
+
+    Args:
+        given: the answers.
+        logprobs: mean log-probability per token of each of `given.sequences`.
+    """
+    return {answer.sent: _sum(answer, logprobs) for answer in (*given.references, *given.choices)}
+
+
 def _reference_scores(references: Sequence[GivenAnswer], logprobs: Sequence[float]) -> Scores:
     """Return the measures of references. The best reference counts, in each measure by itself."""
     if not references:

@@ -23,7 +23,7 @@ from sweep.planning.results import CONTROL, GIVEN, OWN, Finished, PointResult, a
 from sweep.points.point import Point
 from sweep.scoring.batch import Item, score_batch, select_measures
 from sweep.scoring.forced import answer_scores, control_scores
-from sweep.scoring.likelihood import likelihood_scores
+from sweep.scoring.likelihood import answer_logprobs, likelihood_scores
 from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import FLIPS, nearest_token_flips
 from sweep.scoring.registry import spec
@@ -155,9 +155,13 @@ def _prompt_scores(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[
         changes = [logprobs[k] - reference[j, OWN, k] for k in logprobs if (j, OWN, k) in reference]
         prompt_scores |= control_scores(logprobs.values(), changes)
         if finished.given:
-            given = finished.given[j]
-            prompt_scores |= likelihood_scores(given, [forced[j, GIVEN, k] for k in range(len(given.sequences))])
+            prompt_scores |= likelihood_scores(finished.given[j], _given_logprobs(finished, j))
     return scores
+
+
+def _given_logprobs(finished: Finished, prompt: int) -> list[float]:
+    """Return the mean log-probability per token of each of a prompt's `GivenAnswers.sequences`."""
+    return [finished.forced[prompt, GIVEN, k] for k in range(len(finished.given[prompt].sequences))]
 
 
 def _perturbations(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[Scores]:
@@ -189,8 +193,10 @@ def _rows(
     name, role = finished.point.name, finished.point.role
     texts = Counter(encoded.prompt.text for encoded in corpus.prompts)
     rows = []
-    for encoded, answers, samples, once in zip(corpus.prompts, finished.answers, scored, prompt_scores, strict=True):
+    for j, encoded in enumerate(corpus.prompts):
+        answers, samples, once = finished.answers[j], scored[j], prompt_scores[j]
         prompt, digest = encoded.prompt, content_digest(encoded.prompt)
+        given = answer_logprobs(finished.given[j], _given_logprobs(finished, j)) if finished.given else None
         for k, (answer, scores) in enumerate(zip(answers, samples, strict=True)):
             label = prompt.text if texts[prompt.text] == 1 else f"{prompt.text} [{prompt.id}]"
             label += f" #{k + 1}" if len(answers) > 1 else ""
@@ -208,5 +214,7 @@ def _rows(
                 "role": role,
             }
             row |= {f"axis/{key}": value for key, value in finished.point.axes}
+            if given is not None:
+                row["given_logprobs"] = json.dumps(given, ensure_ascii=False)
             rows.append(row | scores | once)
     return rows
