@@ -57,6 +57,8 @@ class GivenPlanner:
 def _check_primary(scoring: ScoringConfig, has_choices: bool) -> None:
     """Refuse a primary measure of given answers that are not scored."""
     name = scoring.primary or ""
+    if name in scoring.measures:  # a plugin's, which needs no given answers
+        return
     if name.startswith("likelihood/reference"):
         if not scoring.reference_logprob:
             raise ConfigError(f"scoring.primary: {name} needs scoring.reference_logprob=true.")
