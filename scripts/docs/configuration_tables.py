@@ -32,6 +32,7 @@ DESCRIPTIONS = {
     "prompts.id_key": "key or path of an entry's id",
     "prompts.prompt_key": "key or path of an entry's text",
     "prompts.reference_key": "key or path of an entry's references",
+    "prompts.choices_key": "key or path of an entry's choices; null: they are not read",
     "sampling.max_tokens": "most tokens of an answer",
     "sampling.temperature": "0: greedy",
     "sampling.top_p": "nucleus sampling; 1: all tokens",
@@ -53,6 +54,10 @@ DESCRIPTIONS = {
     "scoring.noise_floor": "run each control a second time, in different batches",
     "scoring.logprobs": "log-probabilities of so many most probable tokens at each step, at most 20; 0: none",
     "scoring.teacher_forced": "measure how probable the control's answer is under each point's prompt, and vice versa",
+    "scoring.reference_logprob": "measure how probable each reference is after each point's prompt",
+    "scoring.choices": "answers whose likelihoods are compared, for prompts without choices of their own",
+    "scoring.target_delimiter": "text before references and choices that do not begin with white space; null: a space "
+    "after plain text",
     "scoring.quality": "measures against references: names, or functions of your own as `module.function`",
     "scoring.measures": "measures of plugins that see all answers of a point: names given to `register_measure`",
     "scoring.primary": "the measure that is shown first; null: the first of `scoring.quality`",

@@ -28,6 +28,7 @@ def make_files(made: Path) -> Path:
         json.dumps({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "token_dim": width})
     )
     (made / "mine.jsonl").write_text('{"id": "france", "prompt": "The capital of France?", "reference": "Paris"}\n')
+    (made / "reviews.jsonl").write_text('{"prompt": "I liked it.", "reference": "positive"}\n')
     (made / "qa.jsonl").write_text('{"doc": {"question": "The capital of France?", "answer": "Paris"}}\n')
     (made / "questions.md").write_text("# Why is the sky blue?\n\nText.\n")
     for block in blocks("python"):

@@ -59,6 +59,7 @@ DRY_ONLY = {
     "experiment=scale_demo": "takes a minute",
     "experiment=noise_seeds": "takes a minute",
     "experiment=equivalence": "takes minutes with the model that it is about",
+    "experiment=likelihoods": "takes minutes, and a package of 93 MB",
     "engine=constant": "the example engine gives token ids that mean nothing",
 }
 

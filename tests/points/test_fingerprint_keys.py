@@ -40,6 +40,7 @@ VALUES: dict[str, Any] = {
     "prompts.id_key": "number",
     "prompts.prompt_key": "other",
     "prompts.reference_key": "answer",
+    "prompts.choices_key": "choices",
     "prompts.placeholders": ["x"],
     "prompts.special_tokens": "escape",
     "prompts.chat_template_kwargs": {"enable_thinking": False},
@@ -58,6 +59,9 @@ VALUES: dict[str, Any] = {
     "scoring.nearest_rows": 0,
     "scoring.noise_floor": False,
     "scoring.teacher_forced": True,
+    "scoring.reference_logprob": True,
+    "scoring.choices": ["General", "Major"],
+    "scoring.target_delimiter": "",
     "scoring.quality": ["chrf"],
     "scoring.measures": ["health/letters_for_fingerprints"],
     "scoring.primary": "contains",
@@ -112,7 +116,10 @@ def test_listed_keys_match_the_fingerprint(
     configure: Configure, models: tuple[Path, Path], tmp_path: Path, registered: None, key: str
 ) -> None:
     register_measure("health/letters_for_fingerprints")(letters)
-    items = [entry | {"other": "Otherwise {x}", "number": i, "answer": "none"} for i, entry in enumerate(PROMPTS)]
+    items = [
+        entry | {"other": "Otherwise {x}", "number": i, "answer": "none", "choices": ["a", "b"]}
+        for i, entry in enumerate(PROMPTS)
+    ]
     base: dict[str, Any] = {
         "model": {"id": str(models[0])},
         "prompts": {"items": items, "date": "2026-11-29"},

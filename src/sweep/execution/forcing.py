@@ -1,16 +1,17 @@
-"""Prompts of forced answers: a control's answers follow a point's transformed prompts.
+"""Prompts of forced answers: given answers, and a control's answers, follow a point's transformed prompts.
 
 The worker pool builds a point's prompts once, for its own answers. They are kept until the control's answers are known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 
-from sweep.engines.base import Request
+from sweep.engines.base import Request, Sampling
 from sweep.execution.prefetch import chunks
+from sweep.inputs.embedding_table import EmbeddingTable
 from sweep.planning.plan import PlannedPoint
 from sweep.workers.base import Built, Unbuilt, WorkerLost, WorkerPool
 
@@ -19,6 +20,20 @@ from sweep.workers.base import Built, Unbuilt, WorkerLost, WorkerPool
 MAX_KEPT_ENTRIES = 2**27
 
 EmbeddedPrompt = tuple[tuple[int, ...], torch.Tensor]  # token ids, and rows: (tokens, hidden) in the engine's dtype
+
+
+def forced_request(key: Hashable, prompt: EmbeddedPrompt, answer: tuple[int, ...], table: EmbeddingTable) -> Request:
+    """Return the request that scores an answer after a prompt.
+
+    Args:
+        key: identifies the request.
+        prompt: the prompt.
+        answer: token ids of the answer.
+        table: the model's embedding table.
+    """
+    ids, rows = prompt
+    embeds = torch.cat([rows, table.rows(answer).to(rows.dtype)])
+    return Request(key, ids + answer, embeds, Sampling(max_tokens=1), scored=len(answer))
 
 
 class KeptPrompts:

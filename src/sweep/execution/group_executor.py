@@ -146,6 +146,7 @@ class GroupExecutor:
             if is_counted:
                 advance(tokens)
             self._hand_over(scheduler, scoring, external_controls, advance)
+        self._hand_over(scheduler, scoring, external_controls, advance)  # points whose last answers were recalled since
         self._costs.gpu_memory_gib = engine.memory_gib()
 
     def _hand_over(

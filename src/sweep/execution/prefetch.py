@@ -11,7 +11,7 @@ from typing import Protocol
 from sweep.engines.base import Completion, Origin
 from sweep.inputs.tokenization import EncodedPrompt
 from sweep.planning.plan import EngineGroup, PlannedPoint
-from sweep.planning.results import CONTROL
+from sweep.planning.results import CONTROL, given_kinds
 from sweep.workers.base import Built, Unbuilt, WorkerLost, WorkerPool
 
 ANSWER, FLOOR = "answer", "floor"  # the journal's kinds of answers, apart from forced ones
@@ -140,11 +140,19 @@ def _steps(
 
 
 def _forced_prompts(planned: PlannedPoint, answers: RecalledAnswers) -> set[int]:
-    """Return the prompts whose embeddings are needed again, because the journal has no score of a control's answer."""
-    if not planned.forces_control:
-        return set()
-    scored = {prompt_id for kind, prompt_id in answers if kind.startswith(CONTROL)}
-    return {j for j, encoded in enumerate(planned.prompts) if encoded.prompt.id not in scored}
+    """Return the prompts whose embeddings are needed again, because the journal lacks the score of an answer.
+
+    It is that of the control's answer, or of an answer that is given.
+    """
+    ids = [encoded.prompt.id for encoded in planned.prompts]
+    scored = (
+        {prompt_id for kind, prompt_id in answers if kind.startswith(CONTROL)} if planned.forces_control else {*ids}
+    )
+    return {
+        j
+        for j, prompt_id in enumerate(ids)
+        if prompt_id not in scored or any((kind, prompt_id) not in answers for kind in given_kinds(planned, j))
+    }
 
 
 def chunks(order: Iterable[int], prompts: Sequence[EncodedPrompt], width: int) -> Iterator[list[int]]:

@@ -2,7 +2,8 @@
 
 A control can run twice, the second time batched with other requests. The differences between its two runs are the
 noise floor: differences of this size mean nothing in any other point. Teacher forcing measures how probable one point's
-answer is under another's prompt. It needs both answers, so its requests follow them.
+answer is under another's prompt. It needs both answers, so its requests follow them. Answers that are given, such as
+references, follow a prompt at once.
 """
 
 from __future__ import annotations
@@ -15,13 +16,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import cast
 
-import torch
-
-from sweep.engines.base import Generation, Origin, Request, Sampling
-from sweep.execution.forcing import EmbeddedPrompt, KeptPrompts
+from sweep.engines.base import Generation, Origin, Request
+from sweep.execution.forcing import EmbeddedPrompt, KeptPrompts, forced_request
 from sweep.execution.prefetch import ANSWER, FLOOR, RecalledAnswers, Step, ordered_runs, prefetch_steps
 from sweep.planning.plan import EngineGroup, PlannedPoint
-from sweep.planning.results import CONTROL, OWN, Answers, Progress
+from sweep.planning.results import CONTROL, GIVEN, OWN, Answers, Progress, given_kinds
 from sweep.points.fingerprint import PointFingerprint
 from sweep.workers.base import Unbuilt, WorkerPool
 
@@ -35,8 +34,8 @@ class Key:
     Attributes:
         run: index of the run.
         prompt: index of the prompt.
-        forced: for teacher forcing, whose answer is scored: `OWN` or `CONTROL`. None: an answer is generated.
-        sample: index of the sample that is scored.
+        forced: for teacher forcing, whose answer is scored: `OWN`, `CONTROL` or `GIVEN`. None: an answer is generated.
+        sample: index of the sample that is scored; of a given answer, that of its sequence.
     """
 
     run: int
@@ -54,8 +53,9 @@ def digest_of(answers: Answers, sample: int) -> str:
 class RequestScheduler(Iterator[Request]):
     """Iterator over the requests of a group of points, which also receives their answers.
 
-    Teacher-forcing requests come first, then the points in their order. Recalled answers need no request. After
-    StopIteration there can be further requests once more answers are received. Owned by the main thread.
+    Teacher-forcing requests come first, then the points in their order, each prompt with its given answers. Recalled
+    answers need no request. After StopIteration there can be further requests once more answers are received. Owned by
+    the main thread.
 
     Attributes:
         active: points that have begun and are neither finished nor failed, by index of the run.
@@ -121,7 +121,7 @@ class RequestScheduler(Iterator[Request]):
         elif key.forced is None:
             kind = ANSWER
         else:
-            kind = self._journal_kind(planned, key.forced, key.sample)
+            kind = self._journal_kind(planned, key)
         return planned.point_fingerprint, kind, planned.prompts[key.prompt].prompt.id
 
     def receive(self, generation: Generation) -> None:
@@ -169,7 +169,8 @@ class RequestScheduler(Iterator[Request]):
     def _finish_if_complete(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             progress = self.active.get(number)  # None: a prompt could not be built again
-            if progress is not None and not progress.awaited and number not in self._awaiting_control:
+            waits = number not in self._answered or number in self._awaiting_control
+            if progress is not None and not progress.awaited and not waits:
                 self.finished.append(self.active.pop(number))
                 self._recalled.pop(number, None)
 
@@ -199,12 +200,14 @@ class RequestScheduler(Iterator[Request]):
     def _control_key(self, number: int) -> str:
         return self.active[number].planned.point.control_key
 
-    def _journal_kind(self, planned: PlannedPoint, forced: str, sample: int) -> str:
-        """Return the journal's kind of a forced answer. A control's answer is named by its content."""
-        suffix = f" #{sample + 1}" if sample else ""
-        if forced == OWN:
+    def _journal_kind(self, planned: PlannedPoint, key: Key) -> str:
+        """Return the journal's kind of a forced answer. Answers of a control, or given ones, are named by content."""
+        if key.forced == GIVEN:
+            return given_kinds(planned, key.prompt)[key.sample]
+        suffix = f" #{key.sample + 1}" if key.sample else ""
+        if key.forced == OWN:
             return f"{OWN}{suffix}"
-        return f"{CONTROL} {self._control_digest(planned.point.control_key, sample)}{suffix}"
+        return f"{CONTROL} {self._control_digest(planned.point.control_key, key.sample)}{suffix}"
 
     def _control_digest(self, control_key: str, sample: int) -> str:
         """Return the digest of one sample of a control's answers. Cached: each forced request needs it."""
@@ -220,7 +223,8 @@ class RequestScheduler(Iterator[Request]):
         """
         progress = self.active[number]
         planned, recalled = progress.planned, self._recalled[number]
-        kinds = [self._journal_kind(planned, forced, k) for k in range(planned.point.config.sampling.n)]
+        samples = range(planned.point.config.sampling.n)
+        kinds = [self._journal_kind(planned, Key(number, 0, forced, k)) for k in samples]
         needed: dict[int, list[int]] = {}  # samples by prompt
         for j, encoded in enumerate(planned.prompts):
             for k, (kind, completion) in enumerate(zip(kinds, answers[j], strict=True)):
@@ -229,22 +233,42 @@ class RequestScheduler(Iterator[Request]):
                 elif completion.token_ids and not (planned.done and forced == CONTROL):
                     needed.setdefault(j, []).append(k)
         transformed = self._kept.take(number, planned, list(needed)) if forced == CONTROL else {}
-        for j, samples in needed.items():
+        for j, missing in needed.items():
             prompt = _untransformed(planned, j) if forced == OWN else transformed[j]
             if isinstance(prompt, Unbuilt):
                 self.reject(Key(number, j, forced), prompt.reason, prompt.traceback)
                 return
-            for k in samples:
+            for k in missing:
                 self._queue_forced_request(Key(number, j, forced, k), prompt, answers[j][k].token_ids, progress)
 
     def _queue_forced_request(
         self, key: Key, prompt: EmbeddedPrompt, answer: tuple[int, ...], progress: Progress
     ) -> None:
-        (ids, rows), table = prompt, progress.planned.corpus.table
-        if len(ids) + len(answer) <= self._group.max_prompt_len:
-            embeds = torch.cat([rows, table.rows(answer).to(rows.dtype)])
-            self._ready.append(Request(key, ids + answer, embeds, Sampling(max_tokens=1), scored=len(answer)))
+        if len(prompt[0]) + len(answer) <= self._group.max_prompt_len:
+            self._ready.append(forced_request(key, prompt, answer, progress.planned.corpus.table))
             progress.awaited += 1
+
+    def _given_requests(self, step: Step, progress: Progress, request: Request) -> list[Request]:
+        """Return the requests that score a prompt's given answers. Recalled scores need none."""
+        planned, j = progress.planned, step.prompt
+        if progress.is_floor or not planned.given:
+            return []
+        recalled, prompt_id = self._recalled[step.run], planned.prompts[j].prompt.id
+        requests: list[Request] = []
+        for k, (kind, tokens) in enumerate(zip(given_kinds(planned, j), planned.given[j].sequences, strict=True)):
+            key = Key(step.run, j, GIVEN, k)
+            if (match := recalled.get((kind, prompt_id))) is not None:
+                progress.forced[j, GIVEN, k] = sum(match.scored) / len(match.scored)
+                continue
+            length = len(request.token_ids) + len(tokens)
+            if length > self._group.max_prompt_len:
+                limit = self._group.max_model_len
+                self.reject(key, f"its {length} tokens with a given answer do not fit engine.max_model_len={limit}")
+                return []
+            assert request.embeds is not None
+            requests.append(forced_request(key, (request.token_ids, request.embeds), tokens, planned.corpus.table))
+        progress.awaited += len(requests)  # before the first answer can arrive, which may be the last one awaited
+        return requests
 
     def _iterate_prompts(self) -> Iterator[Request]:
         """Begin the runs in order, take their recalled answers, and yield the requests of the other prompts."""
@@ -261,8 +285,10 @@ class RequestScheduler(Iterator[Request]):
                     progress.costs.reused += not recalled.is_from_this_sweep
                     self._recalled_count += not planned.done
                 request = None if step.building is None else self._built_request(step, progress)
+                given = [] if request is None else self._given_requests(step, progress, request)
                 if recalled is None and request is not None:
                     yield request
+                yield from given
             if progress.answered and number in self.active:
                 self._on_answered(number)
 

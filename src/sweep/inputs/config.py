@@ -52,6 +52,7 @@ class PromptsConfig(Section):
         id_key: Key or column of a prompt's id.
         prompt_key: Key or column of a prompt's text.
         reference_key: Key or column of a prompt's reference answers.
+        choices_key: Key or column of a prompt's choices, whose likelihoods are then scored; null means none are read.
         placeholders: Names whose {name} stays in the text as a unit, for a transform to replace.
         special_tokens: Control tokens in prompt texts, such as <|end|>: warn or allow (send as tokens), escape (send as
             text) or refuse (an error).
@@ -67,6 +68,7 @@ class PromptsConfig(Section):
     id_key: str = "id"
     prompt_key: str = "prompt"
     reference_key: str = "reference"
+    choices_key: str | None = None
     placeholders: list[str] = field(default_factory=list)
     special_tokens: str = "warn"
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -25,7 +25,7 @@ class PromptEntry:
         text: the prompt, if the entry is not a chat.
         messages: the chat up to the point where the model answers.
         answer: the assistant message at the end of the chat, which is not sent.
-        id, reference, values: as written; None if absent.
+        id, reference, choices, values: as written; None if absent.
         system: the entry's system message, if it is not among the messages.
         tools: tool definitions, as JSON values.
         form: name of the foreign format that was recognised; empty for this project's own.
@@ -37,6 +37,7 @@ class PromptEntry:
     answer: Message | None = None
     id: Any = None
     reference: Any = None
+    choices: Any = None
     values: Any = None
     system: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
@@ -65,6 +66,7 @@ def read_entry(raw: Any, place: str, config: PromptsConfig) -> PromptEntry:
         result,
         id=result.id if (configured_id := lookup(fields, config.id_key)) is None else configured_id,
         reference=result.reference if reference is None else reference,
+        choices=None if config.choices_key is None else lookup(fields, config.choices_key),
         values=fields.get("values"),
         system=_system(fields.get("system"), place),
         tools=result.tools or read_tools(_parsed(fields.get("tools")), f"{place}: tools"),

@@ -23,11 +23,12 @@ WORDS = frozenset(["preference"])  # common columns one letter away from a known
 
 def configured_keys(config: PromptsConfig) -> dict[str, str]:
     """Return the entry keys named in the configuration, by configuration key."""
-    return {
+    keys = {
         "prompts.prompt_key": config.prompt_key,
         "prompts.reference_key": config.reference_key,
         "prompts.id_key": config.id_key,
     }
+    return keys if config.choices_key is None else keys | {"prompts.choices_key": config.choices_key}
 
 
 def is_relevant(key: str, config: PromptsConfig) -> bool:
@@ -81,14 +82,14 @@ def check_keys(entry: Mapping[str, Any], place: str, config: PromptsConfig) -> N
 
 
 def check_configured_keys(entries: Sequence[Mapping[str, Any]], config: PromptsConfig, where: str) -> None:
-    """Reject a `prompts.prompt_key`, `reference_key` or `id_key` that was set to a key that no entry has.
+    """Reject a `prompts.prompt_key`, `reference_key`, `id_key` or `choices_key` set to a key that no entry has.
 
     Raises:
         ConfigError: names the option and the existing keys.
     """
     defaults = configured_keys(PromptsConfig(items=[]))
     for option, key in configured_keys(config).items():
-        if key == defaults[option] or any(has_key(entry, key) for entry in entries):
+        if key == defaults.get(option) or any(has_key(entry, key) for entry in entries):
             continue
         keys = list(dict.fromkeys(key for entry in entries for key in entry))
         near = difflib.get_close_matches(key, keys, 1)

@@ -226,7 +226,7 @@ def _cell(column: str, text: str, place: str, config: PromptsConfig) -> Any:
     if not text:
         return None
     stripped = text.strip()
-    if column == config.reference_key and stripped.startswith("[") and stripped.endswith("]"):
+    if column in (config.reference_key, config.choices_key) and stripped.startswith("[") and stripped.endswith("]"):
         try:
             return parse_json(stripped)
         except ValueError as error:

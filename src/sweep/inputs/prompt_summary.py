@@ -39,7 +39,8 @@ class PromptSummary:
     Attributes:
         source: the file; empty for `prompts.items`.
         prompts: number of prompts.
-        references, systems, tools: number of prompts with reference answers, a system message, or tools.
+        references, choices, systems, tools: number of prompts with reference answers, choices, a system message, or
+            tools.
         answers: number of chats that ended with an answer, which is not sent.
         answers_as_references: number of chats whose answer is used as the reference.
         forms: (name, count) of foreign formats.
@@ -55,9 +56,12 @@ class PromptSummary:
     answers_as_references: int
     forms: tuple[tuple[str, int], ...]
     unused: tuple[tuple[str, int], ...]
+    choices: int = 0
 
     @classmethod
-    def of(cls, readings: Sequence[Reading], references: int, tools: int, source: str) -> PromptSummary:
+    def of(
+        cls, readings: Sequence[Reading], references: int, tools: int, source: str, choices: int = 0
+    ) -> PromptSummary:
         """Count over the readings of prompts."""
         return cls(
             source=source,
@@ -69,6 +73,7 @@ class PromptSummary:
             answers_as_references=sum(reading.answer_is_reference for reading in readings),
             forms=tuple(Counter(r.form for r in readings if r.form).items()),
             unused=tuple(Counter(key for r in readings for key in r.unused).items()),
+            choices=choices,
         )
 
     def __str__(self) -> str:
@@ -77,6 +82,8 @@ class PromptSummary:
     def _pieces(self) -> Iterator[str]:
         yield counted(self.prompts, "prompt")
         yield f"{self.references} with references"
+        if self.choices:
+            yield f"{self.choices} with choices"
         if self.systems:
             yield f"{self.systems} with a system message"
         if self.tools:

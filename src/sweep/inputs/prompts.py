@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from itertools import islice
 from typing import Any
 
 from sweep.errors import ConfigError
+from sweep.inputs.choices import as_text, named_choices, read_choices
 from sweep.inputs.config import PromptsConfig
 from sweep.inputs.entries import PromptEntry, as_mapping, has_system, read_entry
 from sweep.inputs.entry_keys import check_configured_keys, is_missing
@@ -50,6 +49,7 @@ class Prompt:
         text: the text shown for it: its text, or that of the last message.
         messages: the chat that the template renders; None for plain completion.
         references: accepted answers; empty if correctness is not measured.
+        choices: answers to choose from, whose likelihoods are scored; empty if it has none of its own.
         values: (name, text) of the prompt's own values for placeholders.
         places: positions of placeholders.
         tools: tool definitions for the chat template, as JSON values.
@@ -63,6 +63,7 @@ class Prompt:
     values: tuple[tuple[str, str], ...] = ()
     places: tuple[Place, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
+    choices: tuple[str, ...] = ()
     reading: Reading = field(default=Reading(), compare=False)
 
 
@@ -90,7 +91,8 @@ def summarise(prompts: Sequence[Prompt], config: PromptsConfig) -> PromptSummary
     """Return a summary of a configuration's prompts."""
     references = sum(bool(prompt.references) for prompt in prompts)
     tools = sum(bool(prompt.tools) for prompt in prompts)
-    return PromptSummary.of([prompt.reading for prompt in prompts], references, tools, config.path or "")
+    choices = sum(bool(prompt.choices) for prompt in prompts)
+    return PromptSummary.of([prompt.reading for prompt in prompts], references, tools, config.path or "", choices)
 
 
 def _entries(config: PromptsConfig) -> tuple[Entries, str]:
@@ -120,7 +122,8 @@ def _prompt(raw: Any, place: str, index: int, config: PromptsConfig) -> Prompt:
     for text in texts if entry.values is not None else ():
         _require_filled(text, values, config, place)
     filled = [_fill(text, i, values, config) for i, text in enumerate(texts)]
-    references = _references(entry.reference, place, config)
+    choices = read_choices(entry.choices, f"{place}: {config.choices_key!r}")
+    references = named_choices(_references(entry.reference, place, config), choices)
     answer = entry.answer["content"] if entry.answer else ""
     if answer_is_reference := not references and bool(answer.strip()):
         references = (answer,)
@@ -142,6 +145,7 @@ def _prompt(raw: Any, place: str, index: int, config: PromptsConfig) -> Prompt:
         values=tuple(values.items()),
         places=tuple(placeholder for _, places in filled for placeholder in places),
         tools=entry.tools,
+        choices=tuple(_filled_by_name(choice, values) for choice in choices),
         reading=reading,
     )
 
@@ -177,6 +181,7 @@ def _chat(entry: PromptEntry, place: str, config: PromptsConfig) -> tuple[Messag
 
 def _require_encodable(entry: PromptEntry, place: str) -> None:
     pieces = [entry.text, entry.messages, entry.answer, entry.id, entry.reference, entry.values, entry.system]
+    pieces.append(entry.choices)
     try:
         json.dumps([*pieces, entry.tools], ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
@@ -189,7 +194,7 @@ def _require_encodable(entry: PromptEntry, place: str) -> None:
 def _id(value: Any, place: str, index: int, config: PromptsConfig) -> str:
     if value is None:
         return f"p{index:04d}"
-    text = _as_text(value)
+    text = as_text(value)
     if not text:
         actual = "an empty string" if text is not None else describe_type(value)
         raise ConfigError(f"{place}: {config.id_key!r} must be a string or a number; got {actual}.")
@@ -257,7 +262,7 @@ def _values(values: Any, place: str) -> dict[str, str]:
         )
     texts = {}
     for name, value in values.items():
-        text = _as_text(value)
+        text = as_text(value)
         if text is None and not is_missing(value):
             raise ConfigError(
                 f"{place}: 'values' has {describe_type(value)} under {name!r}; expected a string or a number."
@@ -272,7 +277,7 @@ def _references(value: Any, place: str, config: PromptsConfig) -> tuple[str, ...
         return ()
     references = []
     for item in value if isinstance(value, list) else [value]:
-        text = _as_text(item)
+        text = as_text(item)
         if text is None or not text.strip():
             actual = "an empty string. Remove it, or write null" if text is not None else describe_type(item)
             hint = ". Put it in quotes" if isinstance(item, bool) else ""
@@ -280,15 +285,3 @@ def _references(value: Any, place: str, config: PromptsConfig) -> tuple[str, ...
             raise ConfigError(f"{place}: {config.reference_key!r} {rule}.")
         references.append(text)
     return tuple(references)
-
-
-def _as_text(value: Any) -> str | None:
-    """Return a string, or a number in its shortest form (12.0 as 12); None for other types."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        return None
-    if not math.isfinite(value):
-        return None
-    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
-    return str(int(value) if whole else value)

@@ -17,7 +17,7 @@ from sweep.launch import plans
 from sweep.launch.backend import ShardBackend
 from sweep.launch.manifest import Manifest
 from sweep.planning.plan import EngineGroup, PlannedPoint
-from sweep.planning.results import Progress
+from sweep.planning.results import Progress, given_kinds
 from sweep.publishing.publisher import Publisher
 from sweep.storage.archive import Archive
 from sweep.util.counts import counted
@@ -199,4 +199,8 @@ def _is_answered(planned: PlannedPoint, resume: ResumeIndex) -> bool:
         return False
     recalled = resume.recall(planned)
     kinds = (ANSWER, FLOOR)[: planned.runs]
-    return all((kind, encoded.prompt.id) in recalled for kind in kinds for encoded in planned.prompts)
+    return all(
+        (kind, encoded.prompt.id) in recalled
+        for j, encoded in enumerate(planned.prompts)
+        for kind in (*kinds, *given_kinds(planned, j))
+    )

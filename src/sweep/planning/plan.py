@@ -13,11 +13,13 @@ from sweep.errors import ConfigError, TransformError
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.config import PromptsConfig
 from sweep.inputs.embedding_table import EmbeddingTable
+from sweep.inputs.given_answers import GivenAnswers
 from sweep.inputs.input_store import InputStore
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import Prompt, summarise
 from sweep.inputs.tokenization import EncodedPrompt, check_lengths
 from sweep.planning import request_builder
+from sweep.planning.given import GivenPlanner
 from sweep.points.fingerprint import PointFingerprint
 from sweep.points.point import EngineSpec, Point
 from sweep.scoring.batch import select_measures
@@ -62,9 +64,11 @@ class PlannedPoint(Task):
 
     Attributes:
         corpus: the prompts with the model's embedding table.
+        given: the answers that are scored after each prompt; empty if there are none.
     """
 
     corpus: PromptSet
+    given: Sequence[GivenAnswers] = ()
 
     @property
     def runs(self) -> int:
@@ -109,8 +113,13 @@ class EngineGroup:
 
     @property
     def requests(self) -> int:
-        """Number of requests, including the controls' second runs and excluding teacher forcing."""
+        """Number of requests, including the controls' second runs and excluding teacher forcing and given answers."""
         return sum(len(planned.prompts) * planned.runs for planned in self.points)
+
+    @property
+    def given_answers(self) -> int:
+        """Number of requests that score given answers, which generate nothing."""
+        return sum(len(given.sequences) for planned in self.points if not planned.done for given in planned.given)
 
     @property
     def prompt_tokens(self) -> int:
@@ -171,7 +180,7 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> 
             check_lengths(corpus.prompts, limit)
         return corpus
 
-    planned = []
+    planned, given = [], GivenPlanner()
     for task in tasks:
         point, corpus = task.point, corpus_of(task.point.config.prompts)
         transform = point.config.transform.pinned(inputs.digest)
@@ -189,6 +198,7 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> 
                 index=task.index,
                 archived=task.archived,
                 corpus=corpus,
+                given=given.of(corpus, point.config, limit),
             )
         )
     max_model_len = spec.engine.max_model_len or min(limit, max(_max_tokens(p) for p in planned))
@@ -219,7 +229,8 @@ def _max_tokens(planned: PlannedPoint) -> int:
     config = planned.point.config
     # A forced answer is part of the prompt, and one more token is generated after it.
     answer = max(config.sampling.max_tokens, IDENTITY_CHECK_TOKENS) + config.scoring.teacher_forced
-    return config.transform.max_rows(planned.corpus.longest) + answer
+    given = max((answers.longest + 1 for answers in planned.given), default=0)
+    return config.transform.max_rows(planned.corpus.longest) + max(answer, given)
 
 
 def _try_transforms(group: EngineGroup) -> None:
@@ -268,6 +279,7 @@ def describe(groups: Sequence[EngineGroup], count: int, shards: int | None = Non
             f"engine {number}: {engine}, {model.id} ({group.checkpoint.resolved_dtype}), "
             f"{counted(len(group.points), 'point')}, {counted(group.requests, 'request')}, "
             f"{counted(group.prompt_tokens, 'prompt token')}, up to {counted(group.max_output_tokens, 'output token')}"
+            + (f", {counted(group.given_answers, 'given answer')}" if group.given_answers else "")
         )
         for planned in group.points[:MAX_LISTED_POINTS]:
             name, fingerprint = planned.point.name, planned.point_fingerprint.fingerprint[:12]

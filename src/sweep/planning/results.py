@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from sweep.core import provenance
 from sweep.core.timing import Costs
 from sweep.core.values import Floats, Summary
 from sweep.engines.base import Completion, Origin
+from sweep.inputs.given_answers import GivenAnswers
 from sweep.planning.plan import PlannedPoint
 from sweep.planning.request_builder import Measured
 from sweep.points.fingerprint import PointFingerprint
@@ -22,7 +24,8 @@ from sweep.util.redaction import redact
 # Written for each point, so use LibYAML's fast dumper where PyYAML has it.
 DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-OWN, CONTROL = "own answer", "control's answer"  # source of a forced answer, and its kind in the journal
+# Source of a forced answer, and the beginning of its kind in the journal. Given answers are references and choices.
+OWN, CONTROL, GIVEN = "own answer", "control's answer", "given answer"
 
 Forced = dict[tuple[int, str, int], float]  # mean log-probability per token, by prompt, source and sample
 Answers = list[tuple[Completion, ...]]  # one entry per prompt, one completion per sample
@@ -79,6 +82,7 @@ class Finished:
         ended: seconds since the epoch.
         error: reason of the failure, or None.
         traceback: traceback of the failure, if there is one.
+        given: see `PlannedPoint`.
     """
 
     index: int
@@ -95,6 +99,7 @@ class Finished:
     ended: float
     error: str | None = None
     traceback: str | None = None
+    given: Sequence[GivenAnswers] = ()
 
     def failed(self, reason: str, trace: str | None = None) -> Finished:
         """Return a copy that has failed for this reason."""
@@ -166,7 +171,18 @@ class Progress:
             ended=self.started + time.monotonic() - self.began,
             error=error,
             traceback=trace,
+            given=planned.given,
         )
+
+
+def given_kinds(planned: PlannedPoint, prompt: int) -> list[str]:
+    """Return the journal's kinds of a prompt's given answers, in the order of their sequences.
+
+    The kind names an answer by its tokens. Answers that are references and choices, or are kept when others are added,
+    are thus scored once.
+    """
+    sequences = planned.given[prompt].sequences if planned.given else ()
+    return [f"{GIVEN} {hashlib.sha256(repr(tokens).encode()).hexdigest()[:16]}" for tokens in sequences]
 
 
 def as_yaml(point: Point) -> str:

@@ -234,8 +234,9 @@ def _requests_digest(encoded: Sequence[EncodedPrompt]) -> str:
 
 
 def _references_digest(encoded: Sequence[EncodedPrompt]) -> str:
-    """Return a digest of the prompts' texts and references, which are recorded and scored with the answers."""
-    return _digest([[prompt.prompt.text, prompt.prompt.references] for prompt in encoded])
+    """Return a digest of the prompts' texts, references and choices, which are recorded and scored with the answers."""
+    prompts = [one.prompt for one in encoded]
+    return _digest([[p.text, p.references, *([p.choices] if p.choices else [])] for p in prompts])
 
 
 def engine_settings(engine: EngineConfig) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class SweepResults:
             `m/detectable` (smallest difference that the prompts could show) and, with `scoring.equivalence`,
             `m/equivalence` (the verdict), `m/equivalence/margin`, `m/equivalence/ci_low`, `m/equivalence/ci_high`.
         generations: one row per generation: `point`, `name`, `role`, `axis/<key>`, `prompt_id`, `prompt_digest`,
-            `prompt`, `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column per measure.
+            `prompt`, `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column per measure. If
+            references or choices are scored, `given_logprobs` has their log-probabilities in nats, as a JSON mapping.
             `prompt_digest` is equal for prompts with the same content apart from the system message; several files may
             use the same `prompt_id`.
         responses: one row per numeric axis, series, measure and side: `control` (its `point`), `axis`, `series` (its

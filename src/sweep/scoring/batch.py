@@ -73,7 +73,7 @@ def register_measure(
     score must depend on its own item only. `sweep.testing.check_measure` tests this.
 
     Args:
-        name: metric name: `quality/…`, `divergence/…` or `health/…`.
+        name: metric name: `quality/…`, `likelihood/…`, `divergence/…` or `health/…`.
         range: lowest and highest possible score. A score outside is an error.
         direction: which scores are better or closer to the control.
         yes_or_no: whether all scores are 0 or 1; the range is then (0, 1).

@@ -38,7 +38,7 @@ MEASURES = (
         interval="wilson",
         compute=_measure,
     ),
-    _cost("requests", "requests sent, with those of teacher forcing"),
+    _cost("requests", "requests sent, with those of teacher forcing and of given answers"),
     _cost("prompt_tokens", "their prompt tokens"),
     _cost("cached_prompt_tokens", "prompt tokens found in the engine's prefix cache"),
     _cost("generated_tokens", "tokens generated"),

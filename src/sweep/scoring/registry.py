@@ -24,7 +24,17 @@ Interval = Literal["bca", "wilson"]
 Place = Literal["terminal", "report", "description", "live", "ranking", "primary"]
 
 # In the order of the measures: columns of tables are in this order too.
-FAMILIES = ("text", "samples", "divergence", "distributions", "forced", "health", "perturbation", "cost")
+FAMILIES = (
+    "text",
+    "samples",
+    "likelihood",
+    "divergence",
+    "distributions",
+    "forced",
+    "health",
+    "perturbation",
+    "cost",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,8 @@ GROUPS: dict[str, Group] = {
     for group in (
         # A user's own function has unknown limits.
         Group("quality", main=2, tested=True, headline=True, breaks=True, range=(-math.inf, math.inf)),
+        # Log-probabilities have no breaking point: half of a negative number is larger.
+        Group("likelihood", main=2, tested=True, headline=True, range=(-math.inf, math.inf)),
         Group("divergence", main=4, tested=True, headline=True, floor=True),
         Group("health", tested=True),
         Group("perturbation"),

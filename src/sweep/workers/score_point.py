@@ -19,10 +19,11 @@ from sweep.core.records import PointRecord
 from sweep.core.values import Floats, Scores
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import Prompt
-from sweep.planning.results import CONTROL, OWN, Finished, PointResult, as_yaml
+from sweep.planning.results import CONTROL, GIVEN, OWN, Finished, PointResult, as_yaml
 from sweep.points.point import Point
 from sweep.scoring.batch import Item, score_batch, select_measures
 from sweep.scoring.forced import answer_scores, control_scores
+from sweep.scoring.likelihood import answer_logprobs, likelihood_scores
 from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import FLIPS, nearest_token_flips
 from sweep.scoring.registry import spec
@@ -147,7 +148,7 @@ def _answer_logprob(finished: Finished, prompt: int, sample: int) -> Scores:
 
 
 def _prompt_scores(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[Scores]:
-    """Return scores per prompt: the perturbation, and log-probabilities of the control's answers, averaged."""
+    """Return scores per prompt: the perturbation, and log-probabilities of the control's and of given answers."""
     scores = _perturbations(finished, corpus, on_gpu)
     point, forced = finished.point, finished.forced
     # For the control, the control's answers are its own answers.
@@ -157,7 +158,14 @@ def _prompt_scores(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[
         logprobs = {k: forced[j, kind, k] for k in samples if (j, kind, k) in forced}
         changes = [logprobs[k] - reference[j, OWN, k] for k in logprobs if (j, OWN, k) in reference]
         prompt_scores |= control_scores(logprobs.values(), changes)
+        if finished.given:
+            prompt_scores |= likelihood_scores(finished.given[j], _given_logprobs(finished, j))
     return scores
+
+
+def _given_logprobs(finished: Finished, prompt: int) -> list[float]:
+    """Return the mean log-probability per token of each of a prompt's `GivenAnswers.sequences`."""
+    return [finished.forced[prompt, GIVEN, k] for k in range(len(finished.given[prompt].sequences))]
 
 
 def _perturbations(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[Scores]:
@@ -176,7 +184,7 @@ def content_digest(prompt: Prompt) -> str:
     excluded so that answers under different system messages can be compared.
     """
     content = asdict(prompt)
-    del content["id"], content["references"], content["places"]
+    del content["id"], content["references"], content["places"], content["choices"]
     messages = [m for m in content["messages"] or () if m["role"] not in ("system", "developer")]
     text = json.dumps(content | {"messages": messages}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -189,8 +197,10 @@ def _rows(
     name, role = finished.point.name, finished.point.role
     texts = Counter(encoded.prompt.text for encoded in corpus.prompts)
     rows = []
-    for encoded, answers, samples, once in zip(corpus.prompts, finished.answers, scored, prompt_scores, strict=True):
+    for j, encoded in enumerate(corpus.prompts):
+        answers, samples, once = finished.answers[j], scored[j], prompt_scores[j]
         prompt, digest = encoded.prompt, content_digest(encoded.prompt)
+        given = answer_logprobs(finished.given[j], _given_logprobs(finished, j)) if finished.given else None
         for k, (answer, scores) in enumerate(zip(answers, samples, strict=True)):
             label = prompt.text if texts[prompt.text] == 1 else f"{prompt.text} [{prompt.id}]"
             label += f" #{k + 1}" if len(answers) > 1 else ""
@@ -208,5 +218,7 @@ def _rows(
                 "role": role,
             }
             row |= {f"axis/{key}": value for key, value in finished.point.axes}
+            if given is not None:
+                row["given_logprobs"] = json.dumps(given, ensure_ascii=False)
             rows.append(row | scores | once)
     return rows
