@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, fields
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 from doc_markdown import attributes, marked, table
@@ -55,7 +56,7 @@ DESCRIPTIONS = {
     "scoring.logprobs": "log-probabilities of so many most probable tokens at each step, at most 20; 0: none",
     "scoring.teacher_forced": "measure how probable the control's answer is under each point's prompt, and vice versa",
     "scoring.quality": "measures against references: names, or functions of your own as `module.function`",
-    "scoring.measures": "measures of plugins that see all answers of a point: names given to `register_measure`",
+    "scoring.measures": "measures that see all answers of a point: built-in ones, or names given to `register_measure`",
     "scoring.primary": "the measure that is shown first; null: the first of `scoring.quality`",
     "tracking.in_process": "publish from the process with the engine: less memory, slower generation",
     "sweep.resume": "`true`: continue what the same command began; `false`: begin anew; `force`: mix engine versions",
@@ -134,13 +135,19 @@ def span_keys() -> str:
 
 
 def _key_table(prefix: str, section: type) -> list[str]:
+    return table(("key", "default", "meaning"), marked(list(_key_rows(prefix, section))))
+
+
+def _key_rows(prefix: str, section: type) -> Iterator[tuple[str, str, str]]:
     described = attributes(section)
-    rows = []
     for field in fields(section):
         key = f"{prefix}.{field.name}"
-        meaning = DESCRIPTIONS.get(key) or described[field.name]
-        rows.append((key, _default(field), meaning))
-    return table(("key", "default", "meaning"), marked(rows))
+        nested = field.default_factory
+        if prefix in SECTIONS and isinstance(nested, type) and is_dataclass(nested):
+            yield key, "its keys", described[field.name]
+            yield from _key_rows(key, nested)
+        else:
+            yield key, _default(field), DESCRIPTIONS.get(key) or described[field.name]
 
 
 def _node_table(prefix: str, group: str, launcher: type) -> list[str]:
@@ -170,4 +177,6 @@ def _show(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_show, value))}]"
+    if isinstance(value, str) and "\n" in value:
+        return f"{value.splitlines()[0]} …"
     return "{}" if value == {} else f"{value:g}" if isinstance(value, float) else str(value)

@@ -57,6 +57,10 @@ DRY_ONLY = {
     "engine=server": "needs a server; tests/engines/test_server.py has one",
     "tracking.uri=http": "needs a server; tests/tracking/test_tracking_server.py has one",
     "experiment=scale_demo": "takes a minute",
+    "experiment=recovery": "takes minutes, and a package of 93 MB",
+    "transform.planes=null": "takes minutes; tests/report/test_recovery_report.py has a small one",
+    "divergence/sentence_similarity": "downloads an encoder; tests/scoring/test_similarity.py has one",
+    "scoring.judge.url=": "needs a judge; tests/scoring/test_judge.py has one",
     "engine=constant": "the example engine gives token ids that mean nothing",
 }
 
@@ -105,7 +109,8 @@ def arguments(command: Command, folder: Path, *more: str) -> list[str]:
     given = _apart(command.sweep or [])
     replaced = [argument for argument in given if not argument.startswith(("model=", "model.id="))]
     # The files of vectors here have the width of the tiny model.
-    named = any(argument.startswith(("model", "transform.path", "transform.vector.path")) for argument in given)
+    from_hub = ("model", "experiment=", "transform.path", "transform.vector.path")
+    named = any(argument.startswith(from_hub) for argument in given)
     model = [f"model.id={folder / 'my-model'}"] if named else []
     return [*replaced, *model, f"sweep.dir={folder / 'outputs'}", *more]
 

@@ -17,6 +17,8 @@ from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.errors import TooManyFailures
 from sweep.inputs.config import ModelConfig, PromptsConfig
+from sweep.scoring.attacks import ATTACKS
+from sweep.scoring.judge_config import JudgeConfig
 from sweep.scoring.registry import shown_in
 from sweep.transforms import Pipeline
 from sweep.util.validators import require, require_choice
@@ -77,14 +79,18 @@ class ScoringConfig(Section):
         confidence: Confidence level of the intervals; in (0, 1).
         nearest_rows: Embedding rows per point whose nearest tokens are looked up, spread over its prompts; 0 (none) or
             more.
+        recovery: Attacks that recover tokens from the sent rows, of nearest_rows: nearest (the nearest embedding row),
+            rotation (after undoing the transforms' rotations), linear (after a linear map fitted on other prompts).
         noise_floor: Run each control twice, in differently composed batches, to measure the noise floor.
         logprobs: Compare next-token distributions by this many of the most probable tokens; 0 (do not) to 20.
         teacher_forced: Score the control's answer under the transformed prompt, and the transformed answer under the
             clean prompt.
         quality: Measures against references: exact_match, normalised_exact_match, contains, regex_match, token_f1,
             numeric_match, chrf, bleu, or module.function of a plugin, called with (generation, references).
-        measures: Measures of plugins that score all answers of a point at once, such as a judge: names given to
-            register_measure.
+        measures: Measures that score all answers of a point at once: divergence/sentence_similarity,
+            quality/judge_score, or names that a plugin gave to register_measure.
+        similarity_model: Sentence encoder of divergence/sentence_similarity: a folder or hub id; with mean pooling.
+        judge: Language model of quality/judge_score, see its keys.
         primary: Measure that is shown first and whose thresholds are printed: one of quality or measures, or
             divergence/token_agreement, divergence/first_divergence, divergence/edit_distance; null means the first of
             quality.
@@ -92,6 +98,7 @@ class ScoringConfig(Section):
 
     confidence: float = 0.95
     nearest_rows: int = 256
+    recovery: list[str] = field(default_factory=list)
     noise_floor: bool = True
     logprobs: int = 0
     teacher_forced: bool = False
@@ -99,12 +106,18 @@ class ScoringConfig(Section):
         default_factory=lambda: ["exact_match", "normalised_exact_match", "contains", "token_f1"]
     )
     measures: list[str] = field(default_factory=list)
+    similarity_model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     primary: str | None = None
 
     def __post_init__(self) -> None:
         require(0 < self.confidence < 1, "scoring.confidence", "must be in (0, 1)", self.confidence)
         require(0 <= self.logprobs <= 20, "scoring.logprobs", "must be in [0, 20]", self.logprobs)
         require(self.nearest_rows >= 0, "scoring.nearest_rows", "must be 0 or more", self.nearest_rows)
+        for attack in self.recovery:
+            require_choice("scoring.recovery", attack, ATTACKS, "attack")
+        sampled = self.nearest_rows > 0 or not self.recovery
+        require(sampled, "scoring.recovery", "needs scoring.nearest_rows above 0, the rows to attack", self.recovery)
         if self.primary is not None:
             metrics = [*map(_metric, self.quality), *self.measures, *shown_in("primary")]
             choices = [name.removeprefix("quality/") for name in metrics]
@@ -125,8 +138,14 @@ class ScoringConfig(Section):
     def score_settings(self) -> dict[str, Any]:
         """Return the settings that change scores, as plain values."""
         settings = {key: value for key, value in asdict(self).items() if key != "primary"}
-        if not self.measures:  # points of versions without this key are not scored again
-            del settings["measures"]
+        for key in ("measures", "recovery"):
+            if not settings[key]:  # points of versions without this key are not scored again
+                del settings[key]
+        if "divergence/sentence_similarity" not in self.measures:
+            del settings["similarity_model"]
+        judge = settings.pop("judge")
+        if "quality/judge_score" in self.measures:  # the other settings only limit how the judge is asked
+            settings["judge"] = {key: judge[key] for key in ("url", "model", "prompt", "format", "max_tokens")}
         return settings
 
     @property

@@ -20,7 +20,7 @@ from sweep.inputs.tokenization import EncodedPrompt, check_lengths
 from sweep.planning import request_builder
 from sweep.points.fingerprint import PointFingerprint
 from sweep.points.point import EngineSpec, Point
-from sweep.scoring.batch import select_measures
+from sweep.scoring.batch import check_measures
 from sweep.scoring.scorers import select
 from sweep.scoring.text import check_pattern
 from sweep.storage.archive import Archived
@@ -136,7 +136,7 @@ def make_plan(tasks: Sequence[Task], inputs: InputStore, *, dry_run: bool = Fals
     """
     for scoring in _scorings(tasks):
         select(scoring.quality)
-        select_measures(scoring.measures)
+        check_measures(scoring, contact=not dry_run)
     groups: dict[EngineSpec, list[Task]] = {}
     for task in tasks:
         groups.setdefault(task.point.engine_spec, []).append(task)
@@ -168,6 +168,11 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> 
             if uses_patterns:
                 check_patterns([encoded.prompt for encoded in corpus.prompts])
             check_lengths(corpus.prompts, limit)
+            if len(corpus.prompts) < 2 and any("linear" in scoring.recovery for scoring in _scorings(tasks)):
+                raise ConfigError(
+                    "scoring.recovery: linear needs at least 2 prompts, to fit the attack on other prompts than it "
+                    "attacks. Add prompts, or remove linear."
+                )
         return corpus
 
     planned = []

@@ -44,10 +44,13 @@ KEYS: Mapping[str, Effect] = {
     "scoring.logprobs": changes("The engine returns log-probabilities, which are recorded with the answer."),
     "scoring.confidence": no_change(_SCORES),
     "scoring.nearest_rows": no_change(_SCORES),
+    "scoring.recovery": no_change(_SCORES),
     "scoring.noise_floor": no_change("It adds a second run of each control, which is recorded separately."),
     "scoring.teacher_forced": no_change("It adds log-probabilities of answers, which are recorded separately."),
     "scoring.quality": no_change(f"{_SCORES} Your own modules count for scores by their contents."),
     "scoring.measures": no_change(f"{_SCORES} Your own modules count for scores by their contents."),
+    "scoring.similarity_model": no_change(f"{_SCORES} The name counts for scores, not the model's files."),
+    "scoring.judge": no_change(f"{_SCORES} Its limits of time and number do not count for scores."),
     "scoring.primary": no_change("It only decides what is shown first."),
     **{f"tracking.{name}": no_change(_TRACKING) for name in ("uri", "experiment", "traces", "patience", "in_process")},
     **{f"sweep.{name}": no_change(_WHERE) for name in (

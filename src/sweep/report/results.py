@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sweep.report.comparison import Comparison, SeriesResponse
+from sweep.report.judge_notes import judge_notes
 from sweep.report.run_summary import power_notes
 from sweep.report.series import Series, TreatedPoint, find_series
 from sweep.scoring.response import Response
@@ -39,7 +40,7 @@ class SweepResults:
         pooled: one row per dose and measure of each series that averages over seeds: `axis`, `series`, `dose`,
             `measure`, `mean`, `ci_low`, `ci_high`.
         first: measures to show before others.
-        notes: remarks on the significance marks.
+        notes: remarks on a judge, and on the significance marks.
         compared: the series that `responses` and `pooled` refer to; None: they are derived from `points`.
     """
 
@@ -84,7 +85,7 @@ def tables(
     points = pd.DataFrame([_point_row(comparison, i) for i in range(len(comparison.results))])
     responses, pooled = _responses(comparison.series), _pooled(comparison.series)
     generations = _with_axes_of(points, generations)
-    first, notes = comparison.first, list(power_notes(comparison))
+    first, notes = comparison.first, [*judge_notes(comparison.results), *power_notes(comparison)]
     # Taken from the comparison: names depend on the order of the keys, which the table's columns do not keep.
     compared = [described.series for described in comparison.series]
     return SweepResults(

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.report import FOLDER, REPORT
+from sweep.report.judge_notes import judge_notes
 from sweep.report.measures import title
+from sweep.report.recovery_notes import recovery_notes
 from sweep.report.run_summary import power_notes, response_findings
 from sweep.report.summary import Summary, load_summary
 from sweep.scoring.registry import shown_in, spec
@@ -85,9 +87,8 @@ def _summary(outcome: SweepOutcome, config: SweepConfig) -> Summary:
         notes += power_notes(comparison)
         findings = list(response_findings(comparison))
     more_points, more_series = max(0, len(results) - MAX_POINTS), max(0, len(findings) - MAX_SERIES)
-    return Summary(
-        heading, columns, rows, notes + findings[:MAX_SERIES], config.scoring.first, more_points, more_series
-    )
+    lines = [*judge_notes(results), *recovery_notes(results), *notes, *findings[:MAX_SERIES]]
+    return Summary(heading, columns, rows, lines, config.scoring.first, more_points, more_series)
 
 
 def _links(outcome: SweepOutcome, config: SweepConfig) -> Iterator[str]:
