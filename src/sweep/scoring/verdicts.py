@@ -92,9 +92,9 @@ def _score(text: str) -> int | None:
     except (ValueError, RecursionError):
         return None
     score = value.get("score") if isinstance(value, dict) else value
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or score != int(score):
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not LOWEST <= score <= HIGHEST:
         return None
-    return int(score) if LOWEST <= score <= HIGHEST else None
+    return int(score) if score == int(score) else None
 
 
 class VerdictCache:
