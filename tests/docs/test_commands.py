@@ -58,7 +58,7 @@ DRY_ONLY = {
     "tracking.uri=http": "needs a server; tests/tracking/test_tracking_server.py has one",
     "experiment=scale_demo": "takes a minute",
     "experiment=recovery": "takes minutes, and a package of 93 MB",
-    "transform.planes=null": "takes minutes; tests/report/test_recovery_report.py has a small one",
+    "scoring.recovery=[nearest,rotation,linear]": "takes minutes; tests/report/test_recovery_report.py has a small one",
     "divergence/sentence_similarity": "downloads an encoder; tests/scoring/test_similarity.py has one",
     "scoring.judge.url=": "needs a judge; tests/scoring/test_judge.py has one",
     "engine=constant": "the example engine gives token ids that mean nothing",

@@ -63,12 +63,16 @@ def fit_and_apply(rows: Tensor, clean: Tensor, new: Tensor) -> Tensor:
     left = vectors if use_gram else centred @ vectors / eigenvalues.sqrt()
     right = centred.T @ vectors / eigenvalues.sqrt() if use_gram else vectors
     projected = left.T @ residuals
+    # Squared residuals of a row, from products that do not depend on the penalty: much faster if d is large.
+    squares, cross, gram = residuals.square().sum(1), residuals @ projected.T, projected @ projected.T
     best, chosen = float(targets.square().sum()), None
     for penalty in [float(eigenvalues[-1]) * factor for factor in PENALTIES]:
         kept_share = eigenvalues / (eigenvalues + penalty)
         leverage = 1 / count + left.square() @ kept_share
-        errors = (residuals - left @ (kept_share[:, None] * projected)) / (1 - leverage).clamp(min=1e-9)[:, None]
-        if (loss := float(errors.square().sum())) < best:
+        fitted = left * kept_share
+        errors = squares - 2 * (cross * fitted).sum(1) + ((fitted @ gram) * fitted).sum(1)
+        loss = float((errors.clamp(min=0) / (1 - leverage).clamp(min=1e-9).square()).sum())
+        if loss < best:
             best, chosen = loss, penalty
     if chosen is None:
         return new
