@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sweep.config.schema import ScoringConfig, SweepConfig
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, TransformError
 from sweep.inputs.embedding_table import EmbeddingTable
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.span import Span
@@ -19,6 +19,7 @@ from sweep.planning.request_builder import build
 from sweep.scoring.attacks import ATTACKS
 from sweep.scoring.recovery import Exposed, recovery
 from sweep.scoring.ridge import PENALTIES, fit_and_apply
+from sweep.transforms.geometry import Rotate
 
 WIDTH = 64
 SPAN = Span(part="content")
@@ -160,6 +161,16 @@ def test_rotations_are_undone_in_a_composition(configure: Callable[..., SweepCon
     np.testing.assert_allclose(then_scaled.unrotated, 2 * clean.numpy(), atol=1e-5)  # only the rotation is known
     random = exposed_by(turn | {"control": "noise"})
     assert random.unrotated is None
+
+
+def test_a_plugins_error_while_undoing_fails_the_point_alone(
+    configure: Callable[..., SweepConfig], corpus: PromptSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(transform={"name": "rotate", "angle": 9.0}, scoring={"recovery": ["rotation"]})
+    for result, message in ((lambda *_: 1 / 0, "division by zero"), (lambda _, rows, __: rows[:-1], "of shape")):
+        monkeypatch.setattr(Rotate, "undo_rotation", result)
+        with pytest.raises(TransformError, match=f"rotate: undo_rotation: .*{message}"):
+            build_exposed(corpus, config)
 
 
 def test_refusals(configure: Callable[..., SweepConfig]) -> None:
