@@ -246,6 +246,10 @@ def test_a_sweep_with_a_judge(
     assert points.loc["control", "health/judge_positive_control"] == 1
     assert math.isnan(points.loc["point", "health/judge_positive_control"])
 
+    server.replies["/v1/models"] = lambda _: [as_http({"error": "gone"}, 401)]
+    code, out, err = command_line(*overrides, *judged)  # nothing is left to judge
+    assert code == 0 and "Nothing to do" in out + err, out + err
+
 
 @pytest.mark.slow
 def test_a_real_server_judges(served: VLLMServer, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
