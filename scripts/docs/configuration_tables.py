@@ -18,6 +18,7 @@ import hydra_plugins.sweep_sweepers.optuna as optuna_sweeper
 from sweep.config.schema import SECTIONS
 from sweep.engines import ENGINES
 from sweep.inputs.span import Span
+from sweep.scoring.judge_config import JudgeConfig
 
 # Descriptions that can be read alone: of keys whose docstring has none, or one that needs its context.
 DESCRIPTIONS = {
@@ -57,6 +58,7 @@ DESCRIPTIONS = {
     "scoring.teacher_forced": "measure how probable the control's answer is under each point's prompt, and vice versa",
     "scoring.quality": "measures against references: names, or functions of your own as `module.function`",
     "scoring.measures": "measures that see all answers of a point: built-in ones, or names given to `register_measure`",
+    "scoring.judge": "language model of `quality/judge_score` ([its keys](../guide/judge-and-similarity.md#judge))",
     "scoring.primary": "the measure that is shown first; null: the first of `scoring.quality`",
     "tracking.in_process": "publish from the process with the engine: less memory, slower generation",
     "sweep.resume": "`true`: continue what the same command began; `false`: begin anew; `force`: mix engine versions",
@@ -129,6 +131,11 @@ def configuration() -> str:
     return "\n".join(lines)
 
 
+def judge_keys() -> str:
+    """Return a table of the keys of a judge."""
+    return "\n".join(_key_table("scoring.judge", JudgeConfig))
+
+
 def span_keys() -> str:
     """Return a table of the keys of a span."""
     return "\n".join(_key_table("transform.span", Span))
@@ -144,8 +151,7 @@ def _key_rows(prefix: str, section: type) -> Iterator[tuple[str, str, str]]:
         key = f"{prefix}.{field.name}"
         nested = field.default_factory
         if prefix in SECTIONS and isinstance(nested, type) and is_dataclass(nested):
-            yield key, "its keys", described[field.name]
-            yield from _key_rows(key, nested)
+            yield key, "its keys", DESCRIPTIONS[key]  # too many for this page
         else:
             yield key, _default(field), DESCRIPTIONS.get(key) or described[field.name]
 
