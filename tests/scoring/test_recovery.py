@@ -64,7 +64,7 @@ def test_a_fitted_map_undoes_a_rotation_that_hides_from_the_nearest_row(table: E
     rotated = prompts_of(table, lambda rows: rows @ rotation)
     assert share(rotated, table, "nearest") < 0.04
     assert share(rotated, table, "linear") > 0.99  # 320 pairs for 64 dimensions
-    assert share(rotated[:4], table, "linear") < 0.5  # 30 pairs do not determine the map
+    assert share(rotated[:4], table, "linear") < 0.7  # 30 pairs do not determine the map
     undone = [exposed(p.token_ids, torch.from_numpy(p.rows), torch.from_numpy(p.rows) @ rotation.T) for p in rotated]
     assert share(undone, table, "rotation") == 1.0
 
@@ -92,9 +92,11 @@ def test_what_cannot_be_recovered_by_position_has_no_value(table: EmbeddingTable
 
 @pytest.mark.parametrize(("count", "width"), [(12, 30), (40, 7)])
 def test_ridge_equals_brute_force(count: int, width: int) -> None:
-    """The penalty with the smallest error when each row is left out in turn, by the normal equations."""
+    """The map that recovers the most rows when each is left out in turn, by the normal equations."""
     random = np.random.default_rng(3)
-    x, new = random.normal(size=(count, width)), random.normal(size=(5, width))
+    plane = random.normal(size=(5, width))  # 12 rows determine a map of their own five directions
+    x, new = random.normal(size=(count, 5)) @ plane, random.normal(size=(5, 5)) @ plane
+    x += 0.1 * random.normal(size=x.shape)
     y = x @ random.normal(size=(width, width)) + 0.3 * random.normal(size=(count, width))
 
     def predict(penalty: float, x: Any, y: Any, at: Any) -> Any:
@@ -104,15 +106,26 @@ def test_ridge_equals_brute_force(count: int, width: int) -> None:
 
     # The model of one left-out row has the mean of the others, but the penalty relative to all rows.
     largest = np.linalg.eigvalsh((x - x.mean(0)).T @ (x - x.mean(0)))[-1]
-    errors = []
+    ranks = []
     for factor in PENALTIES:
-        left_out = [
-            predict(factor * largest, np.delete(x, i, 0), np.delete(y, i, 0), x[i : i + 1]) - y[i] for i in range(count)
-        ]
-        errors.append(float(np.square(left_out).sum()))
-    expected = predict(PENALTIES[int(np.argmin(errors))] * largest, x, y, new)
+        estimates = np.concatenate(
+            [predict(factor * largest, np.delete(x, i, 0), np.delete(y, i, 0), x[i : i + 1]) for i in range(count)]
+        )
+        hits = int((np.linalg.norm(estimates[:, None] - y, axis=2).argmin(1) == np.arange(count)).sum())
+        ranks.append((-hits, float(np.square(estimates - y).sum())))
+    identity = int((np.linalg.norm(x[:, None] - y, axis=2).argmin(1) == np.arange(count)).sum())
+    assert -min(ranks)[0] > identity and len(set(ranks)) > 1
+    expected = predict(PENALTIES[ranks.index(min(ranks))] * largest, x, y, new)
     found = fit_and_apply(*(torch.from_numpy(a).float() for a in (x, y, new)))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_linear_attack_is_not_weaker_than_the_nearest_row_under_noise(table: EmbeddingTable) -> None:
+    """A map with the smallest squared error shrinks noisy rows, which favours tokens with short rows."""
+    generator = torch.Generator().manual_seed(4)
+    noisy = prompts_of(table, lambda rows: rows + 2 * table.std * torch.randn(rows.shape, generator=generator))
+    nearest, linear = share(noisy, table, "nearest"), share(noisy, table, "linear")
+    assert 0.5 < nearest < 0.95 and linear > nearest - 0.05
 
 
 def build_exposed(corpus: PromptSet, config: SweepConfig, prompt: int = 1) -> Exposed:
