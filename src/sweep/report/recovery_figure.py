@@ -24,8 +24,10 @@ Error = tuple[float, float]
 
 def plotly_figure(recovered: RecoveryResults) -> dict[str, Any]:
     """Return the figure as a dictionary: `axis`, `measure`, and Plotly's `data` and `layout`."""
+    symbols = ("circle", "square", "diamond")
+    # Smaller one after the other, so that attacks that recover the same share stay visible.
     data = [
-        _trace(recovered, attack, PALETTE[number], ["circle", "square", "diamond"][number])
+        _trace(recovered, attack, PALETTE[number], symbols[number], 13 - 3 * number)
         for number, attack in enumerate(recovered.attacks)
     ]
     layout = {
@@ -40,7 +42,7 @@ def plotly_figure(recovered: RecoveryResults) -> dict[str, Any]:
     return {"axis": FIGURE, "measure": FIGURE, "data": data, "layout": layout}
 
 
-def _trace(recovered: RecoveryResults, attack: str, colour: str, symbol: str) -> dict[str, Any]:
+def _trace(recovered: RecoveryResults, attack: str, colour: str, symbol: str, size: int) -> dict[str, Any]:
     points = [point for point in recovered.points if _is_drawn(point, attack)]
     shares, utilities = [point.recovered[attack] for point in points], [point.utility for point in points]
     trace: dict[str, Any] = {
@@ -50,7 +52,7 @@ def _trace(recovered: RecoveryResults, attack: str, colour: str, symbol: str) ->
         "x": [share[0] for share in shares],
         "y": [utility[0] for utility in utilities],
         "marker": {
-            "size": 9,
+            "size": size,
             "color": colour,
             "symbol": [symbol + "-open" * (point.role == "control") for point in points],
         },
@@ -102,6 +104,7 @@ def draw(recovered: RecoveryResults, confidence: float) -> Figure:
                 color=PALETTE[number],
                 markerfacecolor="white" if is_control else PALETTE[number],
                 linewidth=1,
+                markersize=9 - 2 * number,
                 label=f"{label}, control" if is_control else label,
             )
     axes.set_xlim(*SHARES)
