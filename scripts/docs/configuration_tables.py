@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, Field, fields
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 from sweep.config.schema import SECTIONS
 from sweep.engines import ENGINES
 from sweep.inputs.span import Span
+from sweep.scoring.judge_config import JudgeConfig
 
 # Descriptions that can be read alone: of keys whose docstring has none, or one that needs its context.
 DESCRIPTIONS = {
@@ -59,7 +61,8 @@ DESCRIPTIONS = {
     "scoring.target_delimiter": "text before references and choices that do not begin with white space; null: a space "
     "after plain text",
     "scoring.quality": "measures against references: names, or functions of your own as `module.function`",
-    "scoring.measures": "measures of plugins that see all answers of a point: names given to `register_measure`",
+    "scoring.measures": "measures that see all answers of a point: built-in ones, or names given to `register_measure`",
+    "scoring.judge": "language model of `quality/judge_score` ([its keys](../guide/judge-and-similarity.md#judge))",
     "scoring.primary": "the measure that is shown first; null: the first of `scoring.quality`",
     "tracking.in_process": "publish from the process with the engine: less memory, slower generation",
     "sweep.resume": "`true`: continue what the same command began; `false`: begin anew; `force`: mix engine versions",
@@ -149,19 +152,29 @@ def own_plugins(kind: str) -> list[str]:
     return [file.removesuffix(".yaml") for file in files if store.load(f"hydra/{kind}/{file}").provider == PROVIDER]
 
 
+def judge_keys() -> str:
+    """Return a table of the keys of a judge."""
+    return "\n".join(_key_table("scoring.judge", JudgeConfig))
+
+
 def span_keys() -> str:
     """Return a table of the keys of a span."""
     return "\n".join(_key_table("transform.span", Span))
 
 
 def _key_table(prefix: str, section: type) -> list[str]:
+    return table(("key", "default", "meaning"), marked(list(_key_rows(prefix, section))))
+
+
+def _key_rows(prefix: str, section: type) -> Iterator[tuple[str, str, str]]:
     described = attributes(section)
-    rows = []
     for field in fields(section):
         key = f"{prefix}.{field.name}"
-        meaning = DESCRIPTIONS.get(key) or _as_cell(described[field.name])
-        rows.append((key, _default(field), meaning))
-    return table(("key", "default", "meaning"), marked(rows))
+        nested = field.default_factory
+        if prefix in SECTIONS and isinstance(nested, type) and is_dataclass(nested):
+            yield key, "its keys", DESCRIPTIONS[key]  # too many for this page
+        else:
+            yield key, _default(field), DESCRIPTIONS.get(key) or _as_cell(described[field.name])
 
 
 def _node_table(prefix: str, group: str) -> list[str]:
@@ -205,4 +218,6 @@ def _show(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_show, value))}]"
+    if isinstance(value, str) and "\n" in value:
+        return f"{value.splitlines()[0]} …"
     return "{}" if value == {} else f"{value:g}" if isinstance(value, float) else str(value)

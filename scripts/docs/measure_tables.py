@@ -14,7 +14,7 @@ NUMBERS = {math.inf: "∞", -math.inf: "-∞", math.log(2): "ln 2"}
 
 def measure_table(group: str) -> str:
     """Return the table of a group's built-in measures."""
-    built_in = [measure for measure in measures_of(group) if measure.per != "batch"]
+    built_in = [measure for measure in measures_of(group) if measure.per != "batch" or measure.configured]
     rows = [(f"`{measure.name}`", values(measure), meaning(measure)) for measure in built_in]
     return "\n".join(table(("measure", "values", "meaning"), rows))
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from configuration_tables import configuration, span_keys
+from configuration_tables import configuration, judge_keys, span_keys
 from measure_tables import measure_table
 from transform_tables import parameter_table, transform_table
 
@@ -36,6 +36,7 @@ def pages() -> dict[Path, dict[str, Callable[[], str]]]:
             "parameters": parameter_table,
         },
         DOCS / "reference" / "measures.md": {group: partial(measure_table, group) for group in GROUPS},
+        DOCS / "guide" / "judge-and-similarity.md": {"judge": judge_keys},
         DOCS / "fingerprint.md": {"fingerprint": fingerprint_keys.markdown},
     }
 

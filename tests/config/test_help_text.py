@@ -14,7 +14,8 @@ from sweep.config.schema import SECTIONS, SweepConfig
 from sweep.engines import ServerConfig, TransformersConfig, VLLMConfig
 from sweep.engines.transformers.config import DEVICES
 from sweep.inputs.config import SPECIAL_TOKENS
-from sweep.scoring.registry import shown_in
+from sweep.scoring.attacks import ATTACKS
+from sweep.scoring.registry import measures, shown_in
 from sweep.scoring.scorers import registered_scorers
 from sweep.transforms import CONTROLS, Stage
 from sweep.util.paths import conf_dir
@@ -36,6 +37,8 @@ def test_each_key_has_an_entry(cls: type) -> None:
         ("model", "embedder", ("safetensors", "transformers")),
         ("prompts", "special_tokens", SPECIAL_TOKENS),
         ("scoring", "quality", tuple(name.removeprefix("quality/") for name in registered_scorers())),
+        ("scoring", "measures", tuple(m.name for m in measures() if m.configured and not m.name.startswith("health/"))),
+        ("scoring", "recovery", ATTACKS),
         ("scoring", "primary", shown_in("primary")),
         ("sweep", "resume", ("true", "false", "force")),
         ("sweep", "on_error", ("continue", "stop")),
@@ -67,6 +70,8 @@ def test_help_has_one_line_for_each_key(command_line: Sweep, name: str) -> None:
     assert code == 0 and isinstance(plain, dict)
     keys = [f"{key}.{name}" for key, value in plain.items() if isinstance(value, dict) for name in value]
     keys += [str(key) for key, value in plain.items() if not isinstance(value, dict)]
+    keys.remove("scoring.judge")  # the only section within a section
+    keys += [f"scoring.judge.{name}" for name in plain["scoring"]["judge"]]
     lines = [line.split("=")[0] for line in out.splitlines()]
     assert len(keys) > 50 and [key for key in keys if lines.count(key) != 1] == []
 

@@ -60,6 +60,10 @@ DRY_ONLY = {
     "experiment=noise_seeds": "takes a minute",
     "experiment=equivalence": "takes minutes with the model that it is about",
     "experiment=likelihoods": "takes minutes, and a package of 93 MB",
+    "experiment=recovery": "takes minutes, and a package of 93 MB",
+    "scoring.recovery=[nearest,rotation,linear]": "takes minutes; tests/report/test_recovery_report.py has a small one",
+    "divergence/sentence_similarity": "downloads an encoder; tests/scoring/test_similarity.py has one",
+    "scoring.judge.url=": "needs a judge; tests/scoring/test_judge.py has one",
     "engine=constant": "the example engine gives token ids that mean nothing",
 }
 
@@ -108,7 +112,8 @@ def arguments(command: Command, folder: Path, *more: str) -> list[str]:
     given = _apart(command.sweep or [])
     replaced = [argument for argument in given if not argument.startswith(("model=", "model.id="))]
     # The files of vectors here have the width of the tiny model.
-    named = any(argument.startswith(("model", "transform.path", "transform.vector.path")) for argument in given)
+    from_hub = ("model", "experiment=", "transform.path", "transform.vector.path")
+    named = any(argument.startswith(from_hub) for argument in given)
     model = [f"model.id={folder / 'my-model'}"] if named else []
     return [*replaced, *model, f"sweep.dir={folder / 'outputs'}", *more]
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from conftest import compose
 from sweep.app import sweep_folder
 from sweep.config import loader
-from sweep.config.schema import ScoringConfig
+from sweep.config.scoring_config import ScoringConfig
 from sweep.errors import ConfigError
 from sweep.points.fingerprint import Fingerprints
 from sweep.points.point import Point

@@ -79,6 +79,7 @@ class TestTheBatteryItself:
             ("shape", "must return rows of shape"),
             ("dtype", "float"),
             ("order", "depends on the order"),
+            ("undo", "undo_rotation does not return the rows before the transform"),
         ],
     )
     def test_checks_detect_broken_transforms(self, what: str, said: str | None) -> None:
@@ -111,6 +112,9 @@ class TestTheBatteryItself:
                 if what == "order":
                     return rows + self.amount * len(calls)
                 return rows + self.amount
+
+            def undo_rotation(self, rows: torch.Tensor, context: Context) -> torch.Tensor | None:
+                return rows if what == "undo" else None
 
         register(f"broken {what}")(Broken)
         try:

@@ -14,7 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sweep.config.schema import ADDED, SHOWN_ONLY
+from sweep.config.schema import ADDED
+from sweep.config.scoring_config import SHOWN_ONLY
 from sweep.errors import ConfigError
 from sweep.inputs.packaged_model import NAME as PACKAGED
 from sweep.util import state_files
@@ -93,12 +94,12 @@ def make_sweep_id(base: DictConfig, folder: str) -> str:
     config = OmegaConf.to_container(
         OmegaConf.masked_copy(base, [str(key) for key in base if key not in OUTSIDE_SWEEP_ID])
     )
-    if isinstance(config, dict) and isinstance(scoring := config.get("scoring"), dict):
-        kept = {key: value for key, value in scoring.items() if key not in ADDED or value != ADDED[key]}
-        config["scoring"] = {key: value for key, value in kept.items() if key not in SHOWN_ONLY}
-    prompts = config.get("prompts") if isinstance(config, dict) else None
-    if isinstance(prompts, dict) and prompts.get("choices_key", ...) is None:  # as in versions without this key
-        del prompts["choices_key"]
+    for section, added in ADDED.items():
+        values = config.get(section) if isinstance(config, dict) else None
+        if isinstance(values, dict):
+            unchanged = [key for key, default in added.items() if values.get(key, default) == default]
+            for key in (*unchanged, *(SHOWN_ONLY if section == "scoring" else ())):
+                values.pop(key, None)
     sweeper: Any = OmegaConf.to_container(base.hydra.sweeper) if "hydra" in base else None
     sweeper = sweeper and {key: value for key, value in sweeper.items() if key not in SEARCH_LENGTH}
     swept = [argument for argument in sys.argv[1:] if "=" in argument and not _is_outside_sweep_id(argument)]

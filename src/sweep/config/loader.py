@@ -21,7 +21,8 @@ from omegaconf import BooleanNode, DictConfig, IntegerNode, ListConfig, OmegaCon
 from omegaconf.errors import OmegaConfBaseException
 
 from sweep.config.dataclass_reader import COMPOSE, build, build_pipeline, one_line, read, writable
-from sweep.config.schema import SECTIONS, ScoringConfig, SweepConfig
+from sweep.config.schema import SECTIONS, SweepConfig
+from sweep.config.scoring_config import ScoringConfig
 from sweep.console.signals import Interrupted
 from sweep.engines import ENGINES
 from sweep.errors import ConfigError

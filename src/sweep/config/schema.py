@@ -7,21 +7,17 @@ the entry of each key below `Attributes:` (see `sweep.config.help_text`), so an 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sweep.config import scoring_config
 from sweep.config.objective import Objective
+from sweep.config.scoring_config import ScoringConfig
 from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.errors import TooManyFailures
-from sweep.inputs.choices import check_choices
 from sweep.inputs.config import ModelConfig, PromptsConfig
-from sweep.scoring.margins import check_margins, margin_of
-from sweep.scoring.registry import measures_of, shown_in
 from sweep.transforms import Pipeline
 from sweep.util.counts import counted
 from sweep.util.validators import require, require_choice
@@ -67,138 +63,6 @@ class SamplingConfig(Section):
             differ, "sampling.n", "above 1 needs sampling.temperature above 0: greedy answers are all equal", self.n
         )
         require(all(self.stop), "sampling.stop", "must not contain an empty string", self.stop)
-
-
-# Keys of `scoring` that only change what is shown. They do not count in fingerprints or in a sweep's id.
-SHOWN_ONLY = ("primary", "equivalence")
-# Keys of `scoring` that later versions added, with their defaults. They are left out where they have these values, so
-# that points and sweeps of versions without the keys stay what they are.
-ADDED: dict[str, Any] = {
-    "measures": [],
-    "reference_logprob": False,
-    "choices": [],
-    "target_delimiter": None,
-    "correct": None,
-    "pass_at": None,
-}
-
-
-def _metric(name: str) -> str:
-    """Return the measure's name for an entry of `scoring.quality`: `exact_match`, or a user's `module.function`."""
-    return "quality/" + re.split(r"[.:]", name.removeprefix("quality/"))[-1]
-
-
-def _likelihoods() -> list[str]:
-    return [measure.name for measure in measures_of("likelihood")]
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringConfig(Section):
-    """Configuration section `scoring`.
-
-    Attributes:
-        confidence: Confidence level of the intervals; in (0, 1).
-        nearest_rows: Embedding rows per point whose nearest tokens are looked up, spread over its prompts; 0 (none) or
-            more.
-        noise_floor: Run each control twice, in differently composed batches, to measure the noise floor.
-        logprobs: Compare next-token distributions by this many of the most probable tokens; 0 (do not) to 20.
-        teacher_forced: Score the control's answer under the transformed prompt, and the transformed answer under the
-            clean prompt.
-        reference_logprob: Measure the log-probability of each reference after each point's prompt.
-        choices: Compare the likelihoods of these answers, of which references name the right one; prompts with choices
-            of their own (see prompts.choices_key) keep those.
-        target_delimiter: Text between a prompt and a reference or choice that does not begin with white space; null
-            means none after a chat, and a space after plain text that does not end in white space.
-        quality: Measures against references: exact_match, normalised_exact_match, contains, regex_match, token_f1,
-            numeric_match, chrf, bleu, or module.function of a plugin, called with (generation, references).
-        measures: Measures of plugins that score all answers of a point at once, such as a judge: names given to
-            register_measure.
-        primary: Measure that is shown first and whose thresholds are printed: one of quality or measures, or
-            divergence/token_agreement, divergence/first_divergence, divergence/edit_distance, or with reference_logprob
-            or choices one of likelihood/…; null means the first of quality.
-        correct: Yes-or-no measure that decides which of several samples are correct, for pass@k and the majority vote;
-            null means the first one of quality.
-        pass_at: Values of k for pass@k, each from 1 to sampling.n; null means 2, 4, 8, … up to sampling.n.
-        equivalence: Margin of equivalence with the control, in the unit of the measure: a number above 0 for all tested
-            measures, or a mapping such as {exact_match: 0.05, first_divergence: 2}; null does not test equivalence.
-    """
-
-    confidence: float = 0.95
-    nearest_rows: int = 256
-    noise_floor: bool = True
-    logprobs: int = 0
-    teacher_forced: bool = False
-    reference_logprob: bool = False
-    choices: list[str] = field(default_factory=list)
-    target_delimiter: str | None = None
-    quality: list[str] = field(
-        default_factory=lambda: ["exact_match", "normalised_exact_match", "contains", "token_f1"]
-    )
-    measures: list[str] = field(default_factory=list)
-    primary: str | None = None
-    correct: str | None = None
-    pass_at: list[int] | None = None
-    equivalence: Any = None
-
-    def __post_init__(self) -> None:
-        require(0 < self.confidence < 1, "scoring.confidence", "must be in (0, 1)", self.confidence)
-        require(0 <= self.logprobs <= 20, "scoring.logprobs", "must be in [0, 20]", self.logprobs)
-        require(self.nearest_rows >= 0, "scoring.nearest_rows", "must be 0 or more", self.nearest_rows)
-        if self.choices:
-            check_choices(self.choices, "scoring.choices")
-        if self.primary is not None:
-            metrics = [*map(_metric, self.quality), *self.measures, *shown_in("primary"), *_likelihoods()]
-            choices = [name.removeprefix("quality/") for name in metrics]
-            chosen = self.primary if self.primary in metrics else _metric(self.primary)
-            if chosen not in metrics:
-                what = "measure of scoring.quality, of scoring.measures, a divergence, or a likelihood"
-                require_choice("scoring.primary", self.primary, choices, what)
-        if self.correct is not None or self.pass_at is not None:
-            from sweep.scoring.samples import check_sizes
-
-            check_sizes(self.pass_at, self.correctness)
-        if self.equivalence is not None:
-            check_margins(self.equivalence, self._configured, self.confidence)
-
-    @property
-    def _configured(self) -> list[str]:
-        return [*map(_metric, self.quality), *self.measures]
-
-    @property
-    def correctness(self) -> str | None:
-        """Metric name of the measure that decides which samples are correct; None: there is none."""
-        # Imported here: most starts of the program need no measures.
-        from sweep.scoring.samples import correctness_measure
-
-        if self.correct is None:
-            return correctness_measure(None, self._configured)
-        chosen = self.correct if self.correct in self.measures else _metric(self.correct)
-        return correctness_measure(chosen, self._configured)
-
-    @property
-    def first(self) -> list[str]:
-        """Measures to show before others: the primary one, then those of plugins."""
-        primary = self.primary or next(iter(self.quality), None)
-        from_plugins = [_metric(name) for name in self.quality if re.search(r"[.:]", name.removeprefix("quality/"))]
-        known = (*self.measures, *shown_in("primary"), *_likelihoods())
-        chosen = [] if primary is None else [primary if primary in known else _metric(primary)]
-        return list(dict.fromkeys([*chosen, *from_plugins, *self.measures]))
-
-    @property
-    def report_settings(self) -> tuple[float, list[str], Callable[[str], float]]:
-        """Confidence level, measures to show first, and the margin of equivalence of a measure (NaN: none)."""
-        return self.confidence, self.first, partial(margin_of, self.equivalence)
-
-    def score_settings(self) -> dict[str, Any]:
-        """Return the settings that change scores, as plain values."""
-        settings = {key: value for key, value in asdict(self).items() if key not in SHOWN_ONLY}
-        return {key: value for key, value in settings.items() if key not in ADDED or value != ADDED[key]}
-
-    @property
-    def modules(self) -> list[str]:
-        """Modules of the functions among the quality measures."""
-        parts = (name.rpartition(":" if ":" in name else ".") for name in self.quality)
-        return [module for module, _, function in parts if module and function]
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +194,10 @@ class SweepConfig:
                 return list(self.plugins)
         return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
+
+# Keys that later versions added, with their defaults, by section. They do not count in a sweep's id where they have
+# these values, so that unchanged commands resume the sweeps of versions without the keys.
+ADDED: dict[str, dict[str, Any]] = {"prompts": {"choices_key": None}, "scoring": scoring_config.ADDED}
 
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,

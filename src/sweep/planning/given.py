@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sweep.config.schema import ScoringConfig, SweepConfig
+from sweep.config.schema import SweepConfig
+from sweep.config.scoring_config import ScoringConfig
 from sweep.errors import ConfigError
 from sweep.inputs.given_answers import GivenAnswers, encode_given
 from sweep.inputs.prompt_set import PromptSet

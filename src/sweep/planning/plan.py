@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from sweep.config.schema import ScoringConfig
+from sweep.config.scoring_config import ScoringConfig
 from sweep.engines.identity_check import IDENTITY_CHECK_TOKENS
 from sweep.errors import ConfigError, TransformError
 from sweep.inputs.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ from sweep.planning import request_builder
 from sweep.planning.given import GivenPlanner
 from sweep.points.fingerprint import PointFingerprint
 from sweep.points.point import EngineSpec, Point
-from sweep.scoring.batch import select_measures
+from sweep.scoring.batch import check_measures
 from sweep.scoring.scorers import select
 from sweep.scoring.text import check_pattern
 from sweep.storage.archive import Archived
@@ -144,9 +144,10 @@ def make_plan(tasks: Sequence[Task], inputs: InputStore, *, dry_run: bool = Fals
     Raises:
         ConfigError: an input is wrong. The message names the key, file or point.
     """
+    contact = not dry_run and not all(task.done for task in tasks)  # a finished sweep needs no judge
     for scoring in _scorings(tasks):
         select(scoring.quality)
-        select_measures(scoring.measures)
+        check_measures(scoring, contact=contact)
     groups: dict[EngineSpec, list[Task]] = {}
     for task in tasks:
         groups.setdefault(task.point.engine_spec, []).append(task)
@@ -178,6 +179,11 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> 
             if uses_patterns:
                 check_patterns([encoded.prompt for encoded in corpus.prompts])
             check_lengths(corpus.prompts, limit)
+            if len(corpus.prompts) < 2 and any("linear" in scoring.recovery for scoring in _scorings(tasks)):
+                raise ConfigError(
+                    "scoring.recovery: linear needs at least 2 prompts, to fit the attack on other prompts than it "
+                    "attacks. Add prompts, or remove linear."
+                )
         return corpus
 
     planned, given = [], GivenPlanner()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sweep.config.schema import SweepConfig
@@ -16,6 +17,8 @@ from sweep.errors import TransformError
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.tokenization import EncodedPrompt
 from sweep.scoring.perturbation import Comparison, Neighbours, perturbation
+from sweep.scoring.recovery import Exposed, evenly_spaced
+from sweep.transforms.inversion import span_rows, undo_rotations
 from sweep.transforms.pipeline import Dose
 from sweep.transforms.rows import Rows
 from sweep.util.compact import compact
@@ -33,10 +36,12 @@ class Measured:
     Attributes:
         perturbation: the measures that need no lookup.
         neighbours: rows whose nearest tokens are looked up when the point is scored, for all prompts together.
+        exposed: rows from which `scoring.recovery` recovers tokens then; None: it is off.
     """
 
     perturbation: Scores
     neighbours: Neighbours
+    exposed: Exposed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class BuiltRequest:
         origins: origins of the request's rows, see `Rows.origins`.
         doses: requested and achieved dose of each transform, None where it has none.
         max_neighbours: how many rows have their nearest tokens looked up.
+        expose: returns the rows for `scoring.recovery`; None: it is off.
     """
 
     request: Request
@@ -60,13 +66,15 @@ class BuiltRequest:
     origins: Sequence[tuple[int, ...]] | None
     doses: list[Dose | None]
     max_neighbours: int
+    expose: Callable[[], Exposed] | None = None
 
     def measure(self) -> Measured:
         """Measure the perturbation."""
         assert self.request.embeds is not None
         comparison = Comparison.of(self.request.embeds, self.rows, self.origins)
         neighbours = Neighbours.sample(comparison, self.token_ids, self.max_neighbours)
-        return Measured(perturbation(comparison) | _dose_scores(self.doses), neighbours)
+        exposed = None if self.expose is None else self.expose()
+        return Measured(perturbation(comparison) | _dose_scores(self.doses), neighbours, exposed)
 
 
 def build(
@@ -102,7 +110,33 @@ def build(
     token_ids = _row_tokens(transformed, encoded.token_ids)
     request = Request(key, token_ids, embeds.contiguous(), sampling_of(config, prompt_id), finite=True)
     max_neighbours = -(-config.scoring.nearest_rows // len(corpus.prompts))
-    return BuiltRequest(request, seconds, rows, encoded.token_ids, transformed.origins, doses, max_neighbours)
+    expose = partial(_expose, config, encoded, corpus, transformed, embeds, max_neighbours)
+    return BuiltRequest(
+        request,
+        seconds,
+        rows,
+        encoded.token_ids,
+        transformed.origins,
+        doses,
+        max_neighbours,
+        expose if config.scoring.recovery else None,
+    )
+
+
+def _expose(
+    config: SweepConfig, encoded: EncodedPrompt, corpus: PromptSet, transformed: Rows, embeds: Tensor, max_rows: int
+) -> Exposed:
+    """Sample the rows of the transforms' spans, as they are sent."""
+    prompt_id = encoded.prompt.id
+    by_position = len(embeds) == len(encoded.token_ids)
+    inside = span_rows(config.transform, transformed, prompt_id, corpus) if by_position else []
+    selected = evenly_spaced(inside, max_rows)
+    sent = embeds[selected].float()
+    unrotated = None
+    if "rotation" in config.scoring.recovery and by_position:
+        unrotated = undo_rotations(config.transform, sent, selected, transformed, prompt_id, corpus, config.seed)
+    token_ids = [encoded.token_ids[row] for row in selected]
+    return Exposed(sent.numpy(), token_ids, None if unrotated is None else unrotated.numpy(), by_position)
 
 
 def _row_tokens(rows: Rows, token_ids: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from sweep.config.schema import SamplingConfig, ScoringConfig
+from sweep.config.schema import SamplingConfig
+from sweep.config.scoring_config import ScoringConfig
 from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.errors import ConfigError

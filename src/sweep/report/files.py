@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweep.console.streams import visible
-from sweep.report import GENERATIONS, POINTS, html, plots
+from sweep.report import GENERATIONS, POINTS, html, plots, recovery_figure
+from sweep.report.recovery import recovery_results
 from sweep.report.results import SweepResults
 from sweep.util.atomic import replace
 
@@ -28,6 +29,7 @@ def write(results: SweepResults, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     table = generations_table(results)
     report = html.render(results)
+    recovered = recovery_results(results, list(range(len(results.points))))
     return [
         replace(folder / POINTS, lambda path: _printable(results.points).to_csv(path, index=False)),
         replace(folder / ROWS, lambda path: _printable(results.rows).to_csv(path, index=False)),
@@ -35,6 +37,7 @@ def write(results: SweepResults, folder: Path) -> list[Path]:
         replace(folder / GENERATIONS, lambda path: pq.write_table(table, path, compression="zstd")),
         replace(folder / REPORT, lambda path: path.write_text(report, "utf-8")),
         *plots.write(results, folder / PLOTS),
+        *([recovery_figure.write_png(recovered, folder / PLOTS, results.confidence)] if recovered else []),
     ]
 
 

@@ -24,6 +24,8 @@ from sweep.report.figures import figure
 from sweep.report.matrix import Matrix, by_strength
 from sweep.report.measures import headline_groups, main_measures, short_key
 from sweep.report.overview import Table, findings, points_table
+from sweep.report.recovery import recovery_results
+from sweep.report.recovery_figure import FIGURE, plotly_figure
 from sweep.report.results import SweepResults
 
 FOLDER = Path(__file__).parent
@@ -42,10 +44,14 @@ def render(results: SweepResults) -> str:
     matrix = Matrix.of(results, order)
     axes = [Axis(key, short_key(key), findings(doses, key)) for key in dict.fromkeys(dose.axis for dose in doses)]
     points = points_table(results)
-    data = matrix.payload() | {
+    data: dict[str, Any] = matrix.payload() | {
         "figures": [figure(dose) for dose in doses],
         "main": main_measures((dose.measure for dose in doses), headline_groups(), results.first),
     }
+    recovered = recovery_results(results, order)
+    if recovered is not None:
+        data["figures"].append(plotly_figure(recovered))
+        data["main"].append(FIGURE)
     scripts = {"plotly": _plotly(), "program": (FOLDER / "report.js").read_text("utf-8")}
     template = _environment().get_template("report.html.jinja")
     return template.render(
@@ -53,6 +59,7 @@ def render(results: SweepResults) -> str:
         points=points,
         matrix=matrix,
         axes=axes,
+        recovered=recovered,
         written=time.strftime("%Y-%m-%d %H:%M"),
         style=Markup((FOLDER / "report.css").read_text("utf-8")),
         scripts={name: Markup(text) for name, text in scripts.items()},

@@ -56,7 +56,7 @@
     Plotly.newPlot(target, series(figure), themed(figure), { responsive: true, displaylogo: false, modeBarButtonsToRemove: buttons });
   }
 
-  for (const article of document.querySelectorAll("#responses article")) {
+  for (const article of document.querySelectorAll("article[data-axis]")) {
     const [first, others] = article.querySelectorAll(".plots");
     const figures = data.figures.filter((figure) => figure.axis === article.dataset.axis);
     figures.sort((a, b) => rank(a.measure) - rank(b.measure));

@@ -11,6 +11,7 @@ import pandas as pd
 
 from sweep.planning.results import PointResult
 from sweep.report.comparison import Comparison, SeriesResponse
+from sweep.report.judge_notes import judge_notes
 from sweep.report.marks import legend, null_findings
 from sweep.report.paired_differences import Difference
 from sweep.report.replicates import Row
@@ -50,7 +51,7 @@ class SweepResults:
         pooled: one row per dose and measure of each series that averages over seeds: `axis`, `series`, `dose`,
             `measure`, `mean`, `ci_low`, `ci_high`.
         first: measures to show before others.
-        notes: remarks on the marks, and what the prompts could have shown.
+        notes: remarks on a judge and on the marks, and what the prompts could have shown.
         compared: the series that `responses` and `pooled` refer to; None: they are derived from `points`.
     """
 
@@ -99,7 +100,7 @@ def tables(
     generations = _with_axes_of(points, generations)
     first = comparison.first
     # The page explains significance itself.
-    notes = [*list(legend(comparison))[1:], *power_notes(comparison)]
+    notes = [*judge_notes(comparison.results), *list(legend(comparison))[1:], *power_notes(comparison)]
     notes += null_findings(comparison, threshold_measures(comparison))
     # Taken from the comparison: names depend on the order of the keys, which the table's columns do not keep.
     compared = [described.series for described in comparison.series]

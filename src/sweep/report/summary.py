@@ -14,7 +14,7 @@ from sweep.util import state_files
 from sweep.util.atomic import replace
 
 if TYPE_CHECKING:
-    from sweep.config.schema import ScoringConfig
+    from sweep.config.scoring_config import ScoringConfig
 
 FILE = "summary.json"
 

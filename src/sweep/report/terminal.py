@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from sweep.console.text import one_line
 from sweep.report import FOLDER, REPORT
+from sweep.report.judge_notes import judge_notes
 from sweep.report.marks import legend, marks, null_findings
 from sweep.report.measures import title
+from sweep.report.recovery_notes import recovery_notes
 from sweep.report.replicates import Row
 from sweep.report.run_summary import power_notes, response_findings, threshold_measures
 from sweep.report.summary import Summary, load_summary
@@ -96,16 +98,9 @@ def _summary(outcome: SweepOutcome, config: SweepConfig) -> Summary:
         notes += null_findings(comparison, threshold_measures(comparison), one_line)
         findings = list(response_findings(comparison))
     more_points, more_series = max(0, len(rows) - MAX_POINTS), max(0, len(findings) - MAX_SERIES)
-    return Summary(
-        heading,
-        columns,
-        table,
-        notes + findings[:MAX_SERIES],
-        config.scoring.first,
-        more_points,
-        more_series,
-        config.scoring.equivalence,
-    )
+    lines = [*judge_notes(results), *recovery_notes(results), *notes, *findings[:MAX_SERIES]]
+    first, equivalence = config.scoring.first, config.scoring.equivalence
+    return Summary(heading, columns, table, lines, first, more_points, more_series, equivalence)
 
 
 def _links(outcome: SweepOutcome, config: SweepConfig) -> Iterator[str]:

@@ -1,4 +1,6 @@
-"""Measures of plugins that score all answers of a point at once, such as a judge, a classifier or BERTScore.
+"""Measures that score all answers of a point at once, such as a judge, a classifier or BERTScore.
+
+Plugins add them:
 
     @register_measure("quality/brief", range=(0, 1), direction="higher")
     def brief(items):
@@ -15,7 +17,8 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from sweep.core.values import Scores
 from sweep.engines.base import Completion
@@ -49,6 +52,19 @@ class Item:
     control: Completion | None = None
     sample: int = 0
     metadata: Mapping[str, str | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureSettings:
+    """Settings for built-in measures, in addition to the answers.
+
+    Attributes:
+        scoring: the section `scoring` of the configuration, see `sweep.config.schema.ScoringConfig`.
+        cache: folder for results that later sweeps reuse.
+    """
+
+    scoring: Any
+    cache: Path
 
 
 Compute = Callable[[Sequence[Item]], Sequence[float]]
@@ -116,45 +132,73 @@ def register_measure(
 
 
 def select_measures(names: Sequence[str]) -> list[MeasureSpec]:
-    """Return the measures of `scoring.measures`.
+    """Return the measures of `scoring.measures`, each followed by its companions.
 
     Raises:
-        ConfigError: no plugin has registered such a measure, or a name occurs twice.
+        ConfigError: such a measure is neither built in nor registered by a plugin, or a name occurs twice.
     """
     registered = {measure.name: measure for measure in measures() if measure.per == "batch"}
+    companions = {name for measure in registered.values() for name in measure.companions}
+    chosen = []
     for number, name in enumerate(names):
-        if name not in registered:
-            hint = did_you_mean(name, list(registered)) if registered else "Set plugins=[its module]."
-            raise ConfigError(f"{KEY}: {name!r} is not a measure that a plugin has registered. {hint}")
+        if name not in registered or name in companions:
+            hint = did_you_mean(name, [known for known in registered if known not in companions])
+            raise ConfigError(
+                f"{KEY}: {name!r} is not a measure that a plugin has registered, or a built-in one of whole points. "
+                f"{hint}"
+            )
         if name in names[:number]:
             raise ConfigError(f"{KEY}: {name!r} is listed twice. Remove one.")
-    return [registered[name] for name in names]
+        chosen += [registered[name], *(registered[companion] for companion in registered[name].companions)]
+    return chosen
+
+
+def check_measures(scoring: Any, *, contact: bool = True) -> None:
+    """Check the measures of a section `scoring` with their settings, before an engine starts.
+
+    Args:
+        scoring: see `MeasureSettings`.
+        contact: whether to contact servers and the hub.
+
+    Raises:
+        ConfigError: see `select_measures`; or a measure cannot be computed with these settings.
+    """
+    for measure in select_measures(scoring.measures):
+        if measure.check is not None:
+            measure.check(scoring, contact)
 
 
 def code_of(names: Sequence[str]) -> dict[str, str | None]:
-    """Return the digests of the modules that define measures, by name."""
+    """Return the digests of the modules of plugins that define measures, by name."""
     return {
         measure.name: code_digest(inspect.unwrap(measure.compute))
         for measure in select_measures(names)
-        if measure.compute is not None
+        if measure.compute is not None and not measure.configured
     }
 
 
-def score_batch(chosen: Sequence[MeasureSpec], items: Sequence[Item]) -> list[Scores]:
+def score_batch(
+    chosen: Sequence[MeasureSpec], items: Sequence[Item], settings: MeasureSettings | None = None
+) -> list[Scores]:
     """Return the scores of each item, without those that do not apply.
+
+    Args:
+        chosen: the measures.
+        items: all answers of a point.
+        settings: for measures that are `configured`.
 
     Raises:
         ScorerError: a function fails, or returns something else than one number in its range or NaN for each item.
     """
     scores: list[Scores] = [{} for _ in items]
     for measure in chosen:
-        for found, value in zip(scores, checked_values(measure, items), strict=True):
+        for found, value in zip(scores, checked_values(measure, items, settings), strict=True):
             if not math.isnan(value):
                 found[measure.name] = value
     return scores
 
 
-def checked_values(measure: MeasureSpec, items: Sequence[Item]) -> list[float]:
+def checked_values(measure: MeasureSpec, items: Sequence[Item], settings: MeasureSettings | None = None) -> list[float]:
     """Return one number per item: in the measure's range, or NaN.
 
     Raises:
@@ -163,7 +207,8 @@ def checked_values(measure: MeasureSpec, items: Sequence[Item]) -> list[float]:
     assert measure.compute is not None
     low, high = measure.range
     try:
-        values = [float(value) for value in measure.compute(items)]
+        computed = measure.compute(items, settings) if measure.configured else measure.compute(items)
+        values = [float(value) for value in computed]
         if len(values) != len(items):
             raise ValueError(f"expected {len(items)} scores, one per item, got {len(values)}")
         for value in values:

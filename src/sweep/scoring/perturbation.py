@@ -216,18 +216,33 @@ def nearest_token_flips(prompts: Sequence[Neighbours], table: Table, *, on_gpu: 
     if not len(rows):
         return [p.unmatched_share for p in prompts]
     ids = torch.tensor([token for p in prompts for token in p.token_ids])
+    flipped = ~is_own_token_nearest(rows, ids, table, on_gpu=on_gpu)
+    pieces = torch.split(flipped.float(), [len(p.token_ids) for p in prompts])
+    shares = [float(piece.mean()) if len(piece) else 0.0 for piece in pieces]
+    return [p.unmatched_share + p.changed_share * share for p, share in zip(prompts, shares, strict=True)]
+
+
+def is_own_token_nearest(rows: Tensor, ids: Tensor, table: Table, *, on_gpu: bool = False) -> Tensor:
+    """Return whether no token of the table is nearer (L2) to a row than the row's own token: (n,), bool.
+
+    Args:
+        rows: (n, hidden_size), float32.
+        ids: the rows' own tokens: (n,), int64.
+        table: the model's embedding table.
+        on_gpu: see `EmbeddingTable.nearest`.
+    """
+    import torch
+
     moved = (table.rows(ids) - rows).norm(dim=1)
-    flipped = torch.zeros(len(rows), dtype=torch.bool)
+    nearest_own = torch.ones(len(rows), dtype=torch.bool)
     # A row that moved less than half the distance to the nearest other token is still nearest to its own. Searching a
     # large vocabulary takes a second per point.
     (far,) = torch.nonzero(moved >= table.gaps(ids.tolist(), on_gpu=on_gpu) * NEAR, as_tuple=True)
     if len(far):
         distances, nearest = table.nearest(rows[far], on_gpu=on_gpu)
         # If several tokens have the same row, each of them is equally near.
-        flipped[far] = (nearest[:, 0] != ids[far]) & (moved[far] > distances[:, 0])
-    pieces = torch.split(flipped.float(), [len(p.token_ids) for p in prompts])
-    shares = [float(piece.mean()) if len(piece) else 0.0 for piece in pieces]
-    return [p.unmatched_share + p.changed_share * share for p, share in zip(prompts, shares, strict=True)]
+        nearest_own[far] = (nearest[:, 0] == ids[far]) | (moved[far] <= distances[:, 0])
+    return nearest_own
 
 
 def _perturbation(name: str, about: str, low: float = 0.0, high: float = math.inf, **more: Any) -> MeasureSpec:

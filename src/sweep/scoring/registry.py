@@ -25,15 +25,8 @@ Place = Literal["terminal", "report", "description", "live", "ranking", "primary
 
 # In the order of the measures: columns of tables are in this order too.
 FAMILIES = (
-    "text",
-    "samples",
-    "likelihood",
-    "divergence",
-    "distributions",
-    "forced",
-    "health",
-    "perturbation",
-    "cost",
+    *("text", "samples", "likelihood", "divergence", "distributions", "forced", "similarity", "health", "judge"),
+    *("perturbation", "recovery", "cost"),
 )
 
 
@@ -113,9 +106,10 @@ class MeasureSpec:
             `references`: an answer against references; `compute(text, references)` returns the score.
             `completion`: an answer by itself; `compute(completion)` returns the scores of all measures that share it.
             `pair`: an answer and the control's; `compute(completion, control, top_k)` likewise. Forced answers: None.
-            `batch`: all answers of a point; `compute(items)` returns a score for each, see `sweep.scoring.batch`.
+            `batch`: all answers of a point; `compute(items)` returns a score for each, see `sweep.scoring.batch`. It is
+                computed if `scoring.measures` names it.
             `prompt`, `point`: measured elsewhere, while requests are built and run, or over all samples of a prompt;
-            `compute` is None.
+                `compute` is None.
         range: lowest and highest possible value. Confidence intervals are clipped to it.
         unit: unit of its values; empty: a plain number.
         direction: which values are better or closer to the control; None: neither.
@@ -126,6 +120,10 @@ class MeasureSpec:
         compute: function of the answer. One function may compute several measures.
         source: publication that defines it.
         title: readable name; empty: made from `name`.
+        configured: whether `compute` of a `batch` takes the `MeasureSettings` as its second argument.
+        check: of a `batch`, checks the section `scoring` before an engine starts, and raises a `ConfigError`. Its
+            second argument is whether it may contact servers.
+        companions: other measures of a `batch` that are computed with it.
     """
 
     name: str
@@ -141,6 +139,9 @@ class MeasureSpec:
     compute: Callable[..., Any] | None = field(default=None, repr=False)
     source: str = ""
     title: str = ""
+    configured: bool = False
+    check: Callable[[Any, bool], None] | None = field(default=None, repr=False)
+    companions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         group, _, rest = self.name.partition("/")

@@ -29,6 +29,7 @@ from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import load
 from sweep.inputs.tokenization import encode
 from sweep.transforms import Context, Pipeline, Rearrangement, Rows, Transform
+from sweep.transforms.inversion import span_rows, undo_rotations
 
 Parameters = Mapping[str, Any]
 Check = Callable[[type[Transform], Parameters, PromptSet], None]
@@ -206,6 +207,20 @@ def configuration_round_trips(transform: type[Transform], parameters: Parameters
     assert pipeline.identity() == _pipeline(transform, parameters).identity()
 
 
+def undone_rotations_restore_rows(transform: type[Transform], parameters: Parameters, corpus: PromptSet) -> None:
+    """`undo_rotation` returns None, or the rows before the transform up to rounding."""
+    pipeline = _pipeline(transform, parameters)
+    for prompt_id, rows in _prompts(corpus):
+        result = _run(pipeline, prompt_id, rows, corpus)
+        if len(result.tensor) != len(rows):
+            return
+        numbers = span_rows(pipeline, result, prompt_id, corpus)
+        undone = undo_rotations(pipeline, result.tensor[numbers], numbers, result, prompt_id, corpus, 7)
+        assert undone is None or torch.allclose(undone, rows[numbers], rtol=1e-3, atol=1e-4), (
+            f"{transform.name}: undo_rotation does not return the rows before the transform"
+        )
+
+
 def parameters_are_documented(transform: type[Transform], parameters: Parameters, corpus: PromptSet) -> None:
     """The docstring starts with a formula and names every parameter."""
     documentation = transform.__doc__ or ""
@@ -226,6 +241,7 @@ CHECKS: tuple[Check, ...] = (
     zero_rows_stay_finite,
     wrong_parameters_are_rejected,
     configuration_round_trips,
+    undone_rotations_restore_rows,
     parameters_are_documented,
 )
 

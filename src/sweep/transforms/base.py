@@ -92,6 +92,20 @@ class Transform(ABC):
         """
         return None
 
+    def undo_rotation(self, rows: Tensor, context: Context) -> Tensor | None:
+        """Return the rows before a rotation, computed from the rows after it with its parameters and seeds.
+
+        `scoring.recovery` calls it for an attacker who knows the rotation.
+
+        Args:
+            rows: (n, hidden_size), float32: some of the rows of the span.
+            context: as in `apply`, without the rows' origins.
+
+        Returns:
+            (n, hidden_size), float32; None if this transform is not a rotation.
+        """
+        return None
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as class and parameters; derived fields are computed again."""
         return _unpickle, (type(self), {field.name: getattr(self, field.name) for field in fields(self) if field.init})

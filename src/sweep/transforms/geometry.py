@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
@@ -200,6 +200,10 @@ class Rotate(Transform):
         cosine, sine = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
         moved = torch.stack([(cosine - 1) * x - sine * y, sine * x + (cosine - 1) * y], dim=-1)
         return rows + moved.flatten(-2) @ frame.T
+
+    def undo_rotation(self, rows: Tensor, context: Context) -> Tensor | None:
+        """Return the rows turned back by the same angle in the same planes."""
+        return replace(self, angle=-self.angle).apply(rows, context)
 
     def achieved(self, before: Tensor, after: Tensor, context: Context) -> float | None:
         """Return the best-fitting angle in degrees; of equivalent angles, the one closest to the requested angle."""

@@ -86,6 +86,11 @@ def _encodings(text: str) -> set[str]:
     }
 
 
+def is_secret_name(variable: str) -> bool:
+    """Return whether `redact` masks the value of an environment variable of this name."""
+    return _SECRET_NAME.search(variable) is not None
+
+
 def redact_file(path: Path) -> None:
     """Redact a text file that another program wrote. Files that cannot be read or replaced stay as they are."""
     with suppress(OSError):

@@ -21,11 +21,12 @@ from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import Prompt
 from sweep.planning.results import CONTROL, GIVEN, OWN, Finished, PointResult, as_yaml
 from sweep.points.point import Point
-from sweep.scoring.batch import Item, score_batch, select_measures
+from sweep.scoring.batch import Item, MeasureSettings, score_batch, select_measures
 from sweep.scoring.forced import answer_scores, control_scores
 from sweep.scoring.likelihood import answer_logprobs, likelihood_scores
 from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import FLIPS, nearest_token_flips
+from sweep.scoring.recovery import recovery
 from sweep.scoring.registry import spec
 from sweep.scoring.samples import pass_sizes, sample_scores
 from sweep.scoring.scorers import select
@@ -138,7 +139,8 @@ def _add_batch_scores(scored: Sequence[Sequence[Scores]], finished: Finished, co
         for i, (encoded, answers) in enumerate(zip(corpus.prompts, finished.answers, strict=True))
         for k, answer in enumerate(answers)
     ]
-    added = score_batch(select_measures(point.config.scoring.measures), items)
+    settings = MeasureSettings(point.config.scoring, point.config.sweep.root / ".cache")
+    added = score_batch(select_measures(point.config.scoring.measures), items, settings)
     for scores, more in zip(chain.from_iterable(scored), added, strict=True):
         scores |= more
 
@@ -174,6 +176,12 @@ def _perturbations(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[
         flips = nearest_token_flips([m.neighbours for m in finished.measured], corpus.table, on_gpu=on_gpu)
         for prompt_scores, flip in zip(scores, flips, strict=True):
             prompt_scores[FLIPS] = flip
+    exposed = [measured.exposed for measured in finished.measured if measured.exposed is not None]
+    if exposed:
+        controls, attacks = finished.point.is_control, finished.point.config.scoring.recovery
+        recovered = recovery(exposed, corpus.table, attacks, controls=controls, on_gpu=on_gpu)
+        for prompt_scores, shares in zip(scores, recovered, strict=True):
+            prompt_scores |= shares
     return scores
 
 
