@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +38,7 @@ class PointResult:
         summaries: summary of each measure.
         values: values of each measure: (prompts,), NaN where the measure does not apply.
         error: reason of the failure, or None.
+        prompt_ids: ids of the prompts, in the order of the values; empty if they are not known.
     """
 
     index: int
@@ -45,6 +46,7 @@ class PointResult:
     summaries: Mapping[str, Summary] = field(default_factory=dict)
     values: Mapping[str, Floats] = field(default_factory=dict)
     error: str | None = None
+    prompt_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -277,7 +277,8 @@ class Publisher:
         if not (report / REPORT).is_file() or len(self.results) < len(self._points):
             return False
         printed = load_summary(self._folder)
-        if printed is not None and printed.first != self._base.scoring.first:  # other measures are to be shown first
+        shown = (self._base.scoring.first, self._base.report.changed())
+        if printed is not None and (printed.first, printed.report) != shown:  # something else is to be shown
             return False
         if self._status != "FINISHED":
             return False
@@ -303,7 +304,8 @@ class Publisher:
             with self._terminal.waiting("Report"), self._costs.timing("report_seconds"):
                 archived = self._collector.archived
                 restored = restored_results(self._points, self.results, self._archive, archived, self._supersede)
-                self.comparison = compare(restored.values(), self._base.scoring.confidence, self._base.scoring.first)
+                scoring = self._base.scoring
+                self.comparison = compare(restored.values(), scoring.confidence, scoring.first, self._base.report)
                 return report(
                     self._base,
                     self._sweep_id,

@@ -1,4 +1,4 @@
-"""Comparison of a sweep's points with their controls and along their axes."""
+"""Comparison of a sweep's points with their controls or another baseline, with each other, and along their axes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from sweep.config.report_config import ReportConfig
 from sweep.planning.results import PointResult
 from sweep.points.point import as_text, common_axes
+from sweep.report.baselines import Baselines, aligned, find_baselines, tests_against
+from sweep.report.contrasts import Contrasts, find_contrasts
 from sweep.report.neutral import neutral_dose
 from sweep.report.paired_differences import (
     Difference,
-    DifferenceTest,
     SignificanceLimit,
     adjust_for_multiplicity,
     compared_measures,
-    difference_tests,
     significance_limits,
     value_table,
 )
@@ -27,6 +28,7 @@ from sweep.scoring.response import Response, Side, dose_response, pool
 from sweep.scoring.statistics import intervals
 from sweep.storage.archive import encodable
 
+DEFAULT = ReportConfig()
 Responses = Mapping[tuple[str, Side], Response]
 Mean = tuple[float, float, float, float]  # dose, mean, and the interval's lower and upper bound
 
@@ -53,12 +55,14 @@ class Comparison:
     Attributes:
         results: in the order of the sweep.
         controls: index of the control, by the index of the point.
-        differences: differences to the control, by point index and measure.
+        differences: differences to the control, or to `report.baseline`, by point index and measure.
         series: series along each numeric axis.
         neutral: doses that change nothing, which is where the control stands; by the control's index and the axis.
         confidence: level of the intervals.
         first: measures to show before others.
         limits: what the significance tests can show at most, by group of measures.
+        baselines: what `differences` are differences to.
+        contrasts: comparisons of `report.contrasts`.
     """
 
     results: Sequence[PointResult]
@@ -69,15 +73,20 @@ class Comparison:
     confidence: float = 0.95
     first: Sequence[str] = ()
     limits: Mapping[str, SignificanceLimit] = field(default_factory=dict)
+    baselines: Baselines = field(default_factory=Baselines)
+    contrasts: Contrasts = field(default_factory=Contrasts)
 
 
-def compare(results: Iterable[PointResult], confidence: float, first: Sequence[str] = ()) -> Comparison:
+def compare(
+    results: Iterable[PointResult], confidence: float, first: Sequence[str] = (), report: ReportConfig = DEFAULT
+) -> Comparison:
     """Compare all points with their controls, and analyse the responses to each swept number.
 
     Args:
         results: all points of the sweep, in any order.
         confidence: level of the intervals.
         first: measures to show before others.
+        report: section `report`.
     """
     ordered = _with_uniform_axes(sorted(results, key=lambda result: result.index))
     groups: dict[str, list[PointResult]] = {}
@@ -86,7 +95,6 @@ def compare(results: Iterable[PointResult], confidence: float, first: Sequence[s
     ordered = _with_named_controls(ordered, list(groups.values()))
     by_index = {result.index: result for result in ordered}
     controls: dict[int, int] = {}
-    tests: dict[tuple[int, str], DifferenceTest] = {}
     neutral: dict[int, dict[str, float]] = {}
     for group in groups.values():
         control = next((result for result in group if result.point.is_control), None)
@@ -95,16 +103,27 @@ def compare(results: Iterable[PointResult], confidence: float, first: Sequence[s
         neutral[control.index] = dict(_neutral_doses(group))
         others = [result for result in group if result.values and result is not control] if control.values else []
         controls |= {result.index: control.index for result in others}
-        for measure in compared_measures(others):
-            tests |= difference_tests(measure, others, control, confidence)
+    baselines = find_baselines(ordered, controls, report)
+    tests = dict(tests_against(baselines.of, by_index, confidence))
     entries = [
         TreatedPoint(result.index, dict(result.point.axes), controls.get(result.index))
         for result in ordered
         if not result.point.is_control and result.error is None
     ]
-    series = [_series_response(series, by_index, confidence) for series in find_series(entries)]
-    differences = adjust_for_multiplicity(tests)
-    return Comparison(ordered, controls, differences, series, neutral, confidence, first, significance_limits(tests))
+    baseline = None if baselines.single is None else by_index[baselines.single]
+    series = [_series_response(series, by_index, confidence, baseline) for series in find_series(entries)]
+    return Comparison(
+        ordered,
+        controls,
+        adjust_for_multiplicity(tests),
+        series,
+        neutral,
+        confidence,
+        first,
+        significance_limits(tests),
+        baselines,
+        find_contrasts(ordered, report, confidence),
+    )
 
 
 def _with_uniform_axes(results: Sequence[PointResult]) -> list[PointResult]:
@@ -151,14 +170,20 @@ def _neutral_doses(group: Sequence[PointResult]) -> Iterator[tuple[str, float]]:
             yield axis, dose
 
 
-def _series_response(series: Series, results: Mapping[int, PointResult], confidence: float) -> SeriesResponse:
-    """Return a series with its responses and, if it pools seeds, the pooled means."""
+def _series_response(
+    series: Series, results: Mapping[int, PointResult], confidence: float, baseline: PointResult | None
+) -> SeriesResponse:
+    """Return a series with its responses and, if it pools seeds, the pooled means.
+
+    Its points are compared with their control, or with a baseline that is one point.
+    """
     pairs = [(d, results[i]) for d, i in zip(series.doses, series.points, strict=True) if results[i].values]
     doses, points = [dose for dose, _ in pairs], [result for _, result in pairs]
     control = None if series.control is None else results[series.control]
     responses: dict[tuple[str, Side], Response] = {}
     if control is not None and len(set(doses)) > 1:
-        responses = dict(_responses(series.axis, doses, points, control, confidence))
+        reference = control if baseline is None or baseline is control else aligned(baseline, points[0])
+        responses = dict(_responses(series.axis, doses, points, reference, confidence, reference is control))
     means = {}
     if series.pooled and len({len(next(iter(result.values.values()))) for result in points}) == 1:
         means = {name: _pooled_means(name, doses, points, confidence) for name in _all_measures(points)}
@@ -179,7 +204,12 @@ def _pooled_means(measure: str, doses: Sequence[float], points: Sequence[PointRe
 
 
 def _responses(
-    axis: str, doses: Sequence[float], points: Sequence[PointResult], control: PointResult, confidence: float
+    axis: str,
+    doses: Sequence[float],
+    points: Sequence[PointResult],
+    control: PointResult,
+    confidence: float,
+    is_control: bool,
 ) -> Iterator[tuple[tuple[str, Side], Response]]:
     """Yield a series' responses by measure and side."""
     prompts = len(next(iter(control.values.values())))
@@ -194,7 +224,7 @@ def _responses(
             value_table(measure, points, prompts),
             control_values,
             neutral=neutral,
-            control_is_neutral=control_is_neutral,
+            control_is_neutral=control_is_neutral and is_control,
             yes_or_no=spec(measure).yes_or_no,
             confidence=confidence,
             resamples=1000,

@@ -14,13 +14,14 @@ from sweep.report import GENERATIONS, POINTS, html, plots
 from sweep.report.results import SweepResults
 from sweep.util.atomic import replace
 
-RESPONSES, REPORT, PLOTS = "responses.csv", "report.html", "plots"
+RESPONSES, CONTRASTS, REPORT, PLOTS = "responses.csv", "contrasts.csv", "report.html", "plots"
 
 
 def write(results: SweepResults, folder: Path) -> list[Path]:
     """Write `points.csv`, `responses.csv`, `generations.parquet`, `report.html` and `plots/` into a folder.
 
-    The folder is created. Each file is replaced atomically, so readers and crashes never see half of one.
+    `contrasts.csv` is written if there are contrasts, and otherwise removed. The folder is created. Each file is
+    replaced atomically, so readers and crashes never see half of one.
 
     Returns:
         Paths of the files.
@@ -28,9 +29,13 @@ def write(results: SweepResults, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     table = generations_table(results)
     report = html.render(results)
+    more = {CONTRASTS: results.contrasts}
+    for name in (name for name, rows in more.items() if not len(rows)):
+        (folder / name).unlink(missing_ok=True)
     return [
         replace(folder / POINTS, lambda path: _printable(results.points).to_csv(path, index=False)),
         replace(folder / RESPONSES, lambda path: _printable(results.responses).to_csv(path, index=False)),
+        *(_write_csv(folder / name, rows) for name, rows in more.items() if len(rows)),
         replace(folder / GENERATIONS, lambda path: pq.write_table(table, path, compression="zstd")),
         replace(folder / REPORT, lambda path: path.write_text(report, "utf-8")),
         *plots.write(results, folder / PLOTS),
@@ -56,6 +61,10 @@ def generations_table(results: SweepResults) -> pa.Table:
     position = frame.columns.get_loc("token_ids")
     schema = schema.insert(position, pa.field("token_ids", pa.list_(pa.int64())))
     return pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> Path:
+    return replace(path, lambda temporary: _printable(table).to_csv(temporary, index=False))
 
 
 def _printable(table: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sweep.console.streams import visible
+from sweep.report.contrast_text import COLUMNS
 from sweep.report.dose_response import responses
 from sweep.report.figures import figure
 from sweep.report.matrix import Matrix, by_strength
@@ -53,6 +54,7 @@ def render(results: SweepResults) -> str:
         points=points,
         matrix=matrix,
         axes=axes,
+        contrasts={"columns": COLUMNS, "rows": results.contrast_table} if results.contrast_table else None,
         written=time.strftime("%Y-%m-%d %H:%M"),
         style=Markup((FOLDER / "report.css").read_text("utf-8")),
         scripts={name: Markup(text) for name, text in scripts.items()},

@@ -63,7 +63,7 @@ def points_table(results: SweepResults, order: list[int]) -> Table:
     rows = []
     for record in (records[position] for position in order):
         error = "" if pd.isna(record.get("error")) else str(record["error"])
-        cells = [_cell(record, column.measure) for column in columns]
+        cells = [_cell(record, column.measure, results.reference) for column in columns]
         rows.append(Row(str(record["name"]), str(record["role"]), error, cells))
     return Table(columns, rows)
 
@@ -94,7 +94,7 @@ def _first(chosen: list[str]) -> Any:
     return lambda name: chosen.index(name) if name in chosen else len(chosen)
 
 
-def _cell(record: dict[Any, Any], name: str) -> Cell:
+def _cell(record: dict[Any, Any], name: str, reference: str) -> Cell:
     def number(suffix: str) -> float:
         value = record.get(f"{name}{suffix}", math.nan)
         return math.nan if pd.isna(value) else float(value)
@@ -103,10 +103,12 @@ def _cell(record: dict[Any, Any], name: str) -> Cell:
     hints = [f"n = {number('/n'):.0f}"] if number("/n") == number("/n") else []
     if not math.isnan(difference):
         low, high = number("/difference/ci_low"), number("/difference/ci_high")
-        hints.append(f"difference from the control {difference:+.3g}" + _interval(low, high))
+        hints.append(f"difference from the {reference} {difference:+.3g}" + _interval(low, high))
         hints += [f"{letter} = {number(f'/{letter}'):.2g}" for letter in "pq" if number(f"/{letter}") >= 0]
     mark = ("▼" if difference < 0 else "▲") if is_true(record.get(f"{name}/significant", False)) else ""
     interval = _interval(number("/ci_low"), number("/ci_high")) if spec(name).group.tested else ""
+    if number("/gained") >= 0:
+        interval += f" +{number('/gained'):.0f}/−{number('/lost'):.0f}"
     return Cell(_number(number("")), interval, mark, ", ".join(hints))
 
 

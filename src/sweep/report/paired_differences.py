@@ -1,4 +1,4 @@
-"""Paired differences from the control: tested per point and measure, with correction for multiple testing."""
+"""Paired differences from the control or another baseline: tested per point and measure, corrected for multiplicity."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ LEVEL = 0.05  # of the false discovery rate; differences with a lower q are call
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A point's mean difference from its control in one measure.
+    """A point's mean difference from its baseline in one measure.
 
     Attributes:
         mean: mean of the differences, paired by prompt.
         ci_low, ci_high: its confidence interval.
         p: two-sided p-value of no difference.
         q: p adjusted by Benjamini and Hochberg, over all points and all measures of one group.
+        gained, lost: for a yes-or-no measure, number of prompts with a higher and with a lower value than the baseline.
     """
 
     mean: float
@@ -34,6 +35,8 @@ class Difference:
     ci_high: float
     p: float
     q: float
+    gained: int | None = None
+    lost: int | None = None
 
     @property
     def significant(self) -> bool:
@@ -49,8 +52,9 @@ class DifferenceTest:
         differences: mean differences of all points in this measure.
         row: the point's row in `differences`.
         p: p-value of no difference.
-        prompts: number of prompts with a value for both the point and its control.
+        prompts: number of prompts with a value for both the point and its baseline.
         changeable: number of these prompts that can change in the same direction.
+        gained, lost: see `Difference`.
     """
 
     differences: Intervals
@@ -58,6 +62,8 @@ class DifferenceTest:
     p: float
     prompts: int
     changeable: int
+    gained: int | None = None
+    lost: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +111,45 @@ def value_table(measure: str, points: Sequence[PointResult], prompts: int) -> Fl
 def difference_tests(
     measure: str, points: Sequence[PointResult], control: PointResult, confidence: float
 ) -> Iterator[tuple[tuple[int, str], DifferenceTest]]:
-    """Yield each point's test against its control in one measure, by the point's index and the measure."""
+    """Yield each point's test against its control in one measure, by the point's index and the measure.
+
+    Args:
+        measure: the measure.
+        points: with the same prompts in the same order.
+        control: the control or another baseline, with its values in that order.
+        confidence: level of the intervals.
+    """
     prompts = len(next(iter(control.values.values())))
     # The control's divergences come from its second run.
     table = value_table(measure, points, prompts)
-    control_values = value_table(measure, [control], prompts)[0]
+    for row, test in table_tests(measure, table, value_table(measure, [control], prompts)[0], confidence):
+        yield (points[row].index, measure), test
+
+
+def table_tests(
+    measure: str, table: Floats, control_values: Floats, confidence: float
+) -> Iterator[tuple[int, DifferenceTest]]:
+    """Yield the test of each row that has a prompt in common with the control, with the row's number.
+
+    Args:
+        measure: the measure.
+        table: (points, prompts); NaN marks missing values.
+        control_values: (prompts,), likewise.
+        confidence: level of the intervals.
+    """
     yes_or_no = spec(measure).yes_or_no
     difference = paired_difference(table, control_values, confidence, yes_or_no=yes_or_no)
     p = p_values(table, control_values, yes_or_no=yes_or_no, permutations=1999)
-    for row, result in enumerate(points):
+    for row in range(len(table)):
         if difference.n[row]:
             present = ~np.isnan(table[row] - control_values)
             # A right answer can only become wrong, a wrong one only right.
             exact = yes_or_no and np.isin([*table[row, present], *control_values[present]], (0, 1)).all()
             correct = int((control_values[present] == 1).sum())
             changeable = max(correct, int(present.sum()) - correct) if exact else int(present.sum())
-            yield (
-                (result.index, measure),
-                DifferenceTest(difference, row, float(p[row]), int(present.sum()), changeable),
-            )
+            changes = table[row, present] - control_values[present]
+            counts = (int((changes > 0).sum()), int((changes < 0).sum())) if yes_or_no else (None, None)
+            yield row, DifferenceTest(difference, row, float(p[row]), int(present.sum()), changeable, *counts)
 
 
 def adjust_for_multiplicity(tests: Mapping[tuple[int, str], DifferenceTest]) -> dict[int, dict[str, Difference]]:
@@ -136,7 +162,8 @@ def adjust_for_multiplicity(tests: Mapping[tuple[int, str], DifferenceTest]) -> 
             test = tests[index, measure]
             values, row = test.differences, test.row
             mean, low, high = float(values.mean[row]), float(values.ci_low[row]), float(values.ci_high[row])
-            differences.setdefault(index, {})[measure] = Difference(mean, low, high, test.p, float(q))
+            difference = Difference(mean, low, high, test.p, float(q), test.gained, test.lost)
+            differences.setdefault(index, {})[measure] = difference
     return differences
 
 

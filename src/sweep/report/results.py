@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 from sweep.report.comparison import Comparison, SeriesResponse
+from sweep.report.contrast_text import baseline_notes, contrast_rows
+from sweep.report.contrasts import Contrasts, table_rows
 from sweep.report.run_summary import power_notes
 from sweep.report.series import Series, TreatedPoint, find_series
 from sweep.scoring.response import Response
@@ -26,8 +28,10 @@ class SweepResults:
         confidence: level of all intervals.
         points: one row per point, in the order of the sweep: `point`, `name`, `role`, `control`, `axis/<key>` for each
             swept key, `error`. Each measure `m` has its mean `m`, `m/ci_low`, `m/ci_high` and `m/n`. Against the
-            control it has `m/difference`, `m/difference/ci_low`, `m/difference/ci_high`, `m/p`, `m/q` and
-            `m/significant`. For a control, `axis/<key>` is the neutral dose, if the axis has one.
+            control it has `m/difference`, `m/difference/ci_low`, `m/difference/ci_high`, `m/p`, `m/q`,
+            `m/significant` and, for a yes-or-no measure, `m/gained` and `m/lost`. With `report.baseline` these are
+            against the point in column `baseline`. For a control, `axis/<key>` is the neutral dose, if the axis has
+            one.
         generations: one row per generation: `point`, `name`, `role`, `axis/<key>`, `prompt_id`, `prompt_digest`,
             `prompt`, `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column per measure.
             `prompt_digest` is equal for prompts with the same content apart from the system message; several files may
@@ -40,6 +44,10 @@ class SweepResults:
             `measure`, `mean`, `ci_low`, `ci_high`.
         first: measures to show before others.
         notes: remarks on the significance marks.
+        reference: what differences are against: `control` or `baseline`.
+        contrasts: one row per contrast and measure: `first`, `second`, `measure`, `difference` (first minus second),
+            `difference/ci_low`, `difference/ci_high`, `p`, `q`, `significant`, `gained`, `lost`, `n`.
+        contrast_table: cells of the shown contrasts, with the columns `contrast_text.COLUMNS`.
         compared: the series that `responses` and `pooled` refer to; None: they are derived from `points`.
     """
 
@@ -54,6 +62,9 @@ class SweepResults:
     first: Sequence[str] = ()
     notes: Sequence[str] = ()
     compared: Sequence[Series] | None = None
+    reference: str = "control"
+    contrasts: pd.DataFrame = field(default_factory=lambda: _contrasts(Contrasts()))
+    contrast_table: Sequence[Sequence[str]] = ()
 
     @property
     def axes(self) -> list[str]:
@@ -84,11 +95,25 @@ def tables(
     points = pd.DataFrame([_point_row(comparison, i) for i in range(len(comparison.results))])
     responses, pooled = _responses(comparison.series), _pooled(comparison.series)
     generations = _with_axes_of(points, generations)
-    first, notes = comparison.first, list(power_notes(comparison))
+    first, notes = comparison.first, [*baseline_notes(comparison), *power_notes(comparison)]
     # Taken from the comparison: names depend on the order of the keys, which the table's columns do not keep.
     compared = [described.series for described in comparison.series]
+    word, contrasts = comparison.baselines.word, _contrasts(comparison.contrasts)
     return SweepResults(
-        sweep_id, name, command, confidence, points, generations, responses, pooled, first, notes, compared
+        sweep_id,
+        name,
+        command,
+        confidence,
+        points,
+        generations,
+        responses,
+        pooled,
+        first,
+        notes,
+        compared,
+        word,
+        contrasts,
+        contrast_rows(comparison),
     )
 
 
@@ -136,6 +161,17 @@ def _pooled(series: Iterable[SeriesResponse]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["axis", "series", "dose", "measure", "mean", "ci_low", "ci_high"])
 
 
+def _contrasts(contrasts: Contrasts) -> pd.DataFrame:
+    numbers = {"difference": "mean", "difference/ci_low": "ci_low", "difference/ci_high": "ci_high"}
+    numbers |= {name: name for name in ("p", "q", "significant", "gained", "lost")}
+    rows = [
+        (c.first, c.second, measure, *(getattr(d, name) for name in numbers.values()), c.prompts[measure])
+        for c, measure, d in table_rows(contrasts)
+    ]
+    columns = ["first", "second", "measure", *numbers, "n"]
+    return pd.DataFrame(rows, columns=columns).astype({"gained": "Int64", "lost": "Int64"})
+
+
 def _point_row(comparison: Comparison, position: int) -> dict[str, Any]:
     result = comparison.results[position]
     row: dict[str, Any] = {
@@ -145,6 +181,8 @@ def _point_row(comparison: Comparison, position: int) -> dict[str, Any]:
         "control": comparison.controls.get(result.index),
         "error": encodable(result.error),
     }
+    if comparison.baselines.name:
+        row["baseline"] = comparison.baselines.of.get(result.index)
     row |= {f"axis/{key}": value for key, value in comparison.neutral.get(result.index, {}).items()}
     row |= {f"axis/{key}": value for key, value in result.point.axes}
     for measure, summary in result.summaries.items():
@@ -155,6 +193,8 @@ def _point_row(comparison: Comparison, position: int) -> dict[str, Any]:
         row[f"{measure}/difference/ci_high"] = difference.ci_high
         row[f"{measure}/p"], row[f"{measure}/q"] = difference.p, difference.q
         row[f"{measure}/significant"] = difference.significant
+        if difference.gained is not None:
+            row[f"{measure}/gained"], row[f"{measure}/lost"] = difference.gained, difference.lost
     return row
 
 

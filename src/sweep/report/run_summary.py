@@ -8,6 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from sweep.console.text import code, markdown, one_line
+from sweep.report.contrast_text import COLUMNS, baseline_notes, contrast_rows
 from sweep.scoring.registry import GROUPS, shown_in, spec
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def response_findings(comparison: Comparison, as_markdown: bool = False) -> Iter
         as_markdown: whether to format names as code and escape the rest for Markdown.
     """
     as_code, as_text = (code, markdown) if as_markdown else (one_line, one_line)
+    reference = comparison.baselines.word_of_responses
     with_effect = {
         (described.series.axis, measure)
         for described in comparison.series
@@ -85,12 +87,12 @@ def response_findings(comparison: Comparison, as_markdown: bool = False) -> Iter
         axis, parts = as_code(series.axis), []
         if effective := _doses(sides, "first_effective"):
             doses = " and ".join(f"{BOUND[side]}{dose}" for side, dose in effective)
-            parts.append(f"differs significantly from the control at {axis} {doses}")
+            parts.append(f"differs significantly from the {reference} at {axis} {doses}")
         if breaking := _doses(sides, "breaking_point"):
             doses = " and ".join(f"{dose}{DIRECTION[side]}" for side, dose in breaking)
-            parts.append(f"half of the control's at {'' if effective else f'{axis} = '}{doses}")
+            parts.append(f"half of the {reference}'s at {'' if effective else f'{axis} = '}{doses}")
         if sides and not parts and (series.axis, measure) in with_effect:  # a result, next to the other series
-            parts.append(f"no significant difference from the control along {axis}")
+            parts.append(f"no significant difference from the {reference} along {axis}")
         if parts:
             label = f"{as_text(series.label)}: " if series.label else ""
             yield f"{label}{as_code(measure)}: {'; '.join(parts)}"
@@ -137,8 +139,14 @@ def _lines(comparison: Comparison, command: str, links: Mapping[str, str]) -> It
         yield from (f"- {line}" for line in findings[:MAX_ROWS])
         if len(findings) > MAX_ROWS:
             yield f"- and {len(findings) - MAX_ROWS} more series in `responses.csv`"
+    yield from (f"- {markdown(note)}" for note in baseline_notes(comparison))
     yield ""
     yield from _table(comparison)
+    if rows := contrast_rows(comparison):
+        yield from ("", f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}")
+        yield from (f"| {' | '.join(map(markdown, row))} |" for row in rows[:MAX_ROWS])
+        if len(rows) > MAX_ROWS:
+            yield f"\nand {len(rows) - MAX_ROWS} more contrasts in `contrasts.csv`"
 
 
 def _swept(results: Sequence[PointResult]) -> dict[str, list[str]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sweep.console.terminal import Terminal
 from sweep.report import FOLDER, GENERATIONS
+from sweep.report.contrast_text import COLUMNS, MAX_ROWS
 from sweep.util import state_files
 from sweep.util.atomic import replace
 
@@ -27,6 +29,8 @@ class Summary:
         first: value of `scoring.first`, the measures that were shown first.
         more_points: number of points left out of the table.
         more_series: number of findings about series left out.
+        contrasts: cells of the table of contrasts; its columns are `contrast_text.COLUMNS`.
+        report: the values of section `report` that are not defaults.
     """
 
     title: str
@@ -36,6 +40,8 @@ class Summary:
     first: Sequence[str]
     more_points: int = 0
     more_series: int = 0
+    contrasts: Sequence[Sequence[str]] = ()
+    report: Mapping[str, Any] = field(default_factory=dict)
 
     def print(self, terminal: Terminal, folder: Path, links: Iterable[str] = ()) -> None:
         """Print the summary, as wide as the terminal.
@@ -53,6 +59,11 @@ class Summary:
             terminal.result(line)
         if self.more_series:
             terminal.result(f"and {self.more_series} more series in {responses}")
+        if self.contrasts:
+            contrasts = str(folder / FOLDER / "contrasts.csv")
+            terminal.table("Contrasts: first minus second", COLUMNS, self.contrasts[:MAX_ROWS], contrasts)
+            if len(self.contrasts) > MAX_ROWS:
+                terminal.result(f"and {len(self.contrasts) - MAX_ROWS} more in {contrasts}")
         for line in links:
             terminal.result(line)
 
@@ -73,6 +84,7 @@ def load_summary(folder: Path) -> Summary | None:
     except (OSError, ValueError, TypeError):
         return None
     is_consistent = summary.columns and all(len(row) == len(summary.columns) for row in summary.rows)
+    is_consistent = is_consistent and all(len(row) == len(COLUMNS) for row in summary.contrasts)
     return summary if is_consistent else None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.report import FOLDER, REPORT
+from sweep.report.contrast_text import baseline_notes, contrast_rows, counts
 from sweep.report.measures import title
 from sweep.report.run_summary import power_notes, response_findings
 from sweep.report.summary import Summary, load_summary
@@ -80,13 +81,26 @@ def _summary(outcome: SweepOutcome, config: SweepConfig) -> Summary:
     columns = ["point", *(map(title, measured) if measured else ["state"])]
     notes: list[str] = []
     findings: list[str] = []
+    contrasts = contrast_rows(comparison) if comparison is not None else []
     if comparison is not None and comparison.differences:
-        notes = [f"* differs from the control (q < {LEVEL:g}). The control's own divergence is the noise floor."]
+        word = comparison.baselines.word
+        notes = [f"* differs from the {word} (q < {LEVEL:g}). The control's own divergence is the noise floor."]
+        if any(counts(each) for differences in comparison.differences.values() for each in differences.values()):
+            notes.append(f"+gained/-lost: prompts with a higher and with a lower value than the {word}.")
+        notes += (f"{note}." for note in baseline_notes(comparison))
         notes += power_notes(comparison)
         findings = list(response_findings(comparison))
     more_points, more_series = max(0, len(results) - MAX_POINTS), max(0, len(findings) - MAX_SERIES)
     return Summary(
-        heading, columns, rows, notes + findings[:MAX_SERIES], config.scoring.first, more_points, more_series
+        heading,
+        columns,
+        rows,
+        notes + findings[:MAX_SERIES],
+        config.scoring.first,
+        more_points,
+        more_series,
+        contrasts,
+        config.report.changed(),
     )
 
 
@@ -115,7 +129,8 @@ def _cells(result: PointResult, names: list[str], comparison: Comparison | None)
     for name in names:
         difference = differences.get(name)
         mark = " *" if difference is not None and difference.significant else ""
-        cells.append(_cell(result.summaries.get(name), spec(name).group.headline) + mark)
+        changed = f" {text}" if (text := counts(difference)) else ""
+        cells.append(_cell(result.summaries.get(name), spec(name).group.headline) + changed + mark)
     return cells
 
 
