@@ -57,8 +57,12 @@ DRY_ONLY = {
     "engine=server": "needs a server; tests/engines/test_server.py has one",
     "tracking.uri=http": "needs a server; tests/tracking/test_tracking_server.py has one",
     "experiment=scale_demo": "takes a minute",
+    "experiment=contrast": "downloads a model and takes minutes",
+    "experiment=turning": "downloads a model and takes minutes",
     "engine=constant": "the example engine gives token ids that mean nothing",
 }
+# Arguments that need the tiny model in the place of another one: their files of vectors have its width.
+MODEL_KEYS = ("model", "experiment=", "transform.path", "transform.vector.path")
 
 
 def sweeps() -> list[Command]:
@@ -104,8 +108,7 @@ def arguments(command: Command, folder: Path, *more: str) -> list[str]:
     """Return a command's arguments with a tiny model in the place of one from a hub, and outputs in a folder."""
     given = _apart(command.sweep or [])
     replaced = [argument for argument in given if not argument.startswith(("model=", "model.id="))]
-    # The files of vectors here have the width of the tiny model.
-    named = any(argument.startswith(("model", "transform.path", "transform.vector.path")) for argument in given)
+    named = any(argument.startswith(MODEL_KEYS) for argument in given)
     model = [f"model.id={folder / 'my-model'}"] if named else []
     return [*replaced, *model, f"sweep.dir={folder / 'outputs'}", *more]
 

@@ -22,7 +22,9 @@ from sweep.report.paired_differences import (
     significance_limits,
     value_table,
 )
+from sweep.report.run_summary import ranking_measure
 from sweep.report.series import Series, TreatedPoint, find_series
+from sweep.report.turning import Front, Turning, find_front, find_turnings
 from sweep.scoring.registry import spec
 from sweep.scoring.response import Response, Side, dose_response, pool
 from sweep.scoring.statistics import intervals
@@ -63,6 +65,8 @@ class Comparison:
         limits: what the significance tests can show at most, by group of measures.
         baselines: what `differences` are differences to.
         contrasts: comparisons of `report.contrasts`.
+        turnings: best dose, shape and trend of each series, by measure.
+        front: the points by effect and quality; None without both measures.
     """
 
     results: Sequence[PointResult]
@@ -75,6 +79,8 @@ class Comparison:
     limits: Mapping[str, SignificanceLimit] = field(default_factory=dict)
     baselines: Baselines = field(default_factory=Baselines)
     contrasts: Contrasts = field(default_factory=Contrasts)
+    turnings: Sequence[Turning] = ()
+    front: Front | None = None
 
 
 def compare(
@@ -112,7 +118,7 @@ def compare(
     ]
     baseline = None if baselines.single is None else by_index[baselines.single]
     series = [_series_response(series, by_index, confidence, baseline) for series in find_series(entries)]
-    return Comparison(
+    compared = Comparison(
         ordered,
         controls,
         adjust_for_multiplicity(tests),
@@ -124,6 +130,8 @@ def compare(
         baselines,
         find_contrasts(ordered, report, confidence),
     )
+    front = find_front(compared, ranking_measure(compared), report)
+    return replace(compared, turnings=find_turnings(compared, report), front=front)
 
 
 def _with_uniform_axes(results: Sequence[PointResult]) -> list[PointResult]:

@@ -14,14 +14,15 @@ from sweep.report import GENERATIONS, POINTS, html, plots
 from sweep.report.results import SweepResults
 from sweep.util.atomic import replace
 
-RESPONSES, CONTRASTS, REPORT, PLOTS = "responses.csv", "contrasts.csv", "report.html", "plots"
+RESPONSES, REPORT, PLOTS = "responses.csv", "report.html", "plots"
+CONTRASTS, TURNING, FRONT = "contrasts.csv", "turning.csv", "pareto.csv"
 
 
 def write(results: SweepResults, folder: Path) -> list[Path]:
     """Write `points.csv`, `responses.csv`, `generations.parquet`, `report.html` and `plots/` into a folder.
 
-    `contrasts.csv` is written if there are contrasts, and otherwise removed. The folder is created. Each file is
-    replaced atomically, so readers and crashes never see half of one.
+    `contrasts.csv`, `turning.csv` and `pareto.csv` are written if they have rows, and otherwise removed. The folder is
+    created. Each file is replaced atomically, so readers and crashes never see half of one.
 
     Returns:
         Paths of the files.
@@ -29,7 +30,7 @@ def write(results: SweepResults, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     table = generations_table(results)
     report = html.render(results)
-    more = {CONTRASTS: results.contrasts}
+    more = {CONTRASTS: results.contrasts, TURNING: results.turnings, FRONT: results.front}
     for name in (name for name, rows in more.items() if not len(rows)):
         (folder / name).unlink(missing_ok=True)
     return [

@@ -14,8 +14,10 @@ from sweep.report.paired_differences import DifferenceTest, adjust_for_multiplic
 from sweep.scoring.registry import spec
 
 NEEDED = ("point", "name", "prompt_id")
-COLUMNS = ("first", "second", "measure", "difference", "difference/ci_low", "difference/ci_high", "p", "q")
-COLUMNS += ("significant", "gained", "lost", "n", "only_first", "only_second")
+COLUMNS = (
+    *("first", "second", "measure", "difference", "difference/ci_low", "difference/ci_high", "p", "q"),
+    *("significant", "gained", "lost", "n", "only_first", "only_second"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,12 @@ def frame_contrasts(
             for _, test in table_tests(name, table, other.values.loc[shared, name].to_numpy(float), confidence):
                 tests[len(labels), name] = test
         labels.append((one.name, other.name, len(one.values) - len(shared), len(other.values) - len(shared)))
-    rows = [
-        (labels[pair][0], labels[pair][1], name, d.mean, d.ci_low, d.ci_high, d.p, d.q, d.significant)
-        + (d.gained, d.lost, tests[pair, name].prompts, labels[pair][2], labels[pair][3])
-        for pair, differences in sorted(adjust_for_multiplicity(tests).items())
-        for name, d in differences.items()
-    ]
+    rows = []
+    for pair, differences in sorted(adjust_for_multiplicity(tests).items()):
+        one_name, other_name, *unpaired = labels[pair]
+        for name, d in differences.items():
+            numbers = (d.mean, d.ci_low, d.ci_high, d.p, d.q, d.significant, d.gained, d.lost)
+            rows.append((one_name, other_name, name, *numbers, tests[pair, name].prompts, *unpaired))
     return pd.DataFrame(rows, columns=COLUMNS).astype({"gained": "Int64", "lost": "Int64"})
 
 

@@ -25,7 +25,9 @@ from sweep.report.figures import figure
 from sweep.report.matrix import Matrix, by_strength
 from sweep.report.measures import headline_groups, main_measures, short_key
 from sweep.report.overview import Table, findings, points_table
+from sweep.report.plane_figures import front_figure, heat_maps
 from sweep.report.results import SweepResults
+from sweep.report.turning_overview import turning_rows
 
 FOLDER = Path(__file__).parent
 
@@ -41,11 +43,17 @@ def render(results: SweepResults) -> str:
     doses = responses(results)
     order = by_strength(results.points)
     matrix = Matrix.of(results, order)
-    axes = [Axis(key, short_key(key), findings(doses, key)) for key in dict.fromkeys(dose.axis for dose in doses)]
+    axes = [
+        Axis(key, short_key(key), findings(doses, key), turning_rows(results.turnings, key))
+        for key in dict.fromkeys(dose.axis for dose in doses)
+    ]
+    front = front_figure(results)
+    planes = [*heat_maps(results), *([front] if front is not None else [])]
+    plotted = dict.fromkeys([*(dose.measure for dose in doses), *(plane["measure"] for plane in planes)])
     points = points_table(results, order)
     data = matrix.payload() | {
-        "figures": [figure(dose) for dose in doses],
-        "main": main_measures((dose.measure for dose in doses), headline_groups(), results.first),
+        "figures": [*(figure(dose) for dose in doses), *planes],
+        "main": main_measures(plotted, headline_groups(), results.first),
     }
     scripts = {"plotly": _plotly(), "program": (FOLDER / "report.js").read_text("utf-8")}
     template = _environment().get_template("report.html.jinja")
@@ -54,6 +62,7 @@ def render(results: SweepResults) -> str:
         points=points,
         matrix=matrix,
         axes=axes,
+        planes=list(dict.fromkeys(plane["axis"] for plane in planes)),
         contrasts={"columns": COLUMNS, "rows": results.contrast_table} if results.contrast_table else None,
         written=time.strftime("%Y-%m-%d %H:%M"),
         style=Markup((FOLDER / "report.css").read_text("utf-8")),
@@ -65,11 +74,12 @@ def render(results: SweepResults) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A numeric axis: its key, its short name, and the table of its results."""
+    """A numeric axis: its key, its short name, and the tables of its results and of its best doses."""
 
     key: str
     name: str
     findings: Table
+    turnings: Table
 
 
 def as_script(value: Any) -> Markup:

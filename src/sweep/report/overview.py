@@ -107,6 +107,9 @@ def _cell(record: dict[Any, Any], name: str, reference: str) -> Cell:
         hints += [f"{letter} = {number(f'/{letter}'):.2g}" for letter in "pq" if number(f"/{letter}") >= 0]
     mark = ("▼" if difference < 0 else "▲") if is_true(record.get(f"{name}/significant", False)) else ""
     interval = _interval(number("/ci_low"), number("/ci_high")) if spec(name).group.tested else ""
+    if spec(name).quantiles and number("/quantile_50") == number("/quantile_50"):
+        shares = [(share, number(f"/quantile_{share * 100:g}")) for share in spec(name).quantiles]
+        interval += "; " + ", ".join(f"{share:.0%}: {_number(value)}".replace("%", " %") for share, value in shares)
     if number("/gained") >= 0:
         interval += f" +{number('/gained'):.0f}/−{number('/lost'):.0f}"
     return Cell(_number(number("")), interval, mark, ", ".join(hints))

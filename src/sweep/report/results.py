@@ -13,6 +13,7 @@ from sweep.report.contrast_text import baseline_notes, contrast_rows
 from sweep.report.contrasts import Contrasts, table_rows
 from sweep.report.run_summary import power_notes
 from sweep.report.series import Series, TreatedPoint, find_series
+from sweep.report.turning_tables import front_table, quantiles, turning_table
 from sweep.scoring.response import Response
 from sweep.storage.archive import encodable
 
@@ -30,7 +31,8 @@ class SweepResults:
             swept key, `error`. Each measure `m` has its mean `m`, `m/ci_low`, `m/ci_high` and `m/n`. Against the
             control it has `m/difference`, `m/difference/ci_low`, `m/difference/ci_high`, `m/p`, `m/q`,
             `m/significant` and, for a yes-or-no measure, `m/gained` and `m/lost`. With `report.baseline` these are
-            against the point in column `baseline`. For a control, `axis/<key>` is the neutral dose, if the axis has
+            against the point in column `baseline`. KL divergences have quantiles over prompts, `m/quantile_50`,
+            `m/quantile_90` and `m/quantile_99`. For a control, `axis/<key>` is the neutral dose, if the axis has
             one.
         generations: one row per generation: `point`, `name`, `role`, `axis/<key>`, `prompt_id`, `prompt_digest`,
             `prompt`, `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column per measure.
@@ -48,6 +50,11 @@ class SweepResults:
         contrasts: one row per contrast and measure: `first`, `second`, `measure`, `difference` (first minus second),
             `difference/ci_low`, `difference/ci_high`, `p`, `q`, `significant`, `gained`, `lost`, `n`.
         contrast_table: cells of the shown contrasts, with the columns `contrast_text.COLUMNS`.
+        turnings: one row per numeric axis, series and measure, see `turning.Turning`: `best`, `best/ci_low`,
+            `best/ci_high`, `best_mean`, `within_low`, `within_high`, `confirmed_low`, `confirmed_high`, `tolerance`,
+            `shape`, `monotone_p`, `trend`, `trend_p`, `trend_p_below`, `trend_p_above`, `doses`, `prompts`.
+        front: one row per point: `point`, `name`, `effect`, `quality` (means of the measures in `attrs`), `on_front`,
+            `share` (of resamples in which it is on the front).
         compared: the series that `responses` and `pooled` refer to; None: they are derived from `points`.
     """
 
@@ -65,6 +72,8 @@ class SweepResults:
     reference: str = "control"
     contrasts: pd.DataFrame = field(default_factory=lambda: _contrasts(Contrasts()))
     contrast_table: Sequence[Sequence[str]] = ()
+    turnings: pd.DataFrame = field(default_factory=lambda: turning_table(()))
+    front: pd.DataFrame = field(default_factory=lambda: front_table(None, {}))
 
     @property
     def axes(self) -> list[str]:
@@ -114,6 +123,8 @@ def tables(
         word,
         contrasts,
         contrast_rows(comparison),
+        turning_table(comparison.turnings),
+        front_table(comparison.front, {result.index: result.point.name for result in comparison.results}),
     )
 
 
@@ -187,6 +198,7 @@ def _point_row(comparison: Comparison, position: int) -> dict[str, Any]:
     row |= {f"axis/{key}": value for key, value in result.point.axes}
     for measure, summary in result.summaries.items():
         row |= {_column(f"{measure}_{key}" if key != "mean" else measure): v for key, v in asdict(summary).items()}
+        row |= quantiles(measure, result)
     for measure, difference in comparison.differences.get(result.index, {}).items():
         row[f"{measure}/difference"] = difference.mean
         row[f"{measure}/difference/ci_low"] = difference.ci_low

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sweep.console.text import code, markdown, one_line
 from sweep.report.contrast_text import COLUMNS, baseline_notes, contrast_rows
+from sweep.report.turning_text import turning_findings
 from sweep.scoring.registry import GROUPS, shown_in, spec
 
 if TYPE_CHECKING:
@@ -139,6 +140,10 @@ def _lines(comparison: Comparison, command: str, links: Mapping[str, str]) -> It
         yield from (f"- {line}" for line in findings[:MAX_ROWS])
         if len(findings) > MAX_ROWS:
             yield f"- and {len(findings) - MAX_ROWS} more series in `responses.csv`"
+        turnings = list(turning_findings(comparison, threshold_measures(comparison), as_markdown=True))
+        yield from (f"- {line}" for line in turnings[:MAX_ROWS])
+        if len(turnings) > MAX_ROWS:
+            yield f"- and {len(turnings) - MAX_ROWS} more lines in `turning.csv` and `pareto.csv`"
     yield from (f"- {markdown(note)}" for note in baseline_notes(comparison))
     yield ""
     yield from _table(comparison)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from sweep.report import FOLDER, REPORT
 from sweep.report.contrast_text import baseline_notes, contrast_rows, counts
 from sweep.report.measures import title
-from sweep.report.run_summary import power_notes, response_findings
+from sweep.report.run_summary import power_notes, response_findings, threshold_measures
 from sweep.report.summary import Summary, load_summary
+from sweep.report.turning_text import turning_findings
 from sweep.scoring.registry import shown_in, spec
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def _summary(outcome: SweepOutcome, config: SweepConfig) -> Summary:
         notes += (f"{note}." for note in baseline_notes(comparison))
         notes += power_notes(comparison)
         findings = list(response_findings(comparison))
+        findings += turning_findings(comparison, threshold_measures(comparison))
     more_points, more_series = max(0, len(results) - MAX_POINTS), max(0, len(findings) - MAX_SERIES)
     return Summary(
         heading,
