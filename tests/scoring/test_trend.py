@@ -13,7 +13,7 @@ from sweep.core.values import Floats
 from sweep.scoring.trend import TINY, page_trend
 
 
-@pytest.mark.parametrize("doses", [3, 4, 5, 6])
+@pytest.mark.parametrize("doses", [3, 4, 5, 6, 7])
 @pytest.mark.parametrize("prompts", [2, 7, 12])
 def test_equals_scipys_exact_test_without_ties(doses: int, prompts: int) -> None:
     generator = np.random.default_rng(doses * prompts)

@@ -22,7 +22,7 @@ class ReportConfig(Section):
         contrasts: Pairs of points to compare, each point written as for baseline, such as
             [["factor=1.2","factor=1.5"]].
         tolerance: A dose is as good as the best one if its mean is at most this much worse, as a share of the
-            measure's range (of the best mean, if the range has no end); 0 or more.
+            measure's range (of the largest mean, if the range has no end); 0 or more.
         effect: Measure of the effect that is shown against quality, such as divergence/edit_distance or
             quality/my_measure; null means divergence/edit_distance.
     """

@@ -15,8 +15,9 @@ from scipy import stats
 
 from sweep.core.values import Floats
 
-EXACT_DOSES = 6  # with up to this many doses, all permutations count; with more, random ones are drawn
-SAMPLED = 1999  # random permutations
+EXACT_DOSES = 7  # with up to this many doses, all permutations count; with more, random ones are drawn
+SAMPLED, FEWEST = 1999, 199  # random permutations, and how many of them much data has at least
+MOVED = 5_000_000  # values that all random permutations move, a fraction of a second
 TINY = float(np.finfo(float).tiny)  # smallest p that can be written as a normal double
 
 
@@ -37,7 +38,7 @@ class Trend:
     exact: bool
 
 
-def page_trend(values: ArrayLike, *, permutations: int = SAMPLED, seed: int = 0) -> Trend:
+def page_trend(values: ArrayLike, *, permutations: int | None = None, seed: int = 0) -> Trend:
     """Test whether values tend to rise or fall along ordered doses (Page 1963, doi:10.1080/01621459.1963.10500843).
 
     Each prompt's values are ranked over the doses, ties by their mean rank. L is the sum of dose number times rank.
@@ -51,7 +52,7 @@ def page_trend(values: ArrayLike, *, permutations: int = SAMPLED, seed: int = 0)
     Args:
         values: (doses, prompts), doses in order; NaN marks missing values. Prompts without a value at some dose are
             left out.
-        permutations: number of random permutations of all prompts.
+        permutations: number of random permutations of all prompts; None: `SAMPLED`, or fewer for much data.
         seed: of the random permutations.
 
     Raises:
@@ -70,10 +71,13 @@ def page_trend(values: ArrayLike, *, permutations: int = SAMPLED, seed: int = 0)
     ranks = np.round(2 * stats.rankdata(complete, axis=0)).astype(int)
     weights = np.arange(1, doses + 1)
     deviation = int((weights @ ranks).sum()) - prompts * _centre(doses)
-    if exact:
+    if deviation == 0:
+        p = 1.0
+    elif exact:
         patterns = Counter(tuple(sorted(column)) for column in ranks.T.tolist())
         p = _exact_p(patterns, abs(deviation))
     else:
+        permutations = permutations or min(SAMPLED, max(FEWEST, MOVED // ranks.size))
         generator = np.random.default_rng(seed)
         order = ranks.T.copy()
         beyond = sum(
@@ -102,8 +106,6 @@ def _distribution(pattern: tuple[int, ...]) -> Floats:
 
 def _exact_p(patterns: Mapping[tuple[int, ...], int], deviation: int) -> float:
     """Return the probability of a deviation at least as far from 0 as observed, which is symmetric around 0."""
-    if deviation == 0:
-        return 1.0
     single = [_distribution(pattern) for pattern in patterns]
     counts = np.array(list(patterns.values()))
     largest = len(single[0]) // 2

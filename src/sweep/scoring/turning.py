@@ -134,13 +134,10 @@ def monotone_test(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) ->
     shape: Shape = "rises" if distances[1] <= distances[-1] else "falls"
     if prompts < 2 or len(table) < 3:
         return Monotone(math.nan, shape)
+    if min(distances.values()) <= _rounding(table) ** 2:
+        return Monotone(1.0, shape)
     noise = (_resampled_means(table, resamples, seed) - means[:, None]) * math.sqrt(prompts / (prompts - 1))
-    ps = []
-    for sign in (1, -1):
-        if distances[sign] <= _rounding(table) ** 2:
-            ps.append(1.0)
-        else:
-            ps.append((1 + int((_distance(sign * noise) >= distances[sign]).sum())) / (1 + resamples))
+    ps = [(1 + int((_distance(sign * noise) >= distances[sign]).sum())) / (1 + resamples) for sign in (1, -1)]
     p = max(*ps, min(smallest_p(prompts), 1.0))
     if p < LEVEL:
         ends = sorted((means[0], means[-1]))
