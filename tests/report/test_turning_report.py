@@ -52,7 +52,7 @@ def test_best_dose_shape_and_trend(configure: Configure) -> None:
     assert turning.trend_p_below < 1e-6 and turning.trend_p_above < 1e-6 and turning.trend_p > 0.001
     assert all(one.best is None for one in compared.turnings if one.measure != EXACT)  # a divergence has none
     [line, front] = turning_findings(compared, [EXACT])
-    assert line.startswith(f"{EXACT}: best at factor = 1.5 [") and "at most 0.05 worse at 1 to 1.5" in line
+    assert line.startswith(f"{EXACT}: the best factor is 1.5 [") and "at most 0.05 worse at 1 to 1.5" in line
     assert "rises, then falls (monotone: p = 0.001, trend: p = " in line
     assert line in [text.replace("\\", "").replace("`", "") for text in describe(compared, "", {}).split("\n- ")]
     assert front.startswith(f"Pareto front of {EDIT} (effect) and {EXACT}: ")

@@ -28,7 +28,7 @@ class ReportConfig(Section):
     """
 
     baseline: str | None = None
-    contrasts: list[list[str]] = field(default_factory=list)
+    contrasts: list[Any] = field(default_factory=list)
     tolerance: float = 0.05
     effect: str | None = None
 
@@ -36,8 +36,11 @@ class ReportConfig(Section):
         empty = self.baseline is not None and not self.baseline.strip()
         require(not empty, "report.baseline", "must not be empty", self.baseline)
         for pair in self.contrasts:
-            rule = "must be pairs of points, such as [[factor=1.2,factor=1.5]] in quotes"
-            require(len(pair) == 2 and all(map(str.strip, pair)), "report.contrasts", rule, list(pair))
+            rule = "must be pairs of points, such as [['factor=1.2','factor=1.5']]"
+            is_pair = (
+                isinstance(pair, list) and len(pair) == 2 and not any(isinstance(one, (list, dict)) for one in pair)
+            )
+            require(is_pair and all(str(one).strip() for one in pair), "report.contrasts", rule, pair)
         finite = math.isfinite(self.tolerance)
         require(finite and self.tolerance >= 0, "report.tolerance", "must be 0 or more", self.tolerance)
         if self.effect is not None:
@@ -45,6 +48,11 @@ class ReportConfig(Section):
             tested = [name for name, entry in GROUPS.items() if entry.tested]
             rule = f"must be GROUP/MEASURE with a group of {', '.join(tested)}"
             require(group in tested and bool(rest), "report.effect", rule, self.effect)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The contrasts as texts."""
+        return [(str(first), str(second)) for first, second in self.contrasts]
 
     def changed(self) -> dict[str, Any]:
         """Return the values that are not defaults, as plain values."""

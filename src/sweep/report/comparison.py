@@ -13,6 +13,7 @@ from sweep.planning.results import PointResult
 from sweep.points.point import as_text, common_axes
 from sweep.report.baselines import Baselines, aligned, find_baselines, tests_against
 from sweep.report.contrasts import Contrasts, find_contrasts
+from sweep.report.measures import ranking_of
 from sweep.report.neutral import neutral_dose
 from sweep.report.paired_differences import (
     Difference,
@@ -22,7 +23,6 @@ from sweep.report.paired_differences import (
     significance_limits,
     value_table,
 )
-from sweep.report.run_summary import ranking_measure
 from sweep.report.series import Series, TreatedPoint, find_series
 from sweep.report.turning import Front, Turning, find_front, find_turnings
 from sweep.scoring.registry import spec
@@ -118,7 +118,8 @@ def compare(
     ]
     baseline = None if baselines.single is None else by_index[baselines.single]
     series = [_series_response(series, by_index, confidence, baseline) for series in find_series(entries)]
-    compared = Comparison(
+    quality = ranking_of((name for result in ordered for name in result.summaries), first)
+    return Comparison(
         ordered,
         controls,
         adjust_for_multiplicity(tests),
@@ -129,9 +130,9 @@ def compare(
         significance_limits(tests),
         baselines,
         find_contrasts(ordered, report, confidence),
+        find_turnings((described.series for described in series), by_index, confidence, report),
+        find_front(ordered, controls, quality, report),
     )
-    front = find_front(compared, ranking_measure(compared), report)
-    return replace(compared, turnings=find_turnings(compared, report), front=front)
 
 
 def _with_uniform_axes(results: Sequence[PointResult]) -> list[PointResult]:

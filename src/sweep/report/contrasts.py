@@ -76,7 +76,7 @@ def find_contrasts(results: Sequence[PointResult], report: ReportConfig, confide
                 tests[len(names), name] = test
         names.append(label)
 
-    for first_text, second_text in report.contrasts:
+    for first_text, second_text in report.pairs:
         try:
             found = [(a, b) for a, b in pairs(*(select(t, candidates, CONTRASTS) for t in (first_text, second_text)))]
         except ConfigError as error:  # a search, which has no points before it starts

@@ -144,7 +144,7 @@ def check_selectors(report: ReportConfig, points: Iterable[tuple[int, Point]]) -
         baseline = select(report.baseline, candidates, BASELINE)
         if not any(baseline.partner(point) for point in candidates):
             raise ConfigError(f"{BASELINE}: no other point can be compared with {report.baseline!r}.")
-    for first, second in report.contrasts:
+    for first, second in report.pairs:
         if not any(pairs(*(select(text, candidates, CONTRASTS) for text in (first, second)))):
             raise ConfigError(
                 f"{CONTRASTS}: {first!r} and {second!r} have no two points in common that agree in all other keys."

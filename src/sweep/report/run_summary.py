@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sweep.console.text import code, markdown, one_line
 from sweep.report.contrast_text import COLUMNS, baseline_notes, contrast_rows
+from sweep.report.measures import ranking_of
 from sweep.report.turning_text import turning_findings
 from sweep.scoring.registry import GROUPS, shown_in, spec
 
@@ -24,11 +25,7 @@ DIRECTION: dict[Side, str] = {"above": " (increasing)", "below": " (decreasing)"
 
 def ranking_measure(comparison: Comparison) -> str | None:
     """Return the measure that ranks points as best and worst: the first of `scoring.first`, if measured."""
-    measured = {name for result in comparison.results for name in result.summaries}
-    for name in (*comparison.first, *shown_in("ranking")):
-        if name in measured:
-            return name
-    return next((name for name in sorted(measured) if spec(name).group.breaks), None)
+    return ranking_of((name for result in comparison.results for name in result.summaries), comparison.first)
 
 
 def threshold_measures(comparison: Comparison) -> list[str]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,9 +19,6 @@ from sweep.scoring.registry import spec
 from sweep.scoring.response import pool
 from sweep.scoring.trend import page_trend
 from sweep.scoring.turning import LEVEL, BestDose, best_dose, monotone_test
-
-if TYPE_CHECKING:
-    from sweep.report.comparison import Comparison
 
 EFFECT = "divergence/edit_distance"
 FEWEST = 3  # doses, with the control
@@ -101,14 +97,18 @@ class Front:
     points: Sequence[FrontPoint] = ()
 
 
-def find_turnings(comparison: Comparison, report: ReportConfig) -> list[Turning]:
-    """Return the turning of every series with at least `FEWEST` doses, in every tested measure."""
-    by_index = {result.index: result for result in comparison.results}
-    return [
-        turning
-        for described in comparison.series
-        for turning in _turnings(described.series, by_index, comparison.confidence, report.tolerance)
-    ]
+def find_turnings(
+    series: Iterable[Series], results: Mapping[int, PointResult], confidence: float, report: ReportConfig
+) -> list[Turning]:
+    """Return the turning of every series with at least `FEWEST` doses, in every tested measure.
+
+    Args:
+        series: the series of the sweep.
+        results: all points, by index.
+        confidence: level of the intervals.
+        report: section `report`.
+    """
+    return [turning for one in series for turning in _turnings(one, results, confidence, report.tolerance)]
 
 
 def _turnings(
@@ -180,13 +180,16 @@ def _best(
     )  # fmt: skip
 
 
-def find_front(comparison: Comparison, quality: str | None, report: ReportConfig) -> Front | None:
+def find_front(
+    results: Iterable[PointResult], controls: Mapping[int, int], quality: str | None, report: ReportConfig
+) -> Front | None:
     """Return the points by effect and quality; None if they lack one of the measures.
 
     More of the effect is better: more divergence, or a better value of a quality measure.
 
     Args:
-        comparison: comparison of all points.
+        results: all points of the sweep.
+        controls: index of the control, by the index of the point.
         quality: the measure that ranks points.
         report: section `report`.
     """
@@ -194,9 +197,9 @@ def find_front(comparison: Comparison, quality: str | None, report: ReportConfig
     if quality is None or effect == quality:
         return None
     groups: dict[int, list[PointResult]] = {}
-    for result in comparison.results:
+    for result in results:
         if effect in result.values and quality in result.values:
-            groups.setdefault(comparison.controls.get(result.index, result.index), []).append(result)
+            groups.setdefault(controls.get(result.index, result.index), []).append(result)
     found = [point for group in groups.values() for point in _front_points(group, effect, quality)]
     return Front(effect, quality, sorted(found, key=lambda point: point.point)) if len(found) > 1 else None
 

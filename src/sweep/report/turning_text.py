@@ -46,7 +46,7 @@ def _best(turning: Turning, axis: str) -> str:
     best = turning.best
     assert best is not None
     within = interval(best.within_low, best.within_high, " to ")
-    text = f"best at {axis} = {best.dose:.3g}{_bracketed(best)}, at most {turning.tolerance:.3g} worse at {within}"
+    text = f"the best {axis} is {best.dose:.3g}{_bracketed(best)}, at most {turning.tolerance:.3g} worse at {within}"
     if math.isnan(best.confirmed_low):
         return text
     return f"{text} (confirmed: {interval(best.confirmed_low, best.confirmed_high, ' to ')})"
