@@ -21,6 +21,7 @@ from sweep.points.point import Point
 from sweep.report.baselines import aligned
 from sweep.report.comparison import compare
 from sweep.report.contrast_text import COLUMNS, baseline_notes, contrast_rows
+from sweep.report.paired_differences import table_tests
 from sweep.report.point_selectors import check_selectors, pairs, select, selectable
 from sweep.report.results import tables
 from sweep.report.run_summary import describe, response_findings
@@ -150,6 +151,19 @@ def test_contrasts_of_series(configure: Configure) -> None:
     assert last.first == "control=null (mean of 3 points)" and last.prompts == {EXACT: 10}
     # Prompts 3 to 8 lose one or two of three answers, 9 and 10 lose 2 of 3; two are equal.
     assert (last.differences[EXACT].gained, last.differences[EXACT].lost) == (0, 8)
+
+
+@pytest.mark.slow
+def test_intervals_of_differences_cover_the_truth() -> None:
+    """2,000 points that differ from one baseline by 0.2 on average, with a skewed spread over 40 prompts."""
+    generator = np.random.default_rng(0)
+    baseline = generator.random(40)
+    table = baseline + 0.2 + 0.3 * (generator.exponential(size=(2000, 40)) - 1)
+    tests = [test for _, test in table_tests(CHRF, table, baseline, 0.95)]
+    covered = [t.differences.ci_low[t.row] <= 0.2 <= t.differences.ci_high[t.row] for t in tests]
+    assert 0.93 < np.mean(covered) < 0.97
+    null = [test.p for _, test in table_tests(CHRF, baseline + generator.normal(size=(2000, 40)), baseline, 0.95)]
+    assert 0.03 < np.mean(np.array(null) < 0.05) < 0.07
 
 
 def test_one_point_is_compared_with_each_of_a_series(configure: Configure) -> None:
