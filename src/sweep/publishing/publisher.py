@@ -278,13 +278,11 @@ class Publisher:
             return False
         printed = load_summary(self._folder)
         shown = (self._base.scoring.first, self._base.report.changed())
-        if printed is not None and (printed.first, printed.report) != shown:  # something else is to be shown
+        is_shown = printed is None or (printed.first, printed.report) == shown
+        if not is_shown or self._status != "FINISHED":
             return False
-        if self._status != "FINISHED":
-            return False
-        if not self._base.sweep.name:  # the name of an earlier run stays
-            return True
-        return name_of(report) == self._name  # a new name must reach the report and the parent run
+        # Without a name, that of an earlier run stays. A new one must reach the report and the parent run.
+        return not self._base.sweep.name or name_of(report) == self._name
 
     def _supersede(self, key: str) -> None:
         entry = self._publish_log.entries.get(key)
@@ -304,8 +302,8 @@ class Publisher:
             with self._terminal.waiting("Report"), self._costs.timing("report_seconds"):
                 archived = self._collector.archived
                 restored = restored_results(self._points, self.results, self._archive, archived, self._supersede)
-                scoring = self._base.scoring
-                self.comparison = compare(restored.values(), scoring.confidence, scoring.first, self._base.report)
+                scoring, section = self._base.scoring, self._base.report
+                self.comparison = compare(restored.values(), scoring.confidence, scoring.first, section)
                 return report(
                     self._base,
                     self._sweep_id,
