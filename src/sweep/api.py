@@ -1,12 +1,14 @@
-"""Python API: load a sweep's results in a notebook."""
+"""Python API: load a sweep's results in a notebook, and compare points of one sweep or of two."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from sweep.report import GENERATIONS, POINTS
+from sweep.report.frame_contrasts import frame_contrasts
 from sweep.report.summary import name_of
 
 
@@ -34,6 +36,36 @@ def load(sweep: str | Path | None = None, dir: str | Path = "outputs", *, points
         return pd.read_parquet(file)
     # Only empty cells are missing: a swept value may be the text "none".
     return pd.read_csv(file, keep_default_na=False, na_values=[""])
+
+
+def contrast(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    measures: Sequence[str] | None = None,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Return the differences between points of two sweeps, or of one, paired by prompt id: first minus second.
+
+    A single point is compared with each point of the other side. Several points on both sides are paired by name.
+    Intervals and tests are those of the report: BCa, or Agresti and Min's for yes-or-no measures; a sign-flip
+    permutation test, or McNemar's exact test. Samples of a prompt are averaged first.
+
+    Args:
+        first: generations, as `load` returns them, or some of their rows: `answers[answers["name"] == "factor=1.2"]`.
+        second: likewise; its values are subtracted.
+        measures: names such as `quality/contains`; None: all measures of both that the report tests.
+        confidence: level of the intervals, in (0, 1).
+
+    Returns:
+        One row per pair and measure: `first`, `second`, `measure`, `difference`, `difference/ci_low`,
+        `difference/ci_high`, `p` (two-sided), `q` (p after Benjamini and Hochberg, over all rows of a group of
+        measures), `significant` (q < 0.05), `gained` and `lost` (of a yes-or-no measure, the prompts with a higher and
+        with a lower value at the first point), `n` (prompts that both have), `only_first`, `only_second`.
+
+    Raises:
+        ValueError: The frames have no generations, no points to pair, no prompt or no measure in common.
+    """
+    return frame_contrasts(first, second, measures, confidence)
 
 
 def _report_folder(sweep: str | Path | None, root: Path) -> Path:

@@ -64,8 +64,12 @@ DRY_ONLY = {
     "scoring.recovery=[nearest,rotation,linear]": "takes minutes; tests/report/test_recovery_report.py has a small one",
     "divergence/sentence_similarity": "downloads an encoder; tests/scoring/test_similarity.py has one",
     "scoring.judge.url=": "needs a judge; tests/scoring/test_judge.py has one",
+    "experiment=contrast": "downloads a model and takes minutes",
+    "experiment=turning": "downloads a model and takes minutes",
     "engine=constant": "the example engine gives token ids that mean nothing",
 }
+# Arguments that need the tiny model in the place of another one: their files of vectors have its width.
+MODEL_KEYS = ("model", "experiment=", "transform.path", "transform.vector.path")
 
 
 def sweeps() -> list[Command]:
@@ -111,9 +115,7 @@ def arguments(command: Command, folder: Path, *more: str) -> list[str]:
     """Return a command's arguments with a tiny model in the place of one from a hub, and outputs in a folder."""
     given = _apart(command.sweep or [])
     replaced = [argument for argument in given if not argument.startswith(("model=", "model.id="))]
-    # The files of vectors here have the width of the tiny model.
-    from_hub = ("model", "experiment=", "transform.path", "transform.vector.path")
-    named = any(argument.startswith(from_hub) for argument in given)
+    named = any(argument.startswith(MODEL_KEYS) for argument in given)
     model = [f"model.id={folder / 'my-model'}"] if named else []
     return [*replaced, *model, f"sweep.dir={folder / 'outputs'}", *more]
 

@@ -36,7 +36,8 @@ from sweep.app.sweep_name import default_name
 from sweep.config.objective import CONTROL_PREFIX
 from sweep.console.terminal import Terminal
 from sweep.errors import ConfigError, SweepError
-from sweep.points.point import Point
+from sweep.points.point import Point, with_controls
+from sweep.report.point_selectors import check_selectors
 from sweep.storage.lock import SweepLock
 from sweep.util.redaction import redact, redact_file
 
@@ -68,6 +69,7 @@ class SweepApp:
         self._exit_stack = ExitStack()
         self._trusted: set[str] = set()
         self._lock_callbacks: list[Callable[[], None]] = []
+        self._in_batches = False
         OmegaConf.register_new_resolver("sweep_folder", self._folder_below, replace=True)
 
     def open_folder(self, config: DictConfig) -> None:
@@ -86,6 +88,7 @@ class SweepApp:
         root_paths = (sweeps.parent / FOLDER_ID, sweeps.parent, *sweeps.parent.parents)
         created = [path for path in root_paths if not path.exists()]
         sweep_id = make_sweep_id(config, folder_id(sweeps.parent))
+        self._in_batches = config.hydra.sweeper.get("max_batch_size") is not None
         self.id = numbered(sweep_id, sweeps, restart=str(config.sweep.resume).lower() == "false")
         self._folder = folder = sweeps / self.id
         self._exit_stack.push(partial(self._remove_created, [*missing_paths(folder), *created]))
@@ -122,12 +125,17 @@ class SweepApp:
 
         Returns:
             A result for each point, in order; None for each point of a dry run.
+
+        Raises:
+            ConfigError: an input is wrong, or `report.baseline` or a contrast names a point that does not exist.
         """
         for model in {
             point.config.model.id for point in points if point.config.model.trust_remote_code
         } - self._trusted:
             self.terminal.say(f"model.trust_remote_code=true: {model} may run Python code from its repository.")
             self._trusted.add(model)
+        if not self.axes and not self._in_batches:  # else points of later batches are not known
+            check_selectors(points[0].config.report, enumerate(with_controls(points)))
         if points[0].config.sweep.dry_run:
             self._run_dry(points, backend)
             return [None for _ in points]

@@ -23,7 +23,7 @@ from sweep.util import state_files
 FOLDER_ID, ID_LENGTH = ".id", 256  # file name; characters that are read of it
 UNKNOWN_ID = "<id>"  # shown for a command that only prints the configuration, and opens no folder
 # Sections that do not decide which sweep a command belongs to.
-OUTSIDE_SWEEP_ID = ("sweep", "tracking", "hydra", "verbose")
+OUTSIDE_SWEEP_ID = ("sweep", "tracking", "report", "hydra", "verbose")
 # Options of a sweeper that do not either: a search with more trials continues the same search.
 SEARCH_LENGTH = ("n_trials", "n_jobs")
 

@@ -32,6 +32,7 @@ from sweep.util.plugins import import_plugin
 from sweep.util.validators import did_you_mean, require
 
 GENERATION_SECTIONS = ("model", "prompts", "transform", "sampling", "seed")  # they decide the generations
+NO_REPORT: dict[str, Any] = {}
 _UNSTABLE = re.compile(r"\$\{(now|hydra|oc\.env):")
 _REFERENCE = re.compile(r"\$\{([\w.\[\]]+)\}")
 
@@ -102,6 +103,7 @@ class Parser:
         Raises:
             ConfigError: See `parse` of this module.
         """
+        plain = {"report": NO_REPORT} | plain  # archives and plans of earlier versions lack the section
         keys = [field.name for field in fields(SweepConfig)]
         for key in plain.keys() - keys:  # Hydra lets `+key=value` add any key
             raise ConfigError(f"{key}: there is no such key. {did_you_mean(key, keys)}")

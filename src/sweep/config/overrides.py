@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 # Overrides in these sections decide where or how a sweep runs, not what it compares.
-NOT_AXES = ("sweep", "tracking", "scoring", "verbose", "hydra", "plugins")
+NOT_AXES = ("sweep", "tracking", "scoring", "report", "verbose", "hydra", "plugins")
 
 # Numbers that Hydra reads as Python does. Its parser takes 0.3 ms per number, and a range has one for each point.
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?P<fraction>(?:\.[0-9]{1,25})?(?:e[+-]?[0-9]{1,3})?)")

@@ -13,6 +13,7 @@ from typing import Any
 
 from sweep.config import scoring_config
 from sweep.config.objective import Objective
+from sweep.config.report_config import ReportConfig
 from sweep.config.scoring_config import ScoringConfig
 from sweep.core.section import Section
 from sweep.engines import EngineConfig
@@ -157,6 +158,7 @@ class SweepConfig:
         scoring: Section `scoring`.
         tracking: Section `tracking`.
         sweep: Section `sweep`.
+        report: Section `report`.
         seed: Seed of the point; transforms that draw random numbers derive theirs from it and the prompt.
         verbose: Print the output of vLLM, Transformers and MLflow instead of writing it to sweep.log.
         plugins: Python modules to import first, which may register transforms, measures and engines.
@@ -170,6 +172,7 @@ class SweepConfig:
     scoring: ScoringConfig
     tracking: TrackingConfig
     sweep: SweepSettings
+    report: ReportConfig = field(default_factory=ReportConfig)
     seed: int = 0
     verbose: bool = False
     plugins: tuple[str, ...] = ()
@@ -206,4 +209,5 @@ SECTIONS: dict[str, type] = {
     "scoring": ScoringConfig,
     "tracking": TrackingConfig,
     "sweep": SweepSettings,
+    "report": ReportConfig,
 }

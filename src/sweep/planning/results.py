@@ -41,6 +41,7 @@ class PointResult:
         summaries: summary of each measure.
         values: values of each measure: (prompts,), NaN where the measure does not apply.
         error: reason of the failure, or None.
+        prompt_ids: ids of the prompts, in the order of the values; empty if they are not known.
     """
 
     index: int
@@ -48,6 +49,7 @@ class PointResult:
     summaries: Mapping[str, Summary] = field(default_factory=dict)
     values: Mapping[str, Floats] = field(default_factory=dict)
     error: str | None = None
+    prompt_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,9 @@ KEYS: Mapping[str, Effect] = {
     **{f"sweep.{name}": no_change(_WHERE) for name in (
         "dir", "name", "dry_run", "resume", "on_error", "max_failures", "objective", "helpers", "gpu_scoring",
     )},
+    **{f"report.{name}": no_change("It only decides what is compared in the report.") for name in (
+        "baseline", "contrasts", "tolerance", "effect",
+    )},
     "seed": changes("It seeds random transforms."),
     "verbose": no_change(_WHERE),
     "plugins": no_change("The contents of the modules that define transforms count instead."),

@@ -111,9 +111,11 @@ def make_points(jobs: Sequence[tuple[Sequence[Override], SweepConfig]], varied: 
         ConfigError: jobs differ in a section that belongs to the whole sweep.
     """
     configs = [config for _, config in jobs]
-    common = [(c.sweep, c.tracking, c.scoring) for c in configs]
+    common = [(c.sweep, c.tracking, c.scoring, c.report) for c in configs]
     if any(sections != common[0] for sections in common):
-        raise ConfigError("sweep.*, tracking.* and scoring.* belong to the whole sweep. They cannot be swept.")
+        raise ConfigError(
+            "sweep.*, tracking.*, scoring.* and report.* belong to the whole sweep. They cannot be swept."
+        )
     values = [{override.axis: override for override in overrides if override.is_axis} for overrides, _ in jobs]
     swept = [axis_key(key) for key in varied] or [key for key in (values[0] if values else ()) if _differ(key, values)]
     # Points that do not differ are named by the transform's parameters, not by every override. The names of unswept

@@ -277,13 +277,11 @@ class Publisher:
         if not (report / REPORT).is_file() or len(self.results) < len(self._points):
             return False
         printed = load_summary(self._folder)
-        if printed is not None and not printed.is_current(self._base.scoring):
+        is_shown = printed is None or printed.is_current(self._base)
+        if not is_shown or self._status != "FINISHED":
             return False
-        if self._status != "FINISHED":
-            return False
-        if not self._base.sweep.name:  # the name of an earlier run stays
-            return True
-        return name_of(report) == self._name  # a new name must reach the report and the parent run
+        # Without a name, that of an earlier run stays. A new one must reach the report and the parent run.
+        return not self._base.sweep.name or name_of(report) == self._name
 
     def _supersede(self, key: str) -> None:
         entry = self._publish_log.entries.get(key)
@@ -303,7 +301,7 @@ class Publisher:
             with self._terminal.waiting("Report"), self._costs.timing("report_seconds"):
                 archived = self._collector.archived
                 restored = restored_results(self._points, self.results, self._archive, archived, self._supersede)
-                self.comparison = compare(restored.values(), *self._base.scoring.report_settings)
+                self.comparison = compare(restored.values(), *self._base.scoring.report_settings, self._base.report)
                 return report(
                     self._base,
                     self._sweep_id,

@@ -150,7 +150,8 @@ class ScoringStage:
             scored = tasks.score(corpus, finished.failed(str(lost)), self._archive)
         self._costs.score_seconds += scored.seconds
         record = scored.archived.record
-        result = PointResult(finished.index, finished.point, record.summaries, scored.values, record.error)
+        prompt_ids = tuple(encoded.prompt.id for encoded in corpus.prompts) if scored.values else ()
+        result = PointResult(finished.index, finished.point, record.summaries, scored.values, record.error, prompt_ids)
         if result.error is not None:
             self.failed += 1
             log.warning("%s failed (%s): %s", result.point.name, result.point.overrides, result.error)

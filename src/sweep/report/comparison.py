@@ -1,4 +1,4 @@
-"""Comparison of a sweep's points with their controls and along their axes."""
+"""Comparison of a sweep's points with their controls or another baseline, with each other, and along their axes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,39 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from sweep.config.report_config import ReportConfig
 from sweep.planning.results import PointResult
 from sweep.points.point import as_text, common_axes
+from sweep.report.baselines import (
+    Baselines,
+    against,
+    aligned,
+    find_baselines,
+    points_against,
+    rows_against,
+    tests_of,
+)
+from sweep.report.contrasts import Contrasts, find_contrasts
+from sweep.report.measures import ranking_of
 from sweep.report.neutral import neutral_dose
 from sweep.report.paired_differences import (
     Difference,
-    DifferenceTest,
     Margin,
     SignificanceLimit,
     adjust_for_multiplicity,
     compared_measures,
-    difference_tests,
     no_margin,
     paired_tables,
     significance_limits,
 )
 from sweep.report.replicates import Row, find_rows, value_table
 from sweep.report.series import Series, TreatedPoint, find_series
+from sweep.report.turning import Front, Turning, find_front, find_turnings
 from sweep.scoring.registry import spec
 from sweep.scoring.response import Response, Side, dose_response
 from sweep.storage.archive import encodable
 
+DEFAULT = ReportConfig()
 Responses = Mapping[tuple[str, Side], Response]
 Mean = tuple[float, float, float, float]  # dose, mean, and the interval's lower and upper bound
 
@@ -55,15 +67,19 @@ class Comparison:
     Attributes:
         results: in the order of the sweep.
         controls: index of the control, by the index of the point.
-        differences: differences to the control, by point index and measure.
+        differences: differences to the control, or to `report.baseline`, by point index and measure.
         rows: the rows of the tables, in which points that differ in their seeds alone are pooled.
-        row_differences: the rows' differences to the rows of their controls, by the row's index and measure. Their q
-            are over all rows. Equal to `differences` if nothing is pooled.
+        row_differences: the rows' differences to the rows of their controls or baselines, by the row's index and
+            measure. Their q are over all rows. Equal to `differences` if nothing is pooled.
         series: series along each numeric axis.
         neutral: doses that change nothing, which is where the control stands; by the control's index and the axis.
         confidence: level of the intervals.
         first: measures to show before others.
         limits: what the significance tests of the rows can show at most, by group of measures.
+        baselines: what `differences` and `row_differences` are differences to.
+        contrasts: comparisons of `report.contrasts`.
+        turnings: best dose, shape and trend of each series, by measure.
+        front: the rows by effect and quality; None without both measures.
     """
 
     results: Sequence[PointResult]
@@ -76,10 +92,18 @@ class Comparison:
     confidence: float = 0.95
     first: Sequence[str] = ()
     limits: Mapping[str, SignificanceLimit] = field(default_factory=dict)
+    baselines: Baselines = field(default_factory=Baselines)
+    contrasts: Contrasts = field(default_factory=Contrasts)
+    turnings: Sequence[Turning] = ()
+    front: Front | None = None
 
 
 def compare(
-    results: Iterable[PointResult], confidence: float, first: Sequence[str] = (), margin: Margin = no_margin
+    results: Iterable[PointResult],
+    confidence: float,
+    first: Sequence[str] = (),
+    margin: Margin = no_margin,
+    report: ReportConfig = DEFAULT,
 ) -> Comparison:
     """Compare all points with their controls, and analyse the responses to each swept number.
 
@@ -88,6 +112,7 @@ def compare(
         confidence: level of the intervals.
         first: measures to show before others.
         margin: returns a measure's margin of equivalence.
+        report: section `report`.
     """
     ordered = _with_uniform_axes(sorted(results, key=lambda result: result.index))
     groups: dict[str, list[PointResult]] = {}
@@ -105,44 +130,35 @@ def compare(
         others = [result for result in group if result.values and result is not control] if control.values else []
         controls |= {result.index: control.index for result in others}
     rows = find_rows(ordered, controls, confidence)
-    tests = row_tests = _tests(rows, confidence, margin)
+    baselines = find_baselines(ordered, rows, controls, report)
+    tests = row_tests = tests_of(rows_against(baselines, rows, by_index), confidence, margin)
     if any(row.is_pooled for row in rows):
-        singles = [
-            Row(result, (result,), ((result, by_index[controls[result.index]]),), controls[result.index])
-            for result in ordered
-            if result.index in controls
-        ]
-        tests = _tests(singles, confidence, margin)
+        tests = tests_of(points_against(baselines, by_index), confidence, margin)
     row_of = {member.index: row for row in rows for member in row.members}
     entries = [
         TreatedPoint(result.index, dict(result.point.axes), row_of[result.index].control)
         for result in ordered
         if not result.point.is_control and result.error is None
     ]
+    baseline = None if baselines.single is None else row_of[baselines.single]
+    series = [_series_response(series, row_of, confidence, baseline) for series in find_series(entries)]
+    quality = ranking_of((name for result in ordered for name in result.summaries), first)
     return Comparison(
         ordered,
         controls,
         adjust_for_multiplicity(tests),
         rows,
         adjust_for_multiplicity(row_tests),
-        [_series_response(series, row_of, confidence) for series in find_series(entries)],
+        series,
         neutral,
         confidence,
         first,
         significance_limits(row_tests),
+        baselines,
+        find_contrasts(ordered, report, confidence),
+        find_turnings((described.series for described in series), row_of, confidence, report),
+        find_front(rows, quality, report),
     )
-
-
-def _tests(rows: Sequence[Row], confidence: float, margin: Margin) -> dict[tuple[int, str], DifferenceTest]:
-    groups: dict[int, list[Row]] = {}
-    for row in rows:
-        if row.control is not None and row.pairs:
-            groups.setdefault(row.control, []).append(row)
-    tests: dict[tuple[int, str], DifferenceTest] = {}
-    for group in groups.values():
-        for measure in compared_measures([row.result for row in group]):
-            tests |= difference_tests(measure, group, confidence, margin(measure))
-    return tests
 
 
 def _with_uniform_axes(results: Sequence[PointResult]) -> list[PointResult]:
@@ -189,8 +205,13 @@ def _neutral_doses(group: Sequence[PointResult]) -> Iterator[tuple[str, float]]:
             yield axis, dose
 
 
-def _series_response(series: Series, row_of: Mapping[int, Row], confidence: float) -> SeriesResponse:
-    """Return a series with its responses and, if it pools seeds, the pooled means."""
+def _series_response(
+    series: Series, row_of: Mapping[int, Row], confidence: float, baseline: Row | None
+) -> SeriesResponse:
+    """Return a series with its responses and, if it pools seeds, the pooled means.
+
+    Its rows are compared with their control, or with a baseline that is one row.
+    """
     by_dose = {
         row_of[point].index: (dose, row_of[point])
         for dose, point in zip(series.doses, series.points, strict=True)
@@ -198,10 +219,14 @@ def _series_response(series: Series, row_of: Mapping[int, Row], confidence: floa
     }
     doses, rows = [dose for dose, _ in by_dose.values()], [row for _, row in by_dose.values()]
     control = None if series.control is None else row_of[series.control]
+    means = {name: _means(name, doses, rows) for name in _all_measures(rows)} if series.pooled else {}
     responses: dict[tuple[str, Side], Response] = {}
     if control is not None and len(set(doses)) > 1:
-        responses = dict(_responses(series.axis, doses, rows, control, confidence))
-    means = {name: _means(name, doses, rows) for name in _all_measures(rows)} if series.pooled else {}
+        is_control = baseline is None or baseline is control
+        if baseline is not None and not is_control:
+            reference = aligned(baseline.result, rows[0].result)
+            control, rows = Row(reference, (reference,)), [against(row, reference) for row in rows]
+        responses = dict(_responses(series.axis, doses, rows, control, confidence, is_control))
     return SeriesResponse(series, responses, means)
 
 
@@ -215,7 +240,7 @@ def _means(measure: str, doses: Sequence[float], rows: Sequence[Row]) -> list[Me
 
 
 def _responses(
-    axis: str, doses: Sequence[float], rows: Sequence[Row], control: Row, confidence: float
+    axis: str, doses: Sequence[float], rows: Sequence[Row], control: Row, confidence: float, is_control: bool
 ) -> Iterator[tuple[tuple[str, Side], Response]]:
     """Yield a series' responses by measure and side."""
     prompts = len(next(iter(control.result.values.values())))
@@ -236,7 +261,7 @@ def _responses(
             values,
             control_values,
             neutral=neutral,
-            control_is_neutral=control_is_neutral,
+            control_is_neutral=control_is_neutral and is_control,
             yes_or_no=spec(measure).yes_or_no,
             confidence=confidence,
             resamples=1000,

@@ -16,12 +16,14 @@ from sweep.report.results import SweepResults
 from sweep.util.atomic import replace
 
 RESPONSES, ROWS, REPORT, PLOTS = "responses.csv", "rows.csv", "report.html", "plots"
+CONTRASTS, TURNING, FRONT = "contrasts.csv", "turning.csv", "pareto.csv"
 
 
 def write(results: SweepResults, folder: Path) -> list[Path]:
     """Write `points.csv`, `rows.csv`, `responses.csv`, `generations.parquet`, `report.html` and `plots/` into a folder.
 
-    The folder is created. Each file is replaced atomically, so readers and crashes never see half of one.
+    `contrasts.csv`, `turning.csv` and `pareto.csv` are written if they have rows, and otherwise removed. The folder is
+    created. Each file is replaced atomically, so readers and crashes never see half of one.
 
     Returns:
         Paths of the files.
@@ -30,10 +32,14 @@ def write(results: SweepResults, folder: Path) -> list[Path]:
     table = generations_table(results)
     report = html.render(results)
     recovered = recovery_results(results, list(range(len(results.points))))
+    more = {CONTRASTS: results.contrasts, TURNING: results.turnings, FRONT: results.front}
+    for name in (name for name, rows in more.items() if not len(rows)):
+        (folder / name).unlink(missing_ok=True)
     return [
         replace(folder / POINTS, lambda path: _printable(results.points).to_csv(path, index=False)),
         replace(folder / ROWS, lambda path: _printable(results.rows).to_csv(path, index=False)),
         replace(folder / RESPONSES, lambda path: _printable(results.responses).to_csv(path, index=False)),
+        *(_write_csv(folder / name, rows) for name, rows in more.items() if len(rows)),
         replace(folder / GENERATIONS, lambda path: pq.write_table(table, path, compression="zstd")),
         replace(folder / REPORT, lambda path: path.write_text(report, "utf-8")),
         *plots.write(results, folder / PLOTS),
@@ -60,6 +66,10 @@ def generations_table(results: SweepResults) -> pa.Table:
     position = frame.columns.get_loc("token_ids")
     schema = schema.insert(position, pa.field("token_ids", pa.list_(pa.int64())))
     return pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> Path:
+    return replace(path, lambda temporary: _printable(table).to_csv(temporary, index=False))
 
 
 def _printable(table: pd.DataFrame) -> pd.DataFrame:

@@ -19,14 +19,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sweep.console.streams import visible
+from sweep.report.contrast_text import COLUMNS
 from sweep.report.dose_response import responses
 from sweep.report.figures import figure
 from sweep.report.matrix import Matrix, by_strength
 from sweep.report.measures import headline_groups, main_measures, short_key
 from sweep.report.overview import Table, findings, points_table
+from sweep.report.plane_figures import front_figure, heat_maps
 from sweep.report.recovery import recovery_results
 from sweep.report.recovery_figure import FIGURE, plotly_figure
 from sweep.report.results import SweepResults
+from sweep.report.turning_overview import turning_rows
 
 FOLDER = Path(__file__).parent
 
@@ -42,11 +45,17 @@ def render(results: SweepResults) -> str:
     doses = responses(results)
     order = by_strength(results.points)
     matrix = Matrix.of(results, order)
-    axes = [Axis(key, short_key(key), findings(doses, key)) for key in dict.fromkeys(dose.axis for dose in doses)]
+    axes = [
+        Axis(key, short_key(key), findings(doses, key), turning_rows(results.turnings, key))
+        for key in dict.fromkeys(dose.axis for dose in doses)
+    ]
+    front = front_figure(results)
+    planes = [*heat_maps(results), *([front] if front is not None else [])]
+    plotted = dict.fromkeys([*(dose.measure for dose in doses), *(plane["measure"] for plane in planes)])
     points = points_table(results)
     data: dict[str, Any] = matrix.payload() | {
-        "figures": [figure(dose) for dose in doses],
-        "main": main_measures((dose.measure for dose in doses), headline_groups(), results.first),
+        "figures": [*(figure(dose) for dose in doses), *planes],
+        "main": main_measures(plotted, headline_groups(), results.first),
     }
     recovered = recovery_results(results, order)
     if recovered is not None:
@@ -60,6 +69,8 @@ def render(results: SweepResults) -> str:
         matrix=matrix,
         axes=axes,
         recovered=recovered,
+        planes=list(dict.fromkeys(plane["axis"] for plane in planes)),
+        contrasts={"columns": COLUMNS, "rows": results.contrast_table} if results.contrast_table else None,
         written=time.strftime("%Y-%m-%d %H:%M"),
         style=Markup((FOLDER / "report.css").read_text("utf-8")),
         scripts={name: Markup(text) for name, text in scripts.items()},
@@ -70,11 +81,12 @@ def render(results: SweepResults) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A numeric axis: its key, its short name, and the table of its results."""
+    """A numeric axis: its key, its short name, and the tables of its results and of its best doses."""
 
     key: str
     name: str
     findings: Table
+    turnings: Table
 
 
 def as_script(value: Any) -> Markup:

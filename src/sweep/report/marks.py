@@ -27,7 +27,8 @@ def marks(difference: Difference | None) -> str:
 
 def legend(comparison: Comparison) -> Iterator[str]:
     """Yield the meaning of the marks and of the numbers of pooled rows."""
-    yield f"{SIGNIFICANT} differs from the control (q < {LEVEL:g}). The control's own divergence is the noise floor."
+    word = comparison.baselines.word
+    yield f"{SIGNIFICANT} differs from the {word} (q < {LEVEL:g}). The control's own divergence is the noise floor."
     margins = {
         measure: difference.margin
         for differences in comparison.row_differences.values()
@@ -38,7 +39,7 @@ def legend(comparison: Comparison) -> Iterator[str]:
         level = f"{(2 * comparison.confidence - 1) * 100:.3g} %"
         within = f"±{next(iter(margins.values())):g}" if len(set(margins.values())) == 1 else "±scoring.equivalence"
         yield (
-            f"{SAME} equivalent: the {level} interval of the difference from the control lies within {within}. "
+            f"{SAME} equivalent: the {level} interval of the difference from the {word} lies within {within}. "
             f"{OPEN} undecided: neither different nor equivalent."
         )
     if any(row.is_pooled for row in comparison.rows):

@@ -33,6 +33,20 @@ def main_measures(names: Iterable[str], groups: Iterable[str] = tuple(GROUPS), f
     return chosen
 
 
+def ranking_of(names: Iterable[str], first: Sequence[str] = ()) -> str | None:
+    """Return the measure that ranks points as best and worst; None if there is none.
+
+    Args:
+        names: measures that exist.
+        first: measures that are preferred, in this order.
+    """
+    measured = set(names)
+    for name in (*first, *shown_in("ranking")):
+        if name in measured:
+            return name
+    return next((name for name in sorted(measured) if spec(name).group.breaks), None)
+
+
 def headline_groups() -> list[str]:
     """Return the groups of measures that are plotted and shown first."""
     return [group.name for group in GROUPS.values() if group.headline]

@@ -33,7 +33,7 @@ class Column:
 class Cell:
     """A mean, its interval, marks, and a tooltip.
 
-    The marks are "▲" or "▼" if it differs significantly from the control's, and the verdict on equivalence.
+    The marks are "▲" or "▼" if it differs significantly from the reference's, and the verdict on equivalence.
     """
 
     mean: str
@@ -71,16 +71,16 @@ def points_table(results: SweepResults) -> Table:
     records = table.to_dict("records")
     rows = []
     for record in (records[position] for position in by_strength(table)):
-        rows.append(_row(record, columns))
+        rows.append(_row(record, columns, results.reference))
         members = [int(member) for member in str(record.get("points", "")).split()]
         if len(members) > 1:
-            rows += [_row(points[member], columns, single=True) for member in members]
+            rows += [_row(points[member], columns, results.reference, single=True) for member in members]
     return Table(columns, rows)
 
 
-def _row(record: dict[Any, Any], columns: list[Column], single: bool = False) -> Row:
+def _row(record: dict[Any, Any], columns: list[Column], reference: str, single: bool = False) -> Row:
     error = "" if pd.isna(record.get("error")) else str(record["error"])
-    cells = [_cell(record, column.measure) for column in columns]
+    cells = [_cell(record, column.measure, reference) for column in columns]
     return Row(str(record["name"]), str(record["role"]), error, cells, single)
 
 
@@ -110,7 +110,7 @@ def _first(chosen: list[str]) -> Any:
     return lambda name: chosen.index(name) if name in chosen else len(chosen)
 
 
-def _cell(record: dict[Any, Any], name: str) -> Cell:
+def _cell(record: dict[Any, Any], name: str, reference: str) -> Cell:
     def number(suffix: str) -> float:
         value = record.get(f"{name}{suffix}", math.nan)
         return math.nan if pd.isna(value) else float(value)
@@ -119,7 +119,7 @@ def _cell(record: dict[Any, Any], name: str) -> Cell:
     hints = [f"n = {number('/n'):.0f}"] if number("/n") == number("/n") else []
     if not math.isnan(difference):
         low, high = number("/difference/ci_low"), number("/difference/ci_high")
-        hints.append(f"difference from the control {difference:+.3g}" + _interval(low, high))
+        hints.append(f"difference from the {reference} {difference:+.3g}" + _interval(low, high))
         hints += [f"{letter} = {number(f'/{letter}'):.2g}" for letter in "pq" if number(f"/{letter}") >= 0]
     if not math.isnan(number("/detectable")):
         hints.append(f"the prompts could show a difference of {_number(number('/detectable'))}")
@@ -133,6 +133,11 @@ def _cell(record: dict[Any, Any], name: str) -> Cell:
     if not math.isnan(number("/seed_sd")):
         hints.append(f"standard deviation between the seeds’ means {number('/seed_sd'):.2g}")
         interval += f" ±{number('/seed_sd'):.2g}" if interval else ""
+    if spec(name).quantiles and number("/quantile_50") == number("/quantile_50"):
+        shares = [(share, number(f"/quantile_{share * 100:g}")) for share in spec(name).quantiles]
+        interval += "; " + ", ".join(f"{share:.0%}: {_number(value)}".replace("%", " %") for share, value in shares)
+    if number("/gained") >= 0:
+        interval += f" +{number('/gained'):.0f}/−{number('/lost'):.0f}"
     return Cell(_number(number("")), interval, mark, ", ".join(hints))
 
 

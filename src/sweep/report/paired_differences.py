@@ -1,4 +1,4 @@
-"""Paired differences from the control: tested per point and measure, with correction for multiple testing."""
+"""Paired differences from the control or another baseline: tested per point and measure, corrected for multiplicity."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def no_margin(measure: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A point's mean difference from its control in one measure.
+    """A point's mean difference from its baseline in one measure.
 
     Attributes:
         mean: mean of the differences, paired by prompt.
@@ -40,6 +40,7 @@ class Difference:
         detectable: smallest difference that the prompts could show at 80 % power, see `detectable_effects`.
         margin: margin of equivalence; NaN: none.
         inner_low, inner_high: interval of the equivalence test, see `equivalence_intervals`; NaN without a margin.
+        gained, lost: for a yes-or-no measure, number of prompts with a higher and with a lower value than the baseline.
     """
 
     mean: float
@@ -51,6 +52,8 @@ class Difference:
     margin: float = math.nan
     inner_low: float = math.nan
     inner_high: float = math.nan
+    gained: int | None = None
+    lost: int | None = None
 
     @property
     def significant(self) -> bool:
@@ -73,7 +76,7 @@ class DifferenceTest:
 
     Attributes:
         difference: the difference; its q is NaN.
-        prompts: number of prompts with a value for both the point and its control.
+        prompts: number of prompts with a value for both the row and its baseline.
         changeable: number of these prompts that can change in the same direction.
     """
 
@@ -119,7 +122,7 @@ def compared_measures(points: Sequence[PointResult]) -> list[str]:
 
 
 def paired_tables(measure: str, rows: Sequence[Row], prompts: int) -> tuple[Floats, Floats]:
-    """Return the values of rows and of their controls, (rows, prompts) each; means over seeds of replicates."""
+    """Return the values of rows and of their partners, (rows, prompts) each; means over seeds of replicates."""
     values = value_table(measure, [row.result for row in rows], prompts)
     controls = value_table(measure, [row.pairs[0][1] for row in rows], prompts)
     for position, row in enumerate(rows):
@@ -131,16 +134,32 @@ def paired_tables(measure: str, rows: Sequence[Row], prompts: int) -> tuple[Floa
 def difference_tests(
     measure: str, rows: Sequence[Row], confidence: float, margin: float = math.nan
 ) -> Iterator[tuple[tuple[int, str], DifferenceTest]]:
-    """Yield each row's test against its control in one measure, by the row's index and the measure.
+    """Yield each row's test against its control or baseline in one measure, by the row's index and the measure.
 
     Args:
         measure: metric name.
-        rows: rows with values and a control, all with the same prompts.
+        rows: rows with values and a partner, all with the same prompts in the same order.
         confidence: level of the intervals.
         margin: margin of equivalence; NaN: none.
     """
     # The control's divergences come from its second run.
-    table, controls = paired_tables(measure, rows, len(next(iter(rows[0].result.values.values()))))
+    values, controls = paired_tables(measure, rows, len(next(iter(rows[0].result.values.values()))))
+    for position, test in table_tests(measure, values, controls, confidence, margin):
+        yield (rows[position].index, measure), test
+
+
+def table_tests(
+    measure: str, table: Floats, controls: Floats, confidence: float, margin: float = math.nan
+) -> Iterator[tuple[int, DifferenceTest]]:
+    """Yield the test of each row that has a prompt in common with its control, with the row's position.
+
+    Args:
+        measure: metric name.
+        table: (rows, prompts); NaN marks missing values.
+        controls: likewise, what each row is compared with.
+        confidence: level of the intervals.
+        margin: margin of equivalence; NaN: none.
+    """
     yes_or_no, (low, high) = spec(measure).yes_or_no, spec(measure).range
     difference = paired_difference(table, controls, confidence, yes_or_no=yes_or_no)
     p = p_values(table, controls, yes_or_no=yes_or_no, permutations=1999)
@@ -148,13 +167,16 @@ def difference_tests(
     inner = None
     if not math.isnan(margin):
         inner = equivalence_intervals(table, controls, confidence, yes_or_no=yes_or_no, width=high - low)
-    for i, row in enumerate(rows):
+    for i in range(len(table)):
         if difference.n[i]:
             present = ~np.isnan(table[i] - controls[i])
             # A right answer can only become wrong, a wrong one only right.
             exact = yes_or_no and np.isin([*table[i, present], *controls[i, present]], (0, 1)).all()
             correct = int((controls[i, present] == 1).sum())
             changeable = max(correct, int(present.sum()) - correct) if exact else int(present.sum())
+            # Means over seeds or samples may differ by rounding alone.
+            changes = (table[i, present] - controls[i, present]).round(12)
+            counts = (int((changes > 0).sum()), int((changes < 0).sum())) if yes_or_no else (None, None)
             found = Difference(
                 *_estimate(difference, i),
                 float(p[i]),
@@ -162,8 +184,9 @@ def difference_tests(
                 float(effects[i]),
                 margin,
                 *((math.nan, math.nan) if inner is None else _estimate(inner, i)[1:]),
+                *counts,
             )
-            yield (row.index, measure), DifferenceTest(found, int(present.sum()), changeable)
+            yield i, DifferenceTest(found, int(present.sum()), changeable)
 
 
 def _estimate(found: Intervals, row: int) -> tuple[float, float, float]:

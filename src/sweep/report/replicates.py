@@ -28,7 +28,7 @@ class Row:
         result: the point. For replicates: the index and configuration of the first one, the swept values without
             seeds, and each measure's values as means over seeds, (prompts,), with their summaries over prompts.
         members: the points, in the order of the sweep. Those that failed have no values.
-        pairs: each member that is compared with a control, and this control.
+        pairs: each member that is compared with a control or a baseline, and what it is compared with.
         control: index of the control's row; None for a control, and where there is none.
         seeds: the pooled seeds, such as `seed=0,1,2`; empty for a single point.
         seed_sd: by measure, standard deviation of the seeds' means over prompts, with n - 1. Empty for fewer than two
@@ -122,14 +122,14 @@ def present_mean(table: Floats) -> Floats:
 def _key(result: PointResult) -> Any:
     point = result.point
     if point.is_control:
-        return True, _control_key(point)
+        return True, shared_control_key(point)
     if not any(is_pooled(key) for key, _ in point.axes):
         return False, result.index
     fixed = tuple(axis for axis in point.axes if not is_pooled(axis[0]))
-    return False, _control_key(point), tuple(sorted(fixed))
+    return False, shared_control_key(point), tuple(sorted(fixed))
 
 
-def _control_key(point: Point) -> str:
+def shared_control_key(point: Point) -> str:
     """Return the hash that points share whose controls differ in `sampling.seed` alone."""
     sampling = point.config.sampling
     if sampling.seed == 0:
@@ -153,7 +153,7 @@ def _pooled(row: Row, confidence: float) -> Row:
     prompts = len(next(iter(finished[0].values.values())))
     tables = {name: value_table(name, finished, prompts) for name in names}
     values = {name: present_mean(table) for name, table in tables.items()}
-    result = PointResult(row.index, point, summarise_scores(values, confidence), values)
+    result = PointResult(row.index, point, summarise_scores(values, confidence), values, None, finished[0].prompt_ids)
     spread = {name: _spread(table) for name, table in tables.items()} if len(finished) > 1 else {}
     return replace(row, result=result, seeds=seeds, seed_sd=spread)
 

@@ -8,7 +8,10 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from sweep.console.text import code, markdown, one_line
+from sweep.report.contrast_text import COLUMNS, baseline_notes, contrast_rows
 from sweep.report.marks import detectable_text, legend, marks, null_findings
+from sweep.report.measures import ranking_of
+from sweep.report.turning_text import turning_findings
 from sweep.scoring.registry import GROUPS, shown_in, spec
 from sweep.util.counts import counted
 
@@ -26,11 +29,7 @@ DIRECTION: dict[Side, str] = {"above": " (increasing)", "below": " (decreasing)"
 
 def ranking_measure(comparison: Comparison) -> str | None:
     """Return the measure that ranks points as best and worst: the first of `scoring.first`, if measured."""
-    measured = {name for result in comparison.results for name in result.summaries}
-    for name in (*comparison.first, *shown_in("ranking")):
-        if name in measured:
-            return name
-    return next((name for name in sorted(measured) if spec(name).group.breaks), None)
+    return ranking_of((name for result in comparison.results for name in result.summaries), comparison.first)
 
 
 def threshold_measures(comparison: Comparison) -> list[str]:
@@ -77,6 +76,7 @@ def response_findings(comparison: Comparison, as_markdown: bool = False) -> Iter
         as_markdown: whether to format names as code and escape the rest for Markdown.
     """
     as_code, as_text = (code, markdown) if as_markdown else (one_line, one_line)
+    reference = comparison.baselines.word_of_responses
     with_effect = {
         (described.series.axis, measure)
         for described in comparison.series
@@ -89,12 +89,12 @@ def response_findings(comparison: Comparison, as_markdown: bool = False) -> Iter
         axis, parts = as_code(series.axis), []
         if effective := _doses(sides, "first_effective"):
             doses = " and ".join(f"{BOUND[side]}{dose}" for side, dose in effective)
-            parts.append(f"differs significantly from the control at {axis} {doses}")
+            parts.append(f"differs significantly from the {reference} at {axis} {doses}")
         if breaking := _doses(sides, "breaking_point"):
             doses = " and ".join(f"{dose}{DIRECTION[side]}" for side, dose in breaking)
-            parts.append(f"half of the control's at {'' if effective else f'{axis} = '}{doses}")
+            parts.append(f"half of the {reference}'s at {'' if effective else f'{axis} = '}{doses}")
         if sides and not parts and (series.axis, measure) in with_effect:  # a result, next to the other series
-            parts.append(f"no significant difference from the control along {axis}")
+            parts.append(f"no significant difference from the {reference} along {axis}")
             parts += _detectable_along(comparison, series, measure)
         if parts:
             label = f"{as_text(series.label)}: " if series.label else ""
@@ -151,8 +151,18 @@ def _lines(comparison: Comparison, command: str, links: Mapping[str, str]) -> It
         if len(findings) > MAX_ROWS:
             yield f"- and {len(findings) - MAX_ROWS} more series in `responses.csv`"
         yield from (f"- {line}" for line in null_findings(comparison, threshold_measures(comparison), markdown))
+        turnings = list(turning_findings(comparison, threshold_measures(comparison), as_markdown=True))
+        yield from (f"- {line}" for line in turnings[:MAX_ROWS])
+        if len(turnings) > MAX_ROWS:
+            yield f"- and {len(turnings) - MAX_ROWS} more lines in `turning.csv` and `pareto.csv`"
+    yield from (f"- {markdown(note)}" for note in baseline_notes(comparison))
     yield ""
     yield from _table(comparison)
+    if contrasts := contrast_rows(comparison):
+        yield from ("", f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}")
+        yield from (f"| {' | '.join(map(markdown, row))} |" for row in contrasts[:MAX_ROWS])
+        if len(contrasts) > MAX_ROWS:
+            yield f"\nand {len(contrasts) - MAX_ROWS} more contrasts in `contrasts.csv`"
 
 
 def _swept(results: Sequence[PointResult]) -> dict[str, list[str]]:

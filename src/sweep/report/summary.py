@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.console.terminal import Terminal
 from sweep.report import FOLDER, GENERATIONS
+from sweep.report.contrast_text import COLUMNS, MAX_ROWS
 from sweep.util import state_files
 from sweep.util.atomic import replace
 
 if TYPE_CHECKING:
-    from sweep.config.scoring_config import ScoringConfig
+    from sweep.config.schema import SweepConfig
 
 FILE = "summary.json"
 
@@ -32,6 +33,8 @@ class Summary:
         more_points: number of rows left out of the table.
         more_series: number of findings about series left out.
         equivalence: value of `scoring.equivalence`.
+        contrasts: cells of the table of contrasts; its columns are `contrast_text.COLUMNS`.
+        report: the values of section `report` that are not defaults.
     """
 
     title: str
@@ -42,10 +45,13 @@ class Summary:
     more_points: int = 0
     more_series: int = 0
     equivalence: Any = None
+    contrasts: Sequence[Sequence[str]] = ()
+    report: Mapping[str, Any] = field(default_factory=dict)
 
-    def is_current(self, scoring: ScoringConfig) -> bool:
-        """Whether these settings show the same measures first and have the same margins of equivalence."""
-        return (self.first, self.equivalence) == (scoring.first, scoring.equivalence)
+    def is_current(self, config: SweepConfig) -> bool:
+        """Whether these settings show the same measures first, with the same margins and the same section `report`."""
+        printed = (self.first, self.equivalence, self.report)
+        return printed == (config.scoring.first, config.scoring.equivalence, config.report.changed())
 
     def print(self, terminal: Terminal, folder: Path, links: Iterable[str] = ()) -> None:
         """Print the summary, as wide as the terminal.
@@ -63,6 +69,11 @@ class Summary:
             terminal.result(line)
         if self.more_series:
             terminal.result(f"and {self.more_series} more series in {responses}")
+        if self.contrasts:
+            contrasts = str(folder / FOLDER / "contrasts.csv")
+            terminal.table("Contrasts: first minus second", COLUMNS, self.contrasts[:MAX_ROWS], contrasts)
+            if len(self.contrasts) > MAX_ROWS:
+                terminal.result(f"and {len(self.contrasts) - MAX_ROWS} more in {contrasts}")
         for line in links:
             terminal.result(line)
 
@@ -83,6 +94,7 @@ def load_summary(folder: Path) -> Summary | None:
     except (OSError, ValueError, TypeError):
         return None
     is_consistent = summary.columns and all(len(row) == len(summary.columns) for row in summary.rows)
+    is_consistent = is_consistent and all(len(row) == len(COLUMNS) for row in summary.contrasts)
     return summary if is_consistent else None
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sweep.console.text import one_line
 from sweep.report import FOLDER, REPORT
+from sweep.report.contrast_text import baseline_notes, contrast_rows, counts
 from sweep.report.judge_notes import judge_notes
 from sweep.report.marks import legend, marks, null_findings
 from sweep.report.measures import title
@@ -20,6 +21,7 @@ from sweep.report.recovery_notes import recovery_notes
 from sweep.report.replicates import Row
 from sweep.report.run_summary import power_notes, response_findings, threshold_measures
 from sweep.report.summary import Summary, load_summary
+from sweep.report.turning_text import turning_findings
 from sweep.scoring.registry import shown_in, spec
 from sweep.util.counts import counted
 
@@ -93,14 +95,31 @@ def _summary(outcome: SweepOutcome, config: SweepConfig) -> Summary:
     columns = ["point", *(map(title, measured) if measured else ["state"])]
     notes: list[str] = []
     findings: list[str] = []
+    contrasts = contrast_rows(comparison) if comparison is not None else []
     if comparison is not None and comparison.row_differences:
-        notes = [*legend(comparison), *power_notes(comparison)]
+        notes = list(legend(comparison))
+        if any(counts(each) for found in comparison.row_differences.values() for each in found.values()):
+            word = comparison.baselines.word
+            notes.append(f"+gained/-lost: prompts with a higher and with a lower value than the {word}.")
+        notes += (f"{note}." for note in baseline_notes(comparison))
+        notes += power_notes(comparison)
         notes += null_findings(comparison, threshold_measures(comparison), one_line)
         findings = list(response_findings(comparison))
+        findings += turning_findings(comparison, threshold_measures(comparison))
     more_points, more_series = max(0, len(rows) - MAX_POINTS), max(0, len(findings) - MAX_SERIES)
     lines = [*judge_notes(results), *recovery_notes(results), *notes, *findings[:MAX_SERIES]]
-    first, equivalence = config.scoring.first, config.scoring.equivalence
-    return Summary(heading, columns, table, lines, first, more_points, more_series, equivalence)
+    return Summary(
+        heading,
+        columns,
+        table,
+        lines,
+        config.scoring.first,
+        more_points,
+        more_series,
+        config.scoring.equivalence,
+        contrasts,
+        config.report.changed(),
+    )
 
 
 def _links(outcome: SweepOutcome, config: SweepConfig) -> Iterator[str]:
@@ -124,7 +143,11 @@ def _cells(row: Row, names: list[str], comparison: Comparison | None) -> list[st
     if row.result.error:
         return ["failed", *([""] * (len(names) - 1))]
     differences = comparison.row_differences.get(row.index, {}) if comparison else {}
-    return [_cell(row, name, spec(name).group.headline) + marks(differences.get(name)) for name in names]
+    cells = []
+    for name in names:
+        changed = f" {text}" if (text := counts(differences.get(name))) else ""
+        cells.append(_cell(row, name, spec(name).group.headline) + changed + marks(differences.get(name)))
+    return cells
 
 
 def _cell(row: Row, measure: str, interval: bool) -> str:

@@ -167,6 +167,7 @@ DISTANCES: dict[str, tuple[str, float, str, Direction | None]] = {
     "unlisted": ("probability beyond the listed tokens; KL and JS are too low where it is large", 1.0, "", None),
     "control_unlisted": ("the same of the control", 1.0, "", None),
 }
+QUANTILES = (0.5, 0.9, 0.99)  # a few prompts can have most of the mean KL
 MEASURES = tuple(
     MeasureSpec(
         f"divergence/{place}_{name}",
@@ -177,6 +178,7 @@ MEASURES = tuple(
         direction=direction,
         # At a single token the agreement is 0 or 1.
         interval="wilson" if (place, name) == ("first_token", "top1") else "bca",
+        quantiles=QUANTILES if name == "kl" else (),
         shown=Shown(report=50) if (place, name) == ("first_token", "kl") else Shown(),
         compute=_compare,
     )

@@ -116,6 +116,7 @@ class MeasureSpec:
         interval: `wilson` for values of 0 or 1, otherwise `bca`.
         aggregate: how the samples of a prompt make one value. Over prompts it is always the mean.
         shown: where it is shown.
+        quantiles: quantiles over prompts that are shown next to its mean, in (0, 1); for measures with a long tail.
         implied: whether it says nothing of an answer whose tokens are those of the control's.
         compute: function of the answer. One function may compute several measures.
         source: publication that defines it.
@@ -135,6 +136,7 @@ class MeasureSpec:
     interval: Interval = "bca"
     aggregate: Aggregate = "mean"
     shown: Shown = Shown()
+    quantiles: tuple[float, ...] = ()
     implied: bool = False
     compute: Callable[..., Any] | None = field(default=None, repr=False)
     source: str = ""

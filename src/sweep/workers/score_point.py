@@ -121,13 +121,15 @@ def restore(record: PointRecord, rows: Any, point: Point | None = None) -> Point
         config: Any = OmegaConf.create(yaml.safe_load(record.config))
         point = Point(parse(config), tuple(record.axes), record.role == "control")
     values: dict[str, Floats] = {}
+    prompt_ids: tuple[str, ...] = ()
     if len(rows):
+        prompt_ids = tuple(rows["prompt_id"].drop_duplicates())
         prompts = rows.groupby("prompt_id", sort=False)
         means = prompts[list(record.summaries)].mean()
         others = {name: how for name in record.summaries if (how := spec(name).aggregate) != "mean"}
         values = {name: means[name].to_numpy(float) for name in record.summaries}
         values |= {name: prompts[name].agg(how).to_numpy(float) for name, how in others.items()}
-    return PointResult(record.index, point, record.summaries, values, record.error)
+    return PointResult(record.index, point, record.summaries, values, record.error, prompt_ids)
 
 
 def _add_batch_scores(scored: Sequence[Sequence[Scores]], finished: Finished, corpus: PromptSet) -> None:
