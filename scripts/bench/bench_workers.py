@@ -4,7 +4,7 @@
     .venv/bin/python scripts/bench/bench_workers.py --small --workers 2 --out results      # on a CPU
 
 The script makes a model with random weights and its own prompts, and needs no network. Output:
-`results/workers-SHAPE.json`, written as results come, and the printed lines.
+`results/workers-SHAPE-STAGE.json`, written as results come, and the printed lines.
 
 - throughput: one process with one engine, `hydra.launcher.workers=N` for each N of `--workers`, and `--ray` Ray actors.
   All engines are open at the same time and share the GPUs' memory, and sweeps on them alternate. Ratios are those of
@@ -181,13 +181,13 @@ def main() -> int:
         from bench_gpu_model import SHAPES, make_model
         from bench_gpu_session import Report, model_folder
 
-        report = Report(options.out / f"workers-{options.shape}.json", time.time() + options.budget)
-        report.note("machine", machine())
-        report.note("options", {key: str(value) for key, value in vars(options).items()})
         if not (model_folder(options) / "model.safetensors.index.json").exists():
             make_model(SHAPES[options.shape], model_folder(options))
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         for stage in options.stages:
+            report = Report(options.out / f"workers-{options.shape}-{stage}.json", time.time() + options.budget)
+            report.note("machine", machine())
+            report.note("options", {key: str(value) for key, value in vars(options).items()})
             {"throughput": throughput, "equality": equality}[stage](options, report)
     return 0
 

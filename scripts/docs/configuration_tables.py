@@ -120,16 +120,25 @@ SLURM_TIMES = {
 
 # Configuration
 def configuration() -> str:
-    """Return a table of each section of the configuration, of each engine, and of each launcher and sweeper."""
+    """Return a table of each section of the configuration, and of each engine."""
     lines = ["### Top level", "", *table(("key", "default", "meaning"), marked(TOP_LEVEL))]
     for name, section in SECTIONS.items():
         lines += ["", f"### {name}", "", *_key_table(name, section)]
     for name, engine in own_engines().items():
         lines += ["", f"### engine={name}", "", *_key_table("engine", engine)]
-    for kind in ("launcher", "sweeper"):
-        for name in own_plugins(kind):
-            lines += ["", f"### hydra/{kind}={name}", "", *_node_table(f"hydra.{kind}", f"{kind}/{name}")]
     return "\n".join(lines)
+
+
+def plugin_keys(kind: str) -> str:
+    """Return a table of each launcher or sweeper of this project.
+
+    Args:
+        kind: `launcher` or `sweeper`.
+    """
+    lines: list[str] = []
+    for name in own_plugins(kind):
+        lines += ["", f"### hydra/{kind}={name}", "", *_node_table(f"hydra.{kind}", f"{kind}/{name}")]
+    return "\n".join(lines[1:])
 
 
 def own_engines() -> dict[str, type]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from configuration_tables import configuration, judge_keys, span_keys
+from configuration_tables import configuration, judge_keys, plugin_keys, span_keys
 from measure_tables import measure_table
 from transform_tables import parameter_table, transform_table
 
@@ -30,6 +30,9 @@ def pages() -> dict[Path, dict[str, Callable[[], str]]]:
     """Return the generated parts of each page, by name."""
     return {
         DOCS / "reference" / "configuration.md": {"configuration": configuration},
+        DOCS / "reference" / "launchers-and-searches.md": {
+            f"{kind}s": partial(plugin_keys, kind) for kind in ("launcher", "sweeper")
+        },
         DOCS / "reference" / "transforms.md": {
             "transforms": transform_table,
             "span": span_keys,

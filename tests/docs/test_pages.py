@@ -123,7 +123,8 @@ def test_configuration_lists_every_key() -> None:
 
 def test_configuration_lists_every_engine_and_launcher() -> None:
     """Also one that is only a module or a registration: nothing else names it."""
-    text = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
+    pages = (ROOT / "docs" / "reference" / name for name in ("configuration.md", "launchers-and-searches.md"))
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     listed = set(re.findall(r"^### (engine|hydra/launcher|hydra/sweeper)=(\w+)$", text, re.MULTILINE))
     source = ROOT / "src"
     expected = {("engine", file.parent.name) for file in (source / "sweep" / "engines").glob("*/config.py")}
