@@ -114,7 +114,7 @@ def test_all_measures_of_a_sweep(
         assert "| factor=8 |" in parent.data.tags["mlflow.note.content"]
         client = MlflowClient(f"sqlite:///{runner.folder.parents[1] / 'mlflow.db'}")
         files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-        tables = {"points.csv", "rows.csv", "responses.csv", "generations.parquet"}
+        tables = {"points.csv", "rows.csv", "responses.csv", "turning.csv", "pareto.csv", "generations.parquet"}
         assert files == {"config.yaml", "report.html", "plots", *tables}
         history = client.get_metric_history(parent.info.run_id, "sweep/axis/transform.factor")
         assert {metric.step: metric.value for metric in history} == {0: 1.0, 1: 1.0, 2: 2.0, 3: 8.0}
