@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import logsumexp
 
 from sweep.core.values import Scores
 from sweep.inputs.given_answers import GivenAnswer, GivenAnswers
@@ -53,6 +52,9 @@ def _reference_scores(references: Sequence[GivenAnswer], logprobs: Sequence[floa
 
 def _choice_scores(given: GivenAnswers, logprobs: Sequence[float]) -> Scores:
     """Return the measures of choices. `acc` and `acc_norm` are those of lm-evaluation-harness."""
+    # Imported here, so that a dry run does not wait for SciPy.
+    from scipy.special import logsumexp
+
     if not given.choices:
         return {}
     sums = np.array([_sum(choice, logprobs) for choice in given.choices])
