@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import logsumexp
 
 from sweep.core.values import Scores
 from sweep.inputs.given_answers import GivenAnswer, GivenAnswers
@@ -58,7 +57,7 @@ def _choice_scores(given: GivenAnswers, logprobs: Sequence[float]) -> Scores:
     sums = np.array([_sum(choice, logprobs) for choice in given.choices])
     lengths = np.array([len(choice.text) for choice in given.choices], float)
     is_right = np.isin(np.arange(len(sums)), given.right)
-    right, wrong = float(logsumexp(sums[is_right])), float(logsumexp(sums[~is_right]))
+    right, wrong = (float(np.logaddexp.reduce(sums[mask])) for mask in (is_right, ~is_right))
     return {
         "choice_log_odds": right - wrong,
         "choice_probability": _exp(right - float(np.logaddexp(right, wrong))),
