@@ -113,4 +113,4 @@ def test_valid_plugin_is_accepted(
         *(f"sweep.dir={plugin.parent / 'outputs'}", f"model.id={tiny}", "prompts.items=[Hi]"),
     )
     assert code == 0, err
-    assert "decay=0.25: 1 requests" in out
+    assert "decay=0.25: 1 request," in out

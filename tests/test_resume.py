@@ -134,16 +134,16 @@ def test_failed_point_fails_alone_and_is_retried(configure: Configure, engine_lo
     assert {run.info.run_name: run.info.status for run in runs_of(configure())} == dict.fromkeys(statuses, "FINISHED")
 
 
-@pytest.mark.parametrize(("setting", "failed"), [({"on_error": "stop"}, 1), ({"max_failures": 1}, 2)])
+@pytest.mark.parametrize(("setting", "failed"), [({"on_error": "stop"}, "1 point"), ({"max_failures": 1}, "2 points")])
 def test_too_many_failures_end_the_sweep(
-    configure: Configure, engine_log: Counting, setting: dict[str, object], failed: int
+    configure: Configure, engine_log: Counting, setting: dict[str, object], failed: str
 ) -> None:
     engine_log.refused = {(i, 0) for i in range(1, 12)}
     points = scaled(configure, *(1.0 + i / 10 for i in range(1, 10)), sweep={"dir": configure().sweep.dir} | setting)
-    with pytest.raises(TooManyFailures, match=f"stopped: {failed} points failed \\(sweep"):
+    with pytest.raises(TooManyFailures, match=f"stopped: {failed} failed \\(sweep"):
         sweep(points, settled=engine_log)
     statuses = {run.info.run_name: run.info.status for run in runs_of(configure())}
-    refused = [f"factor=1.{i}" for i in range(1, failed + 1)]
+    refused = [f"factor=1.{i}" for i in range(1, int(failed[0]) + 1)]
     # At the first refusal, the control still waits for its second run.
-    control = {"control": "FINISHED"} if failed > 1 else {}
+    control = {"control": "FINISHED"} if failed == "2 points" else {}
     assert statuses == {"a": "FAILED"} | control | dict.fromkeys(refused, "FAILED")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -11,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from scripted_sweeps import SCRIPTED
 from sweep.app import sweep_app
 from sweep.app.sweep_app import SweepApp
-from sweep.app.sweep_folder import numbered
+from sweep.app.sweep_folder import make_sweep_id, numbered
+from sweep.config.schema import ADDED, SECTIONS
+from sweep.config.scoring_config import SHOWN_ONLY
 
 CommandLine = Callable[..., tuple[int, str, str]]
 
@@ -73,3 +77,26 @@ def test_a_folder_that_cannot_be_used_is_named(
     assert code == 2
     assert " sweep.dir: " in err and " cannot be used: " in err
     assert not list(tmp_path.iterdir())
+
+
+def test_keys_that_later_versions_added_keep_the_sweeps_of_unchanged_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The id is that of a configuration without the keys, until one of them is set."""
+    monkeypatch.setattr("sys.argv", ["sweep"])
+
+    def sweep_id(scoring: dict[str, Any], prompts: dict[str, Any]) -> str:
+        config = {"scoring": {"confidence": 0.95, **scoring}, "prompts": {"limit": 3, **prompts}}
+        return make_sweep_id(OmegaConf.create(config), "folder")
+
+    old = sweep_id({}, {})
+    assert sweep_id(ADDED["scoring"] | dict.fromkeys(SHOWN_ONLY), ADDED["prompts"]) == old
+    changed = [sweep_id({key: "other"}, {}) for key in ADDED["scoring"]] + [sweep_id({}, {"choices_key": "options"})]
+    assert old not in changed and len(set(changed)) == len(ADDED["scoring"]) + 1
+
+
+def test_added_keys_have_their_defaults() -> None:
+    for section, added in ADDED.items():
+        defaults = {field.name: field for field in fields(SECTIONS[section])}
+        for key, value in added.items():
+            field = defaults[key]
+            default = field.default_factory() if field.default_factory is not MISSING else field.default
+            assert (asdict(default) if is_dataclass(default) else default) == value, f"{section}.{key}"

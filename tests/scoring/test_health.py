@@ -154,8 +154,7 @@ def test_refusal() -> None:
 
 def test_health_returns_all_measures() -> None:
     measured = health("no no no", [5, 5, 5])
-    # Measures of a whole point, such as those of a judge, are not computed here.
-    assert list(measured) == [measure.name for measure in measures_of("health") if not measure.configured]
+    assert list(measured) == [measure.name for measure in measures_of("health") if measure.per == "completion"]
     assert (measured["health/characters"], measured["health/tokens"]) == (8, 3)
     assert (measured["health/distinct_1"], measured["health/longest_repeat"]) == (1 / 3, 2)
     nothing = health("", [])

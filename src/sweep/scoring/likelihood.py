@@ -52,15 +52,12 @@ def _reference_scores(references: Sequence[GivenAnswer], logprobs: Sequence[floa
 
 def _choice_scores(given: GivenAnswers, logprobs: Sequence[float]) -> Scores:
     """Return the measures of choices. `acc` and `acc_norm` are those of lm-evaluation-harness."""
-    # Imported here, so that a dry run does not wait for SciPy.
-    from scipy.special import logsumexp
-
     if not given.choices:
         return {}
     sums = np.array([_sum(choice, logprobs) for choice in given.choices])
     lengths = np.array([len(choice.text) for choice in given.choices], float)
     is_right = np.isin(np.arange(len(sums)), given.right)
-    right, wrong = float(logsumexp(sums[is_right])), float(logsumexp(sums[~is_right]))
+    right, wrong = (float(np.logaddexp.reduce(sums[mask])) for mask in (is_right, ~is_right))
     return {
         "choice_log_odds": right - wrong,
         "choice_probability": _exp(right - float(np.logaddexp(right, wrong))),
