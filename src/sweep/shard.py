@@ -10,6 +10,8 @@ cannot be used, 75 another process is running the shard, 129, 130 or 143 interru
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +27,8 @@ from sweep.launch.shard_worker import ShardWorker
 from sweep.processes.background_thread import BackgroundThread
 from sweep.util.counts import counted
 from sweep.util.redaction import redact
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -86,6 +90,9 @@ def _finish(answers: TextIO, generated: tuple[int, Callable[[], None]]) -> None:
         finish()
     except SweepError as error:
         code, reason = error.exit_code, redact(str(error))
+    except Exception:  # the main thread waits for the next request; a new process runs the shard again
+        log.exception("Shard %d cannot be finished.", index)
+        os._exit(1)
     answers.write(json.dumps([index, code, reason]) + "\n")
     answers.flush()
 

@@ -22,13 +22,13 @@ class StandIn:
     all: ClassVar[list[StandIn]] = []
 
     def __init__(self, base_path: Path, devices: Mapping[str, str]) -> None:
-        self.name, self.shards, self.has_answered = base_path.name, list[int](), False
+        self.name, self.shards, self.has_answered, self.is_dead = base_path.name, list[int](), False, False
         self._answers: queue.Queue[Any] = queue.Queue()
         self.ended = self
         StandIn.all.append(self)
 
     def is_set(self) -> bool:
-        return False
+        return self.is_dead
 
     def answer_to(self, answers: queue.Queue[Any]) -> None:
         self._answers = answers
@@ -118,6 +118,24 @@ def test_the_shards_of_a_dead_worker_go_to_others(tmp_path: Path, processes: lis
 
     assert run(manifest, 1, [finish, *[die] * (ATTEMPTS - 1), finish, finish]) == {}
     assert len(processes) == ATTEMPTS
+
+
+def test_a_worker_that_dies_after_an_answer_loses_no_shard(tmp_path: Path, processes: list[StandIn]) -> None:
+    """It is dead when its next shard would be sent, but the message that says so has not been read."""
+    manifest = manifest_of(tmp_path, 4)
+
+    def answer_and_die() -> None:
+        worker = processes[-1]
+        worker.finish(manifest)
+        worker.begin(manifest, worker.shards[0])
+        worker.is_dead = True
+        worker.die()
+
+    def finish() -> None:
+        processes[-1].finish(manifest)
+
+    assert run(manifest, 1, [finish, answer_and_die, lambda: None, finish, finish]) == {}
+    assert len(processes) == 2
 
 
 def test_a_worker_that_dies_before_it_begins_is_not_replaced_for_ever(tmp_path: Path, processes: list[StandIn]) -> None:

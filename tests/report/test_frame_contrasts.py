@@ -60,6 +60,13 @@ def test_several_points_are_paired_by_name_and_one_with_each() -> None:
     assert one["q"].tolist() == pytest.approx(list(qs))
 
 
+def test_two_points_of_one_name_are_not_paired() -> None:
+    first = answers({"control": {"a": [1]}, "factor=2": {"a": [1]}})
+    twice = first.assign(name="control")
+    with pytest.raises(ValueError, match="The second frame has several points named 'control'"):
+        sweep.contrast(first, twice)
+
+
 def test_samples_of_a_prompt_are_averaged_first() -> None:
     first = answers({"p": {"a": [1, 0], "b": [1, 1]}})
     second = answers({"p": {"a": [0], "b": [1]}})

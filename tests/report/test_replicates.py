@@ -25,6 +25,7 @@ from sweep.report.dose_response import responses
 from sweep.report.marks import detectable_text
 from sweep.report.overview import points_table
 from sweep.report.paired_differences import Difference
+from sweep.report.replicates import present_mean
 from sweep.report.results import SweepResults, tables
 from sweep.report.run_summary import describe, response_findings
 from sweep.report.terminal import SweepOutcome, print_report
@@ -268,3 +269,15 @@ def test_pooled_intervals_cover_the_truth(seeds: int) -> None:
         covered[kind] = np.mean((found.ci_low <= 0.5) & (found.ci_high >= 0.5))
     assert 0.93 <= covered["pooled"] <= 0.97
     assert seeds == 1 or covered["as prompts"] < 0.85
+
+
+@pytest.mark.parametrize("seeds", range(1, 11))
+def test_the_mean_of_equal_values_is_that_value(seeds: int) -> None:
+    """Else a change of the last bit in all prompts would be a significant difference."""
+    values = np.array([p / q for q in range(1, 16) for p in range(q + 1)])
+    assert (present_mean(np.tile(values, (seeds, 1))) == values).all()
+    missing = np.vstack([np.full(len(values), np.nan), np.tile(values, (seeds, 1)), np.full(len(values), np.inf)])
+    assert (present_mean(missing) == values).all()
+    assert np.isnan(present_mean(np.full((seeds, 2), np.nan))).all()
+    table = np.random.default_rng(seeds).normal(size=(seeds, 50))
+    assert present_mean(table) == pytest.approx(table.mean(axis=0), rel=1e-12)

@@ -79,6 +79,23 @@ def test_front_of_effect_and_quality(configure: Configure) -> None:
     assert chosen is None  # effect and quality are one measure
 
 
+def test_front_with_a_divergence_as_quality(configure: Configure) -> None:
+    """Without references, quality is the agreement with the control: the wrecked point is not the best one."""
+    agreement = "divergence/token_agreement"
+    shares = ((None, 0.0, 1.0), (0.5, 0.2, 0.9), (4.0, 0.9, 0.1), (5.0, 0.8, 0.05))
+    results = []
+    for index, (factor, edit, agree) in enumerate(shares):
+        transform = {"name": "identity"} if factor is None else {"name": "scale", "factor": factor}
+        axes = () if factor is None else (("transform.factor", factor),)
+        point = Point(configure(transform=transform), axes, is_control=factor is None)
+        results.append(result(index, point, {EDIT: [edit] * 40, agreement: [agree] * 40}))
+    front = compare(results, 0.95).front
+    assert front is not None and (front.effect, front.quality) == (EDIT, agreement)
+    assert [(point.effect, point.quality, point.on_front) for point in front.points] == [
+        (0.0, 1.0, True), (0.2, 0.9, True), (0.9, 0.1, True), (0.8, 0.05, False),
+    ]  # fmt: skip
+
+
 def test_few_doses_have_no_turning(configure: Configure) -> None:
     compared = compare(scaled(configure, {None: 40, 2.0: 20}), 0.95)
     assert compared.turnings == []

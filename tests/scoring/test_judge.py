@@ -154,6 +154,9 @@ def test_rejected_questions_have_no_verdict_unless_all_are_rejected(server: Scri
     assert [v.score for v in ask(judge_at(server), ["long", "short"], tmp_path)] == [None, 1]
     with pytest.raises(ScorerError, match="rejects all questions: HTTP 400: too long"):
         ask(judge_at(server), ["long 1", "long 2"], tmp_path)
+    with pytest.raises(ScorerError, match="rejects all questions"):  # the one with a verdict is not among them
+        ask(judge_at(server), ["long 3"], tmp_path)
+    assert [v.score for v in ask(judge_at(server), ["short", "long"], tmp_path)] == [1, None]  # one from the cache
     garbage = {CHAT: lambda _: [as_http(b"<html>")]}
     server.replies |= garbage  # type: ignore[arg-type]
     [verdict] = ask(judge_at(server), ["html"], tmp_path)
@@ -270,3 +273,18 @@ def test_a_real_server_judges(served: VLLMServer, tiny: Path, tmp_path: Path, mo
     monkeypatch.setenv("VLLM_API_KEY", "another-key-3f3f")
     with pytest.raises(ConfigError, match="refuses access"):
         check_judge(judge, contact=True)
+
+
+@pytest.mark.parametrize("passing", [{"error": {"message": "overloaded"}}, {"choices": [{"message": {"content": ""}}]}])
+def test_a_reply_without_a_text_is_not_kept(server: ScriptedServer, tmp_path: Path, passing: dict[str, Any]) -> None:
+    replies = iter([as_http(passing), reply('{"score": 4}')])
+    server.replies[CHAT] = lambda _: [next(replies)]
+    assert [verdict.score for verdict in ask(judge_at(server), ["question"], tmp_path)] == [None]
+    assert [verdict.score for verdict in ask(judge_at(server), ["question"], tmp_path)] == [4]
+
+
+def test_a_judge_that_fails_does_not_stop_another_model(server: ScriptedServer, tmp_path: Path) -> None:
+    server.replies[CHAT] = lambda body: [reply('{"score": 2}') if body["model"] == "other" else as_http({}, 404)]
+    with pytest.raises(ScorerError, match="refuses"):
+        ask(judge_at(server), ["question"], tmp_path)
+    assert [verdict.score for verdict in ask(judge_at(server, model="other"), ["question"], tmp_path)] == [2]

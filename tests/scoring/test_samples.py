@@ -120,3 +120,9 @@ def test_new_keys_left_at_their_defaults_score_nothing_again(configure: Configur
 def test_values_average_over_prompts() -> None:
     rows = [{"quality/pass_at_2": value} for value in (1.0, 0.5, 0.0, 0.5)]
     assert summarise_scores(by_measure(rows), 0.95)["quality/pass_at_2"].mean == np.mean([1, 0.5, 0, 0.5])
+
+
+def test_samples_without_a_number_do_not_vote() -> None:
+    """Five texts without a number are five answers, not the most frequent one."""
+    assert majority_vote([7, 7, None, None, None], [1, 1, 0, 0, 0]) == 1
+    assert majority_vote([None, None], [0, 0]) == 0

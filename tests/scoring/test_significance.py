@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from sweep.scoring.significance import EXACT, _tail, benjamini_hochberg, mcnemar_p, p_values, permutation_p
+from sweep.scoring.statistics import paired_difference
 
 
 def scipys(differences: np.ndarray, resamples: float) -> float:
@@ -113,3 +114,19 @@ def test_one_effect_in_a_large_sweep_is_significant() -> None:
     values[7] += 3.0
     q = benjamini_hochberg(p_values(values, np.zeros(256), permutations=1999))
     assert q[7] < 1e-6 and np.flatnonzero(q < 0.05).tolist() == [7]
+
+
+def test_rounding_errors_are_no_difference() -> None:
+    control = np.tile([0.1, 0.2, 0.3, 0.7], 10)
+    permuted = np.nextafter(control, 1)
+    assert p_values([permuted], control).tolist() == [1.0]
+    assert paired_difference([permuted], control).mean.tolist() == [0.0]
+    assert p_values([control + 1e-9], control)[0] < 1e-3
+
+
+def test_no_p_is_zero() -> None:
+    """The smallest float is reached by 1,100 prompts that all change."""
+    control = np.zeros(1200)
+    assert p_values([np.ones(1200)], control, yes_or_no=True)[0] > 0
+    assert p_values([np.linspace(0.1, 1, 1200)], control)[0] > 0
+    assert np.isnan(p_values([np.full(1200, np.nan)], control)[0])

@@ -101,3 +101,9 @@ def test_it_keeps_its_level(kind: str) -> None:
         else:
             found.append(rejected(generator.normal(size=(9 if kind == "nine doses" else 5, 30))))
     assert 0.03 < np.mean(found) < 0.065
+
+
+def test_rounding_errors_are_no_trend() -> None:
+    values = np.repeat([0.8, 0.6], 20)
+    assert page_trend([values, values + 1e-16, values + 2e-16]).p == 1
+    assert page_trend([values, values, values + 1e-9]).p < 1e-3

@@ -61,8 +61,11 @@ class LocalBackend(ShardBackend):
             for depth in range(1 + AHEAD):
                 for number, shards in assigned.items():
                     if waiting and len(shards) == depth and (not depth or self._is_started(number)):
+                        # A worker with a shard is not replaced before the message that it has died is read.
+                        process = self._workers[number] if depth else self._worker(number, manifest, answers)
+                        assert process is not None
                         shards.append(waiting.pop(0))
-                        self._worker(number, manifest, answers).send(manifest, shards[-1])
+                        process.send(manifest, shards[-1])
             try:
                 process, answer = answers.get(timeout=PERIOD)
             except queue.Empty:
@@ -102,7 +105,7 @@ class LocalBackend(ShardBackend):
 
     def _is_started(self, number: int) -> bool:
         process = self._workers[number]
-        return process is not None and process.has_answered
+        return process is not None and process.has_answered and not process.ended.is_set()
 
     def _worker(self, number: int, manifest: Manifest, answers: queue.Queue[Answer]) -> _Process:
         process = self._workers[number]

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
@@ -105,8 +106,10 @@ class ShardWorker:
         if error is None:
             state_file.state.state = DONE
         else:
-            # An interrupted shard is resumed by another worker or after a requeue, so it has not failed.
-            state_file.state.state = FAILED if isinstance(error, Exception) else WORKING
+            # An interrupted shard is resumed by another worker or after a requeue, so it has not failed. Its scoring
+            # may be cancelled by the end of the worker pool.
+            interrupted = isinstance(error, CancelledError) or not isinstance(error, Exception)
+            state_file.state.state = WORKING if interrupted else FAILED
             state_file.state.reason = redact(str(error)) or type(error).__name__
         with self._recording:
             sums = self._costs.sums()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -95,6 +96,10 @@ def _pairs(first: list[_FramePoint], second: list[_FramePoint]) -> Iterator[tupl
     if 1 in (len(first), len(second)):
         yield from ((one, other) for one in first for other in second)
         return
+    for which, points in (("first", first), ("second", second)):
+        twice = [name for name, count in Counter(point.name for point in points).items() if count > 1]
+        if twice:
+            raise ValueError(f"The {which} frame has several points named {twice[0]!r}. Select one point on a side.")
     by_name = {point.name: point for point in second}
     shared = [(one, by_name[one.name]) for one in first if one.name in by_name]
     if not shared:

@@ -115,8 +115,11 @@ def present_mean(table: Floats) -> Floats:
     """Return the mean of each column over the rows that have a finite value; NaN if none has."""
     present = np.isfinite(table)
     count = present.sum(axis=0)
-    total = np.where(present, table, 0.0).sum(axis=0)
-    return np.where(count > 0, total / np.maximum(count, 1), math.nan)
+    # Deviations from the first value, so that equal values have exactly themselves as mean: a rounding error in all
+    # prompts would count as a change in all of them.
+    base = np.where(count > 0, np.take_along_axis(table, present.argmax(axis=0)[None], axis=0)[0], 0.0)
+    total = np.where(present, table - base, 0.0).sum(axis=0)
+    return np.where(count > 0, base + total / np.maximum(count, 1), math.nan)
 
 
 def _key(result: PointResult) -> Any:

@@ -204,10 +204,9 @@ def find_front(rows: Iterable[Row], quality: str | None, report: ReportConfig) -
 def _front_points(group: Sequence[PointResult], effect: str, quality: str) -> Iterator[FrontPoint]:
     prompts = len(next(iter(group[0].values.values())))
     tables = [value_table(measure, group, prompts) for measure in (effect, quality)]
-    # Of a divergence, the direction is the one towards the control.
-    signs = [
-        (-1 if spec(m).direction == "lower" else 1) * (-1 if spec(m).group.floor else 1) for m in (effect, quality)
-    ]
+    signs = [-1 if spec(measure).direction == "lower" else 1 for measure in (effect, quality)]
+    if spec(effect).group.floor:  # a divergence's direction is the one towards the control
+        signs[0] = -signs[0]
     better = [sign * np.where(np.isinf(table), np.nan, table) for sign, table in zip(signs, tables, strict=True)]
     present = [~np.isnan(values).all(axis=1) for values in better]
     kept = present[0] & present[1]

@@ -14,7 +14,7 @@ from scipy import optimize, stats
 from scipy.special import betaincinv, ndtri
 
 from sweep.core.values import Floats
-from sweep.scoring.statistics import Intervals, is_yes_or_no, paired_difference
+from sweep.scoring.statistics import Intervals, differences_of, is_yes_or_no, paired_difference
 
 POWER = 0.8
 # The spread of fewer differing prompts than this says too little.
@@ -167,7 +167,7 @@ def _few_changes(values: ArrayLike, control: ArrayLike, width: float) -> tuple[F
     """Return the differences, which points have few of them, and the largest difference to expect of each point."""
     table = np.asarray(values, dtype=float)
     other = np.broadcast_to(np.asarray(control, dtype=float), table.shape)
-    differences = table - other
+    differences = differences_of(table, other)
     few = np.count_nonzero(np.nan_to_num(differences), axis=1) < FEW
     if math.isfinite(width):
         return differences, few, np.full(len(table), width)

@@ -26,7 +26,7 @@ DOWN_SECONDS = 300.0  # for which a judge that failed is not asked again, so tha
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 REFUSED = (401, 403, 404)  # the same for every question
 
-_down: dict[str, tuple[float, str]] = {}  # by address: when it failed, and why
+_down: dict[tuple[str, ...], tuple[float, str]] = {}  # by address, model and key variable: when it failed, and why
 
 
 def ask(judge: JudgeConfig, questions: Sequence[str], cache: Path) -> list[Verdict]:
@@ -46,7 +46,7 @@ def ask(judge: JudgeConfig, questions: Sequence[str], cache: Path) -> list[Verdi
     known = {question: found for question, body in bodies.items() if (found := verdicts.get(body)) is not None}
     missing = [question for question in bodies if question not in known]
     if missing:
-        failed, reason = _down.get(judge.base_url, (0.0, ""))
+        failed, reason = _down.get(_identity(judge), (0.0, ""))
         if reason and time.monotonic() - failed < DOWN_SECONDS:
             raise ScorerError(reason)
         known |= asyncio.run(_Interview(judge, bodies, verdicts).ask(missing))
@@ -118,7 +118,7 @@ class _Interview:
         try:
             found = await asyncio.gather(*tasks)
         except ScorerError as error:
-            _down[judge.base_url] = time.monotonic(), str(error)
+            _down[_identity(self._judge)] = time.monotonic(), str(error)
             raise
         finally:
             self._patience.end()
@@ -126,7 +126,7 @@ class _Interview:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._client.close()
-        if len(rejected) == len(questions):
+        if len(rejected) == len(self._bodies):  # of all questions, the answered ones included
             raise ScorerError(f"the judge at {judge.base_url} rejects all questions: {rejected[0]}")
         return dict(zip(questions, found, strict=True))
 
@@ -140,8 +140,9 @@ class _Interview:
             rejected.append(_reason(reply))
             verdict = Verdict(None, f"the judge rejects the question: {_reason(reply)}")
         else:
-            verdict = read_reply(reply.content) if not reply.problem else Verdict(None, reply.problem)
-            self._cache.put(body, verdict)
+            verdict = read_reply(reply.content) if not reply.problem else Verdict(None, reply.problem, is_final=False)
+            if verdict.is_final:
+                self._cache.put(body, verdict)
         if verdict.score is None:
             log.warning("No verdict of the judge: %s. Question: %.200r", verdict.problem, question)
         return verdict
@@ -165,6 +166,10 @@ class _Interview:
                     f"the judge at {judge.base_url} did not answer within {judge.patience:g} s of attempts: {problem}. "
                     "Run the same command again once it does: answers and verdicts so far are kept"
                 )
+
+
+def _identity(judge: JudgeConfig) -> tuple[str, ...]:
+    return judge.base_url, judge.model or "", judge.key_variable or ""
 
 
 def _reason(reply: Reply) -> str:

@@ -38,7 +38,7 @@ def majority_vote(ballots: Sequence[Hashable], correct: Sequence[float]) -> floa
     """Return whether the most frequent answer is correct; the mean over the most frequent ones if there are several.
 
     An answer counts as its first sample does (self-consistency, Wang et al. 2022, arXiv:2203.11171). The mean is the
-    expected result of drawing one of them.
+    expected result of drawing one of them. Samples with a ballot of None do not vote, unless all have None.
 
     Args:
         ballots: what each sample votes for.
@@ -47,6 +47,8 @@ def majority_vote(ballots: Sequence[Hashable], correct: Sequence[float]) -> floa
     votes: dict[Hashable, list[float]] = {}
     for ballot, value in zip(ballots, correct, strict=True):
         votes.setdefault(ballot, []).append(value)
+    if len(votes) > 1:
+        votes.pop(None, None)
     most = max(map(len, votes.values()))
     winners = [values[0] for values in votes.values() if len(values) == most]
     return sum(winners) / len(winners)

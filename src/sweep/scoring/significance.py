@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from sweep.core.values import Floats
-from sweep.scoring.statistics import BLOCK, is_yes_or_no
+from sweep.scoring.statistics import BLOCK, differences_of, is_yes_or_no
 
 # Up to this many differing prompts, all sign patterns are enumerated.
 EXACT = 12
@@ -16,7 +16,7 @@ EXACT = 12
 def p_values(
     values: ArrayLike, control: ArrayLike, *, yes_or_no: bool = False, permutations: int = 9999, seed: int = 0
 ) -> Floats:
-    """Return each point's two-sided p-value for no difference from its control, (points,).
+    """Return each point's two-sided p-value for no difference from its control, (points,). It is never 0.
 
     Uses the exact McNemar test for yes-or-no measures with one answer per prompt, else a permutation test.
 
@@ -29,12 +29,11 @@ def p_values(
     """
     table = np.asarray(values, dtype=float)
     other = np.broadcast_to(np.asarray(control, dtype=float), table.shape)
-    p = permutation_p(table - other, permutations=permutations, seed=seed)
-    if not yes_or_no:
-        return p
-    exact = is_yes_or_no(table) & is_yes_or_no(other)
-    p[exact] = mcnemar_p(table[exact], other[exact])
-    return p
+    p = permutation_p(differences_of(table, other), permutations=permutations, seed=seed)
+    if yes_or_no:
+        exact = is_yes_or_no(table) & is_yes_or_no(other)
+        p[exact] = mcnemar_p(table[exact], other[exact])
+    return np.maximum(p, np.finfo(float).tiny)  # 1,100 prompts that all change give less than a float can hold
 
 
 def permutation_p(differences: ArrayLike, *, permutations: int = 9999, seed: int = 0) -> Floats:

@@ -94,7 +94,7 @@ def paired_difference(
         ValueError: see `bootstrap_bca`.
     """
     table, other = _table(values), np.asarray(control, dtype=float)
-    differences = table - other
+    differences = differences_of(table, other)
     bca = bootstrap_bca(differences, confidence, resamples=resamples, seed=seed)
     exact = is_yes_or_no(table) & is_yes_or_no(np.broadcast_to(other, table.shape)) & yes_or_no & (bca.n > 0)
     gained, lost = (differences > 0).sum(axis=1), (differences < 0).sum(axis=1)
@@ -103,6 +103,22 @@ def paired_difference(
     half = ndtri((1 + confidence) / 2) * np.sqrt(variance) / (bca.n + 2)
     low, high = np.maximum(middle - half, -1.0), np.minimum(middle + half, 1.0)
     return Intervals(bca.mean, np.where(exact, low, bca.ci_low), np.where(exact, high, bca.ci_high), bca.n)
+
+
+def differences_of(values: ArrayLike, control: ArrayLike) -> Floats:
+    """Return values less those of the control, with 0 where they differ by rounding errors only, (points, prompts).
+
+    Means of the same samples in another order differ in the last bits. Tests of ranks and signs would count that.
+
+    Args:
+        values: (points, prompts).
+        control: (prompts,) or (points, prompts).
+    """
+    table, other = np.asarray(values, dtype=float), np.asarray(control, dtype=float)
+    with np.errstate(invalid="ignore"):
+        differences = table - other
+        rounding = np.abs(differences) <= 1e-12 * np.maximum(np.abs(table), np.abs(other))
+    return np.where(rounding & np.isfinite(differences), 0.0, differences)
 
 
 def is_yes_or_no(values: Floats) -> NDArray[np.bool_]:

@@ -68,7 +68,9 @@ def page_trend(values: ArrayLike, *, permutations: int | None = None, seed: int 
     if not prompts:
         return Trend(float("nan"), float("nan"), 0, exact)
     # Twice the ranks are whole numbers, and so is twice the deviation of L from its expectation.
-    ranks = np.round(2 * stats.rankdata(complete, axis=0)).astype(int)
+    # Values are rounded first, so that rounding errors between doses do not count.
+    scale = float(np.abs(complete).max()) or 1.0
+    ranks = np.round(2 * stats.rankdata(np.round(complete / scale, 12), axis=0)).astype(int)
     weights = np.arange(1, doses + 1)
     deviation = int((weights @ ranks).sum()) - prompts * _centre(doses)
     if deviation == 0:

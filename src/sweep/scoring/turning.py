@@ -112,7 +112,7 @@ def monotone_test(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) ->
     The statistic is the squared distance of the means from the nearest rising means (isotonic regression). Its null
     distribution comes from the centred bootstrap means, which is the least favourable case: equal means at all doses.
     The same is done for falling means, and p is the larger of the two (Silvapulle and Sen 2005, Constrained Statistical
-    Inference, chapter 3; union-intersection of the two). The test is conservative: it rejects monotone responses in at
+    Inference, chapter 3; intersection–union of the two). The test is conservative: it rejects monotone responses in at
     most 5 % of cases at p < 0.05. p is at least 1/(resamples + 1), and at least what a test of so few prompts can show
     (`significance.smallest_p`).
 

@@ -30,10 +30,13 @@ class Verdict:
     Attributes:
         score: from 1 to 5; None: the reply has no valid score.
         problem: why there is no score; empty if there is one.
+        is_final: whether the judge said something, so that the same question would get the same reply. The error of a
+            gateway may not last.
     """
 
     score: int | None
     problem: str = ""
+    is_final: bool = True
 
     @property
     def share(self) -> float:
@@ -63,9 +66,9 @@ def read_reply(content: dict[str, Any]) -> Verdict:
         choice = content["choices"][0]
         text = choice["message"]["content"]
     except (KeyError, IndexError, TypeError):
-        return Verdict(None, "the reply has no choices[0].message.content")
+        return Verdict(None, "the reply has no choices[0].message.content", is_final=False)
     if not isinstance(text, str) or not text.strip():
-        return Verdict(None, "the reply is empty")
+        return Verdict(None, "the reply is empty", is_final=False)
     verdict = read_verdict(text)
     if verdict.score is None and choice.get("finish_reason") == "length":
         return Verdict(None, f"{verdict.problem}; it was cut: raise scoring.judge.max_tokens")
