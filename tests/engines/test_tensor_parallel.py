@@ -49,7 +49,7 @@ if __name__ == "__main__":
     by_ids = [Request(i, ids, None, sampling) for i, ids in enumerate(prompts)]
     by_rows = [Request(i, ids, table.rows(ids), sampling) for i, ids in enumerate(prompts)]
     output = {"ids": tokens(engine, by_ids), "rows": tokens(engine, by_rows), "killed": tokens(engine, by_rows, 1)}
-    output |= {"starts": engine.starts, "deaths": engine.deaths}
+    output |= {"starts": engine.starts, "crashes": engine.crashes}
     engine.close()
     output["left"] = [name(child) for child in psutil.Process().children() if "EngineCore" in name(child)]
     print("OUTPUT " + json.dumps(output), flush=True)
@@ -68,5 +68,5 @@ def test_two_processes_share_a_model(tiny: Path, vllm_cache: Path, tmp_path: Pat
     assert len({tuple(answer) for answer in output["ids"]}) > 1
     assert output["rows"] == output["ids"]
     assert output["killed"] == output["ids"]
-    assert (output["starts"], output["deaths"]) == (2, 1)
+    assert (output["starts"], output["crashes"]) == (2, 1)
     assert not output["left"]
