@@ -1,4 +1,4 @@
-"""Samples of printed output in README and docs are what the commands print, as far as a fast test can tell."""
+"""Printed output in README and docs equals that of the commands, as far as a fast test can tell."""
 
 from __future__ import annotations
 

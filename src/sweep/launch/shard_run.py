@@ -38,7 +38,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What a worker keeps from shard to shard, and the sweep's files.
+    """Objects that a worker keeps from shard to shard, and the sweep's files.
 
     Attributes:
         executor: drives the engine.

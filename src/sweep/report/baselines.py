@@ -19,7 +19,7 @@ from sweep.report.replicates import Row, shared_control_key
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """What the points and the rows of a sweep are compared with.
+    """Reference points and rows of a sweep's comparisons.
 
     Attributes:
         of: index of the point that each point is compared with, by the point's index.
@@ -37,12 +37,12 @@ class Baselines:
 
     @property
     def word(self) -> str:
-        """What a sentence calls it: `control` or `baseline`."""
+        """Word for the reference in a sentence: `control` or `baseline`."""
         return "baseline" if self.name else "control"
 
     @property
     def word_of_responses(self) -> str:
-        """What doses are compared with: `control` or `baseline`."""
+        """Word for the reference of dose-responses: `control` or `baseline`."""
         return "control" if self.single is None else "baseline"
 
 
