@@ -52,13 +52,14 @@ class Counting:
     ) -> Iterator[Generation | Failure]:
         done = 0
         for answer in generate(requests):
-            if isinstance(answer.key, Key):
+            if isinstance(answer.key, tuple):
                 if done == self.interrupt_after:
                     self.settle()
                     raise KeyboardInterrupt
                 done += 1
-                self.asked.append(answer.key)
-                if (answer.key.run, answer.key.prompt) in self.refused:
+                _, key = answer.key
+                self.asked.append(key)
+                if (key.run, key.prompt) in self.refused:
                     yield Failure(answer.key, "refused for the test")
                     self.settle()
                     continue

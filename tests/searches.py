@@ -39,11 +39,12 @@ class Counting:
 
     def generate(self, requests: Iterator[Request]) -> Iterator[Generation | Failure]:
         for answer in self._generate(requests):
-            if isinstance(answer.key, Key):
+            if isinstance(answer.key, tuple):
                 if len(self.asked) == self.interrupt_after:
                     raise KeyboardInterrupt
-                self.asked.append(answer.key)
-                if answer.key.run in self.refused:
+                _, key = answer.key
+                self.asked.append(key)
+                if key.run in self.refused:
                     yield Failure(answer.key, "refused for the test")
                     continue
             yield answer

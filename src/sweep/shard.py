@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -69,17 +71,29 @@ def serve(requests: TextIO, answers: TextIO, log: str) -> None:
     try:
         terminal = Terminal()
         with terminal.divert(Path(log), verbose=False), ShardWorker(terminal) as worker:
-            finishing = BackgroundThread("finishing", partial(_finish, answers), 1)
-            for line in requests:
+            finishing = BackgroundThread("finishing", partial(_finish, answers))
+            lines: queue.Queue[str | None] = queue.Queue()
+            threading.Thread(target=_read, args=(requests, lines), daemon=True).start()
+            while True:
+                worker.drain(until=lambda: not lines.empty())
+                if (line := lines.get()) is None:
+                    break
                 path, index = json.loads(line)
                 try:
                     finish = worker.generate(read(Path(path)), index)
                 except SweepError as error:
                     finish = partial(_raise, error)
                 finishing.put((index, finish))
+            worker.drain()
             finishing.close()
     except signals.Interrupted as end:
         signals.leave(int(str(end.code)))
+
+
+def _read(requests: TextIO, lines: queue.Queue[str | None]) -> None:
+    for line in requests:
+        lines.put(line)
+    lines.put(None)
 
 
 def _finish(answers: TextIO, generated: tuple[int, Callable[[], None]]) -> None:

@@ -18,7 +18,6 @@ from sweep.app.sweep_runner import SweepRunner
 from sweep.console.terminal import Terminal
 from sweep.engines.base import Engine, Generation, Request
 from sweep.errors import ConfigError, EngineError
-from sweep.execution.scheduler import Key
 from sweep.inputs import input_store
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.embedding_loader import open_table
@@ -100,7 +99,7 @@ def test_an_engine_failure_ends_the_sweep_and_keeps_finished_points(
         for generation in generate(requests):
             if control == 3:
                 raise EngineError("it died")
-            control += isinstance(generation.key, Key) and generation.key.run == 0
+            control += isinstance(generation.key, tuple) and generation.key[1].run == 0
             yield generation
 
     monkeypatch.setattr(scripted, "generate", dying)
@@ -120,7 +119,7 @@ def test_an_interrupted_sweep_is_killed_and_not_left_running(
 
     def interrupted(requests: Iterator[Request]) -> Iterator[Generation]:
         for done, generation in enumerate(generate(requests)):
-            if isinstance(generation.key, Key) and done == 5:
+            if isinstance(generation.key, tuple) and done == 5:
                 raise KeyboardInterrupt
             yield generation
 

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
 
 from sweep.config.schema import SweepSettings
 from sweep.console import signals
 from sweep.console.terminal import Advance, Terminal
 from sweep.core.timing import SharedCosts
-from sweep.engines.base import Engine, EngineConfig, Failure
+from sweep.engines.base import Engine, EngineConfig, Failure, Generation
 from sweep.engines.identity_check import IDENTITY_CHECK_TOKENS, IdentityPrompt, check_identity
 from sweep.engines.supervisor import Supervisor
-from sweep.errors import EngineError
+from sweep.errors import EngineError, SweepError
+from sweep.execution.request_stream import GroupRun, RequestStream
 from sweep.execution.resume import ResumeIndex
-from sweep.execution.scheduler import Key, RequestScheduler
+from sweep.execution.scheduler import RequestScheduler
 from sweep.planning.plan import EngineGroup
 from sweep.points.point import EngineSpec
 from sweep.publishing.scoring_stage import ScoringStage
 from sweep.storage.journal import Journal
-from sweep.storage.journal_writer import JournalWriter
 from sweep.workers.base import WorkerPool
 
 IDENTITY_CHECK_PROMPTS = 4
-
-CONTROL_UNFINISHED = "its control was not finished"
 
 
 class GroupExecutor:
@@ -48,7 +46,10 @@ class GroupExecutor:
         self._settings, self._journal, self._resume, self._pool = settings, journal, resume, pool
         self._costs, self._terminal = costs, terminal
         self._engine: tuple[EngineSpec, int, Supervisor] | None = None
-        self._closed_engine_starts = 0
+        self._closed_engine_starts = self._taken_engine_starts = 0
+        self._stream = RequestStream()
+        self._answers: Iterator[Generation | Failure] | None = None
+        self._last_answer = 0.0  # time
 
     @property
     def engine(self) -> Supervisor | None:
@@ -59,6 +60,12 @@ class GroupExecutor:
     def engine_starts(self) -> int:
         """Number of engine starts so far, restarts after a crash included."""
         return self._closed_engine_starts + (self._engine[2].starts if self._engine else 0)
+
+    def take_engine_starts(self) -> int:
+        """Return how often an engine was started since the last call."""
+        starts = self.engine_starts - self._taken_engine_starts
+        self._taken_engine_starts += starts
+        return starts
 
     def run_group(
         self,
@@ -84,84 +91,137 @@ class GroupExecutor:
             EngineError: the engine failed permanently. Complete points are scored, begun points have failed.
             TooManyFailures: more points failed than `sweep.on_error` and `sweep.max_failures` allow.
         """
+        with self._terminal.progress(group.requests) if on_answer is None else nullcontext(on_answer) as advance:
+            run = self.begin_group(group, scoring, on_ready, advance, external_controls=external_controls)
+            self._receive(run.ended.is_set)
+        if run.error is not None:
+            raise run.error
+
+    def begin_group(
+        self,
+        group: EngineGroup,
+        scoring: ScoringStage,
+        on_ready: Callable[[], object],
+        on_answer: Advance,
+        *,
+        external_controls: Collection[str] = (),
+        on_end: Callable[[], object] = lambda: None,
+    ) -> GroupRun:
+        """Generate a group's answers until the engine has received all requests. `drain` receives the other answers.
+
+        So does the next group, whose requests thus follow without a pause.
+
+        Args:
+            group: the points to run.
+            scoring: see `run_group`.
+            on_ready: see `run_group`.
+            on_answer: called with the number of tokens of each answer.
+            external_controls: see `run_group`.
+            on_end: called once the group has ended, also by an error.
+
+        Returns:
+            The group's run, which has ended or ends later. Its `error` is one of those that `run_group` raises, or was
+            raised by `on_answer`.
+
+        Raises:
+            ConfigError: the model fails the identity check.
+            EngineError: the engine does not start.
+        """
         scheduler = RequestScheduler(group, scoring.controls, self._resume.recall, self._pool)
         engine = self._open_engine(group) if scheduler.has_request() else None
         on_ready()
         if engine is not None:
             scheduler.origin = self._resume.confirm_origin(group.spec.engine, engine.origin)
-        journal = self._journal.writer(self._resume.header(group.spec.engine))
-        try:
-            if on_answer is not None:
-                self._generate(engine, scheduler, journal, scoring, external_controls, on_answer)
-            else:
-                with self._terminal.progress(group.requests) as advance:
-                    self._generate(engine, scheduler, journal, scoring, external_controls, advance)
-        except EngineError as error:
-            self.close()
-            for progress in scheduler.active.values():
-                if not progress.is_floor:
-                    scoring.fail(progress, str(error))
-            scoring.end_waiting(CONTROL_UNFINISHED, for_floors=False)
-            raise
-        finally:
-            journal.close()
-        for progress in scheduler.active.values():  # these still wait for their control
-            if progress.planned.point.control_key not in external_controls:
-                scoring.fail(progress, CONTROL_UNFINISHED)
-        scoring.end_waiting(CONTROL_UNFINISHED)
+        run = GroupRun(
+            scheduler=scheduler,
+            journal=self._journal.writer(self._resume.header(group.spec.engine)),
+            scoring=scoring,
+            external_controls=external_controls,
+            advance=on_answer,
+            on_end=on_end,
+        )
+        self._stream.add(run)
+        if self._continues(run) and engine is None:
+            self._end(run)
+        self._receive(lambda: run.is_submitted or run.ended.is_set())
+        return run
+
+    def drain(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Receive the answers of all groups that have begun.
+
+        Args:
+            until: called after each answer. Stop early once it returns True.
+        """
+        self._receive(until)
 
     def close(self) -> None:
         """End the engine if one is open."""
+        self._answers = None
         if self._engine is not None:
             engine, self._engine = self._engine[2], None
             self._closed_engine_starts += engine.starts
             engine.close()
 
-    def _generate(
-        self,
-        engine: Supervisor | None,
-        scheduler: RequestScheduler,
-        journal: JournalWriter,
-        scoring: ScoringStage,
-        external_controls: Collection[str],
-        advance: Advance,
-    ) -> None:
-        self._hand_over(scheduler, scoring, external_controls, advance)
-        if engine is None:
-            return
-        last = time.monotonic()
-        for answer in engine.generate(scheduler, lambda key: cast(Key, key).run in scheduler.active):
-            signals.check()
-            key, tokens = cast(Key, answer.key), 0
-            is_counted = key.forced is None  # the total shown to the user excludes teacher forcing
-            if isinstance(answer, Failure):
-                scheduler.reject(key, answer.reason)
-            else:
-                tokens = sum(len(completion.token_ids) for completion in answer.completions)
-                journal.append(*scheduler.journal_key(key), answer)
-                scheduler.receive(answer)
-            now = time.monotonic()
-            self._costs.count(tokens, now - last)
-            last = now
-            if is_counted:
-                advance(tokens)
-            self._hand_over(scheduler, scoring, external_controls, advance)
-        self._hand_over(scheduler, scoring, external_controls, advance)  # points whose last answers were recalled since
-        self._costs.gpu_memory_gib = engine.memory_gib()
+    def _receive(self, done: Callable[[], bool]) -> None:
+        """Receive answers until `done()`, or until all groups have ended."""
+        try:
+            while self._stream.runs and not done():
+                self._receive_one()
+        except BaseException:
+            for run in self._stream.runs:
+                run.journal.close()
+            raise
 
-    def _hand_over(
-        self, scheduler: RequestScheduler, scoring: ScoringStage, external_controls: Collection[str], advance: Advance
-    ) -> None:
-        """Count recalled answers, and pass the scheduler's finished and failed points to scoring."""
-        for _ in range(scheduler.take_recalled_count()):
-            advance(0)
-        while scheduler.finished:
-            progress = scheduler.finished.popleft()
-            waits = progress.planned.point.control_key in external_controls
-            (scoring.defer if waits else scoring.complete)(progress)
-        while scheduler.failed:
-            scoring.fail(*scheduler.failed.popleft())
-        self._settings.check_failures(scoring.failed)
+    def _receive_one(self) -> None:
+        """Receive one answer. End the groups that miss no answer then, or all if there is none to come."""
+        assert self._engine is not None
+        engine = self._engine[2]
+        if self._answers is None:
+            self._answers = engine.generate(self._stream, self._stream.needs)
+            self._last_answer = time.monotonic()
+        try:
+            answer = next(self._answers, None)
+        except EngineError as error:
+            self.close()
+            for run in self._stream.runs:
+                self._stream.remove(run)
+                run.fail(error)
+            return
+        signals.check()
+        if answer is None:
+            self._answers = None
+            for run in self._stream.runs:  # a point whose last answers were recalled since is finished, too
+                if self._continues(run):
+                    self._end(run)
+            return
+        delivered = self._stream.deliver(answer)
+        now = time.monotonic()
+        seconds, self._last_answer = now - self._last_answer, now
+        if delivered is None:
+            return
+        run, answer = delivered
+        try:
+            self._costs.count(run.receive(answer), seconds)
+        except SweepError as error:
+            self._end(run, error)
+            return
+        if self._continues(run) and run.is_answered():
+            self._end(run)
+
+    def _continues(self, run: GroupRun) -> bool:
+        """Pass the group's finished points to scoring. End the group if too many have failed."""
+        try:
+            self._settings.check_failures(run.hand_over())
+        except SweepError as error:
+            self._end(run, error)
+        return not run.ended.is_set()
+
+    def _end(self, run: GroupRun, error: SweepError | None = None) -> None:
+        self._stream.remove(run)
+        if not self._stream.runs and self._engine is not None:
+            self._answers = None  # requests of failed points are aborted
+            self._costs.gpu_memory_gib = self._engine[2].memory_gib()
+        run.end(error)
 
     def _open_engine(self, group: EngineGroup) -> Supervisor:
         """Return the open engine if the group can use it, else start one that passes the identity check."""
@@ -169,6 +229,7 @@ class GroupExecutor:
             spec, max_model_len, engine = self._engine
             if spec == group.spec and max_model_len >= group.max_model_len:
                 return engine
+            self.drain()
             self.close()
         cache = self._settings.root / ".cache"
         name = f"{group.spec.engine.name}, {group.spec.model.id}"

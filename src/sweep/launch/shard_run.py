@@ -13,6 +13,7 @@ from sweep.console import signals
 from sweep.core.timing import SharedCosts
 from sweep.errors import ConfigError, PointsFailed, SweepHeld
 from sweep.execution.group_executor import GroupExecutor
+from sweep.execution.request_stream import GroupRun
 from sweep.execution.resume import ResumeIndex
 from sweep.inputs.input_store import InputStore
 from sweep.launch.manifest import Manifest, Shard
@@ -47,7 +48,7 @@ class Resources:
         inputs: prompts and models, read once.
         resume: finds answers in the journal.
         archive: finished points of the sweep.
-        settle_shards: waits for shards, by index, that this worker is still scoring; returns whether there was one.
+        settle_shards: waits for shards, by index, that this worker has begun, or until a function returns True.
     """
 
     executor: GroupExecutor
@@ -56,7 +57,7 @@ class Resources:
     inputs: InputStore
     resume: ResumeIndex
     archive: Archive
-    settle_shards: Callable[[Collection[int]], bool]
+    settle_shards: Callable[[Collection[int], Callable[[], bool]], None]
 
 
 class ShardRun:
@@ -76,7 +77,6 @@ class ShardRun:
         self._executor, self._pool, self._inputs = resources.executor, resources.pool, resources.inputs
         self._resume, self._archive, self._costs = resources.resume, resources.archive, resources.costs
         self._settle_shards = resources.settle_shards
-        self._counted_starts = self._executor.engine_starts
         self._tasks = self._verified_tasks()
         self._to_generate = [
             task for task, shard_point in zip(self._tasks, self._points, strict=True) if shard_point.is_generated_here
@@ -88,10 +88,14 @@ class ShardRun:
         self._failed: dict[str, None] = {}
 
     def generate(self, cleanup: ExitStack) -> None:
-        """Generate all points, then wait for the controls of other shards and give the points to scoring.
+        """Generate all points and give them to scoring, after the controls of other shards.
+
+        Without such controls, this returns once the engine has received all requests.
 
         Args:
-            cleanup: closed by the caller later, or on an error: waits until all points are scored and published.
+            cleanup: closed by the caller later, or on an error: waits until all points are generated, scored and
+                published. The thread that closes it is not the one that receives the answers, see
+                `GroupExecutor.drain`.
         """
         todo = [task for task in self._to_generate if not task.done]
         if not todo:
@@ -106,13 +110,13 @@ class ShardRun:
             cleanup.callback(self._queue.abandon, 0.0)
         self._scoring = ScoringStage(self._pool, self._archive, self._on_result, self._costs)
         cleanup.push(self._close_scoring)
-        external_controls = self._controls_elsewhere(todo)
-        if self._settle_shards({self._shard_of[key] for key in external_controls if key in self._shard_of}):
+        if external_controls := self._controls_elsewhere(todo):
+            shards = {self._shard_of[key] for key in external_controls if key in self._shard_of}
+            self._settle_shards(shards, lambda: not self._controls_elsewhere(todo))
             external_controls = self._controls_elsewhere(todo)
-        try:
-            self._unscored = self._generate(todo, external_controls)
-        finally:
-            self._count_starts()
+        runs: list[GroupRun] = []
+        cleanup.push(partial(self._await_runs, runs))
+        self._unscored = self._generate(todo, external_controls, runs)
 
     def _controls_elsewhere(self, todo: Sequence[Task]) -> set[str]:
         """Return the control keys of points whose control is neither finished nor in this shard."""
@@ -136,31 +140,55 @@ class ShardRun:
             count = counted(len(self._unscored), "generated point")
             raise PointsFailed(f"{count} not scored: the control was not finished")
 
-    def _generate(self, todo: Sequence[Task], external_controls: set[str]) -> list[Task]:
+    def _await_runs(self, runs: list[GroupRun], kind: object, error: BaseException | None, traceback: object) -> None:
+        """Wait until all answers are received, and raise the error of the first group that was ended by one."""
+        if error is not None:
+            return
+        for run in runs:
+            run.ended.wait()
+            if run.error is not None:
+                raise run.error
+
+    def _generate(self, todo: Sequence[Task], external_controls: set[str], runs: list[GroupRun]) -> list[Task]:
         """Generate and score points. Return those whose control was not finished by another shard."""
-        self._run(todo, external_controls)
+        self._run(todo, external_controls, runs)
         waiting = [t for t in todo if t.point.control_key in external_controls and t.point.name not in self._failed]
         if not waiting or not self._wait_for_controls(external_controls):
             return waiting
         self._verified_tasks()
-        self._run(waiting, (), recalled=True)
+        self._run(waiting, (), runs, recalled=True)
         return []
 
-    def _run(self, todo: Sequence[Task], external_controls: Collection[str], recalled: bool = False) -> None:
-        """Run points. With `recalled`, all answers are in the journal and already counted as progress."""
+    def _run(
+        self, todo: Sequence[Task], external_controls: Collection[str], runs: list[GroupRun], recalled: bool = False
+    ) -> None:
+        """Begin to run points, and wait for them if controls are missing.
+
+        Args:
+            todo: the points.
+            external_controls: see `GroupExecutor.run_group`.
+            runs: receives what was begun.
+            recalled: whether all answers are in the journal and already counted as progress.
+        """
         controls = {task.point.control_key for task in todo}
         done_controls = [c for c in self._done_controls() if c.point.control_key in controls]
         groups = make_plan([*done_controls, *todo], self._inputs)
         if not recalled:
             self._state_file.state.requests += sum(group.requests for group in groups)
         for group in groups:
-            self._executor.run_group(
+            run = self._executor.begin_group(
                 replace(group, max_model_len=max(self._max_model_len, group.max_model_len)),
                 self._scoring,
                 self._count_starts,
+                partial(self._on_answer, count=not recalled),
                 external_controls=external_controls,
-                on_answer=partial(self._on_answer, count=not recalled),
+                on_end=self._count_starts,
             )
+            runs.append(run)
+            if external_controls:
+                self._executor.drain()  # also of earlier shards: another worker may wait for their controls
+            if run.error is not None:
+                raise run.error
 
     def _on_answer(self, tokens: int, count: bool) -> None:
         """Count an answer as progress, unless another worker has taken the shard over."""
@@ -173,9 +201,7 @@ class ShardRun:
             raise SweepHeld(f"Shard {self._index}: another worker has taken it over. Finished points are kept.")
 
     def _count_starts(self) -> None:
-        starts = self._executor.engine_starts
-        self._state_file.state.engine_starts += starts - self._counted_starts
-        self._counted_starts = starts
+        self._state_file.state.engine_starts += self._executor.take_engine_starts()
         self._write_state()
 
     def _write_state(self) -> None:

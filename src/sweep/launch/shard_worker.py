@@ -35,11 +35,14 @@ from sweep.workers.base import WorkerPool
 
 log = logging.getLogger(__name__)
 
+SETTLE_SECONDS = 0.05  # how often the worker looks whether a control that it generates is finished
+
 
 class ShardWorker:
     """Runs shards of one sweep. Owned by the worker's main thread. Use it in a `with` block, which ends the engine.
 
-    The result of `generate` may be called on another thread, so that a shard is scored while the next one generates.
+    `generate` returns once the engine has received the shard's requests. The next call, or `drain`, receives the rest
+    of its answers. The result of `generate` is called on another thread, so that a shard is scored meanwhile.
     """
 
     def __init__(self, terminal: Terminal) -> None:
@@ -57,7 +60,18 @@ class ShardWorker:
 
         Arguments and errors are those of `generate` and of its result.
         """
-        self.generate(manifest, index, patience)()
+        finish = self.generate(manifest, index, patience)
+        self.drain()
+        finish()
+
+    def drain(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Receive the answers of all shards that have begun.
+
+        Args:
+            until: called after each answer. Stop early once it returns True.
+        """
+        if self._executor is not None:
+            self._executor.drain(until)
 
     def generate(self, manifest: Manifest, index: int, patience: float = 0.0) -> Callable[[], None]:
         """Generate the unfinished points of a shard; they are scored meanwhile.
@@ -70,8 +84,9 @@ class ShardWorker:
             patience: seconds to wait for the shard's lock, which a dead worker may still hold.
 
         Returns:
-            A function that finishes the shard: it waits until all points are scored, archived and published. Call it
-            once, before the worker is closed. It raises `PointsFailed` if some of the points failed.
+            A function that finishes the shard: it waits until all points are generated, scored, archived and published.
+            Call it once, on another thread or after `drain`, before the worker is closed. It raises `PointsFailed` if
+            some of the points failed, and the errors below if they occur after the return.
 
         Raises:
             ConfigError: the shard cannot be read, or an input has changed since it was planned.
@@ -141,13 +156,13 @@ class ShardWorker:
             settle_shards=partial(self._settle, manifest.folder),
         )
 
-    def _settle(self, folder: Path, indices: Collection[int]) -> bool:
-        """Wait for shards that this worker has generated and not finished. Return whether there was one."""
-        events = [event for index in indices if (event := self._unfinished.get((folder, index))) and not event.is_set()]
+    def _settle(self, folder: Path, indices: Collection[int], done: Callable[[], bool]) -> None:
+        """Wait for shards that this worker has begun and not finished, or until `done()`."""
+        events = [event for index in indices if (event := self._unfinished.get((folder, index)))]
+        self.drain(until=_throttled(done, SETTLE_SECONDS))
         for event in events:
-            while not event.wait(POLL_SECONDS):
+            while not event.wait(SETTLE_SECONDS) and not done():
                 signals.check()
-        return bool(events)
 
     def __enter__(self) -> ShardWorker:
         return self
@@ -163,7 +178,25 @@ class ShardWorker:
 def _log_times(index: int, times: Sequence[float]) -> None:
     seconds = [after - before for before, after in pairwise([*times, time.monotonic()])]
     if len(seconds) == 3:
-        log.info("Shard %d: %.2f s to read inputs, %.2f s to generate, then %.2f s to score.", index, *seconds)
+        log.info(
+            "Shard %d: %.2f s to read inputs, %.2f s to submit requests, then %.2f s until all was scored.",
+            index,
+            *seconds,
+        )
+
+
+def _throttled(check: Callable[[], bool], seconds: float) -> Callable[[], bool]:
+    """Return a function that calls `check` at most once in `seconds`, and returns False in between."""
+    last = 0.0
+
+    def throttled() -> bool:
+        nonlocal last
+        if time.monotonic() - last < seconds:
+            return False
+        last = time.monotonic()
+        return check()
+
+    return throttled
 
 
 def _acquire_lock(manifest: Manifest, index: int, patience: float) -> SweepLock:
