@@ -60,7 +60,7 @@ class GroupRun:
             raise
         assert isinstance(request.key, Key)
         self._in_flight[request.key.run] += 1
-        self.is_submitted = False
+        self.is_submitted = self.scheduler.is_exhausted()
         return request
 
     def receive(self, answer: Generation | Failure) -> int:

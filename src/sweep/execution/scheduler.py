@@ -81,6 +81,8 @@ class RequestScheduler(Iterator[Request]):
         self._pool = pool
         self._kept = KeptPrompts(pool, group.max_prompt_len)
         self._known_controls = {p.point.control_key for p in group.points if p.point.is_control} | controls.keys()
+        self._steps_left = sum(len(planned.prompts) for planned, _ in self._runs)
+        self._requests_left = 0  # of the current step
         self._prompt_requests = self._iterate_prompts()
 
     def __next__(self) -> Request:
@@ -101,12 +103,14 @@ class RequestScheduler(Iterator[Request]):
 
     def has_request(self) -> bool:
         """Return whether there is a request at the moment. Handles recalled answers on the way to it."""
-        while not self._ready:
-            try:
-                self._ready.append(next(self._prompt_requests))
-            except StopIteration:
-                break  # recalled answers may still have queued teacher-forcing requests
+        # Recalled answers may queue teacher-forcing requests while the next prompt's request is looked for.
+        if not self._ready and (request := next(self._prompt_requests, None)) is not None:
+            self._ready.append(request)
         return bool(self._ready)
+
+    def is_exhausted(self) -> bool:
+        """Return whether no request is left, apart from those that answers lead to. Does not wait for one."""
+        return not (self._steps_left or self._requests_left or self._ready)
 
     def take_recalled_count(self) -> int:
         """Return how many answers were recalled since the last call."""
@@ -277,6 +281,7 @@ class RequestScheduler(Iterator[Request]):
             planned, is_floor = self._runs[number]
             progress = self.active[number] = Progress(planned, started=time.time(), is_floor=is_floor)
             for step in steps:
+                self._steps_left -= 1
                 if number not in self.active:  # rejected since
                     continue
                 if (recalled := step.recalled) is not None:
@@ -286,9 +291,9 @@ class RequestScheduler(Iterator[Request]):
                     self._recalled_count += not planned.done
                 request = None if step.building is None else self._built_request(step, progress)
                 given = [] if request is None else self._given_requests(step, progress, request)
-                if recalled is None and request is not None:
-                    yield request
-                yield from given
+                requests = [request, *given] if recalled is None and request is not None else given
+                for self._requests_left in range(len(requests) - 1, -1, -1):
+                    yield requests[-1 - self._requests_left]
             if progress.answered and number in self.active:
                 self._on_answered(number)
 
