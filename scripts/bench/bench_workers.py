@@ -75,7 +75,7 @@ def throughput(options: argparse.Namespace, report: Any) -> None:
     backends: dict[str, Any] = {"one engine": None}
     backends |= {f"{number} workers": LocalBackend(number) for number in options.workers}
     if options.ray:  # before any library imports Ray
-        ray = RayBackend(actors=options.ray, address=None, gpus=None, cpus=1, shards=None, say=print)
+        ray = RayBackend(actors=options.ray, address=None, gpus=None, cpus=None, shards=None, say=print)
         backends[f"{options.ray} Ray actors"] = ray
     try:
         for name, backend in backends.items():

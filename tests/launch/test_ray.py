@@ -76,43 +76,46 @@ class Actor:
 
 def look(backend):
     backend._set_default_gpus()
+    backend._set_default_cpus()
     actors = [backend._start_actor() for _ in range(backend._room())]  # keep all: a dropped actor returns its GPU
     seen = sorted(ray.get([actor.look.remote() for actor in actors]))
     for actor in actors:
         ray.kill(actor)
-    return seen
+    return backend._cpus, seen
 
 _ray_backend.ShardActor = Actor
 there, tried = json.loads(sys.argv[1])
 backends = [
-    _ray_backend.RayBackend(actors=None, address="auto" if i else None, gpus=gpus, cpus=1, shards=None, say=print)
+    _ray_backend.RayBackend(actors=None, address="auto" if i else None, gpus=gpus, cpus=None, shards=None, say=print)
     for i, gpus in enumerate(tried)
 ]
 import ray  # only after the backend has set its variables
-ray.init(num_gpus=there, num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=backends[0]._folder)
+ray.init(num_gpus=there, num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=backends[0]._folder)
 backends[0]._connected = True
 print(json.dumps([look(backend) for backend in backends]))
 backends[0].close()
 """
 
 
-def look_at_gpus(there: int, *tried: int | None) -> list[list[list[list[str]]]]:
-    """Return the GPUs that Ray assigns and shows to each actor, for each number of GPUs per actor."""
+def look_at_gpus(there: int, *tried: int | None) -> list[tuple[int, list[list[list[str]]]]]:
+    """Return the CPUs of an actor, and the GPUs that Ray assigns and shows to each, for each number of GPUs per actor.
+
+    The machine has four CPUs.
+    """
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0,1"}
     command = [sys.executable, "-c", PROBE, json.dumps([there, tried])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
-    found: list[list[list[list[str]]]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return [(cpus, seen) for cpus, seen in json.loads(done.stdout.splitlines()[-1])]
 
 
-def test_actor_sees_only_its_gpus() -> None:
+def test_actor_sees_only_its_gpus_and_has_its_share_of_cpus() -> None:
     one_each, all_to_one, hidden = look_at_gpus(2, None, 2, 0)
-    assert one_each == [[["0"], ["0"]], [["1"], ["1"]]]
-    assert all_to_one == [[["0", "1"], ["0", "1"]]]
-    assert hidden == [[[], []], [[], []]]
+    assert one_each == (2, [[["0"], ["0"]], [["1"], ["1"]]])
+    assert all_to_one == (4, [[["0", "1"], ["0", "1"]]])
+    assert hidden == (1, [[[], []]] * 4)
 
 
 def test_actor_without_gpus_sees_none() -> None:
-    [actors] = look_at_gpus(0, None)
-    assert [ids for ids, _ in actors] == [[], []]
+    [(cpus, actors)] = look_at_gpus(0, None)
+    assert cpus == 1 and [ids for ids, _ in actors] == [[]] * 4

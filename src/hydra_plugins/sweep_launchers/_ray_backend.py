@@ -40,7 +40,8 @@ class RayBackend(ShardBackend):
         actors: number of actors. None: as many as the cluster has room for.
         address: address of a running cluster. None: start one on this machine, which ends with this process.
         gpus: GPUs per actor. None: 1 if the cluster has GPUs, else 0. With 0, an actor sees no GPU.
-        cpus: CPUs per actor.
+        cpus: CPUs per actor. None: an equal share of a machine's CPUs for each GPU, or 1 without GPUs. Ray limits
+            numerical libraries to as many threads.
         shards: number of shards per plan. None: as many as are worth an engine start.
         say: prints a message to the user.
     """
@@ -53,7 +54,7 @@ class RayBackend(ShardBackend):
         actors: int | None,
         address: str | None,
         gpus: float | None,
-        cpus: float,
+        cpus: float | None,
         shards: int | None,
         say: Callable[[str], None],
     ) -> None:
@@ -154,6 +155,7 @@ class RayBackend(ShardBackend):
             raise ConfigError(f"hydra.launcher.address: cannot connect to Ray: {reason}") from error
         self._connected = True
         self._set_default_gpus()
+        self._set_default_cpus()
         if self._address is None and self._count and self._count > (room := self._room()):
             rule = f"needs more CPUs or GPUs than this machine has: room for {room} actors (see cpus and gpus)"
             require(False, "hydra.launcher.actors", rule, self._count)
@@ -163,6 +165,16 @@ class RayBackend(ShardBackend):
         """Set the number of GPUs per actor if it is not configured."""
         if self._gpus is None:
             self._gpus = 1 if self._resource("GPU") else 0
+
+    def _set_default_cpus(self) -> None:
+        """Set the number of CPUs per actor if it is not configured."""
+        import ray
+
+        if self._cpus is None:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            gpus = self._gpus or 0
+            shares = [node.get("CPU", 0) * gpus / node["GPU"] for node in nodes if gpus and node.get("GPU", 0) >= gpus]
+            self._cpus = max(1, int(min(shares, default=1)))
 
     def _resource(self, name: str) -> float:
         """Return how much of a resource the cluster has in all."""

@@ -20,7 +20,7 @@ ConfigStore.instance().store(
         "address": None,
         "actors": None,
         "gpus": None,
-        "cpus": 1,
+        "cpus": None,
         "shards": None,
     },
     provider="sweep",
@@ -35,12 +35,12 @@ class RayLauncher(BatchLauncher):
             machine for this sweep.
         actors: number of actors. None: as many as the cluster has room for.
         gpus: GPUs per actor. None: 1 if the cluster has GPUs, else 0.
-        cpus: CPUs per actor.
+        cpus: CPUs per actor. None: an equal share of a machine's CPUs for each GPU, or 1 without GPUs.
         shards: number of shards. None: as many as are worth an engine start.
     """
 
     def __init__(
-        self, address: Any = None, actors: Any = None, gpus: Any = None, cpus: Any = 1, shards: Any = None
+        self, address: Any = None, actors: Any = None, gpus: Any = None, cpus: Any = None, shards: Any = None
     ) -> None:
         from sweep.util.validators import require
 
@@ -48,7 +48,7 @@ class RayLauncher(BatchLauncher):
         check_whole_number("shards", shards, optional=True)
         for key, value in (("gpus", gpus), ("cpus", cpus)):
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            valid = (is_number and value >= 0) or (key == "gpus" and value is None)
+            valid = value is None or (is_number and value >= 0)
             require(valid, f"hydra.launcher.{key}", "must be 0 or more", value)
         installed = importlib.util.find_spec("ray") is not None
         require(installed, "hydra/launcher=ray", "needs Ray, which is not installed. Run: pip install '.[ray]'", None)
