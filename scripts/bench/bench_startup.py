@@ -1,6 +1,6 @@
 """Response time of quick commands, and time to the first generated token of a sweep and of a bare vLLM script.
 
-    .venv/bin/python scripts/bench/bench_startup.py [--repeats 5]
+    .venv/bin/python scripts/bench/bench_startup.py [--repeats 5] [--model FOLDER] [--only-first]
 
 Quick commands (`--help`, a dry run, a mistyped key) are measured as whole processes, in seconds and in seconds of CPU
 time. The import of Transformers, which a dry run needs for its tokenizer, is also measured separately.
@@ -14,6 +14,7 @@ neighbouring measurements.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import statistics
@@ -31,23 +32,36 @@ QUICK = {
 }
 MAX_MODEL_LEN = 152  # what the sweep would choose
 BARE = f"""
-import os
+import os, sys
+model, width, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+on_gpu = bool(folder)
 os.environ.update(
-    VLLM_NO_USAGE_STATS="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_HOST_IP="127.0.0.1", TORCH_COMPILE_DISABLE="1",
-    VLLM_COMPUTE_NANS_IN_LOGITS="1", VLLM_RAISE_ON_LOGIT_NANS="1", VLLM_LOGGING_STREAM="ext://sys.stderr",
+    VLLM_NO_USAGE_STATS="1", VLLM_COMPUTE_NANS_IN_LOGITS="1", VLLM_RAISE_ON_LOGIT_NANS="1",
+    VLLM_LOGGING_STREAM="ext://sys.stderr", VLLM_ENABLE_V1_MULTIPROCESSING=str(int(on_gpu)),
+    VLLM_WORKER_MULTIPROC_METHOD="spawn",
 )
-import sys, torch
+if on_gpu:
+    os.environ.update(
+        VLLM_CACHE_ROOT=folder + "/vllm", TORCHINDUCTOR_CACHE_DIR=folder + "/inductor",
+        TRITON_CACHE_DIR=folder + "/triton",
+    )
+    arguments = dict(dtype="auto", gpu_memory_utilization=0.9)
+else:
+    os.environ.update(VLLM_HOST_IP="127.0.0.1", TORCH_COMPILE_DISABLE="1")
+    arguments = dict(dtype="float32", enforce_eager=True, kv_cache_memory_bytes=2**29)
+import torch
 torch.set_num_threads(1)
 import vllm
-llm = vllm.LLM(
-    sys.argv[1], dtype="float32", enable_prompt_embeds=True, max_model_len={MAX_MODEL_LEN}, max_num_seqs=256,
-    enable_prefix_caching=False, enforce_eager=True, kv_cache_memory_bytes=2**29, seed=0,
-)
-[answer] = llm.generate(
-    [{{"prompt_embeds": torch.zeros(8, 192)}}], vllm.SamplingParams(max_tokens=1, temperature=0), use_tqdm=False
-)
-print(len(answer.outputs[0].token_ids), flush=True)
-os._exit(0)
+if __name__ == "__main__":
+    llm = vllm.LLM(
+        model, enable_prompt_embeds=True, max_model_len={MAX_MODEL_LEN}, max_num_seqs=256,
+        enable_prefix_caching=False, seed=0, **arguments,
+    )
+    rows = torch.zeros(8, width, dtype=llm.llm_engine.model_config.dtype)
+    sampling = vllm.SamplingParams(max_tokens=1, temperature=0)
+    [answer] = llm.generate([{{"prompt_embeds": rows}}], sampling, use_tqdm=False)
+    print(len(answer.outputs[0].token_ids), flush=True)
+    os._exit(0)
 """
 FIRST = [
     "transform=scale",
@@ -75,13 +89,15 @@ def transformers_seconds() -> float:
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def bare(folder: Path) -> float:
+def bare(folder: Path, model: Path, on_gpu: bool) -> float:
     """Return the seconds from the bare script's start to its first token."""
-    from sweep.util.paths import DEMO_MODEL
-
+    script = folder / "bare.py"  # a file, because a core in another process imports it again
+    script.write_text(BARE)
+    width = json.loads((model / "config.json").read_text())["hidden_size"]
+    caches = str(folder / "bare-caches") if on_gpu else ""
     began = time.monotonic()
     with subprocess.Popen(
-        [sys.executable, "-c", BARE, str(DEMO_MODEL)],
+        [sys.executable, str(script), str(model), str(width), caches],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -92,13 +108,13 @@ def bare(folder: Path) -> float:
         return time.monotonic() - began
 
 
-def swept(folder: Path, factor: float) -> float:
+def swept(folder: Path, factor: float, more: Sequence[str] = ()) -> float:
     """Return the seconds from a sweep's command to its first answer in the journal."""
     journal = folder / "outputs" / "journal"
     before = _answers(journal)
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "sweep", *FIRST, f"transform.factor={factor}", f"seed={int(factor * 1e6)}"],
+        [sys.executable, "-m", "sweep", *FIRST, *more, f"transform.factor={factor}", f"seed={int(factor * 1e6)}"],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -106,7 +122,7 @@ def swept(folder: Path, factor: float) -> float:
     while _answers(journal) == before and process.poll() is None:
         time.sleep(0.01)
     seconds = time.monotonic() - began
-    code = process.wait(timeout=120)  # so that the next sweep does not share the store
+    code = process.wait(timeout=300)  # so that the next sweep does not share the store
     assert code == 0, code
     return seconds
 
@@ -124,25 +140,34 @@ def main() -> None:
     """Measure all commands and print medians, ranges and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--model", type=Path, help="folder of another model than the demo model")
+    parser.add_argument("--only-first", action="store_true", help="measure the first token only")
+    options = parser.parse_args()
+    repeats, more = options.repeats, [f"model.id={options.model.resolve()}"] if options.model else []
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for label, (arguments, code) in QUICK.items():
+        for label, (arguments, code) in {} if options.only_first else QUICK.items():
             quick(arguments, code, folder)
             times_of_runs = [quick(arguments, code, folder) for _ in range(repeats)]
             wall, cpu = zip(*times_of_runs, strict=True)
             print(f"{label}: {spread(wall)}, CPU time {spread(cpu)}", flush=True)
-        print(
-            f"import of Transformers in a dry run: {spread([transformers_seconds() for _ in range(repeats)])}",
-            flush=True,
-        )
-        swept(folder, 0.5)  # fills caches and creates a store
+        if not options.only_first:
+            seconds = [transformers_seconds() for _ in range(repeats)]
+            print(f"import of Transformers in a dry run: {spread(seconds)}", flush=True)
+        from sweep.engines.vllm.config import VLLMConfig
+        from sweep.engines.vllm.startup import placement
+        from sweep.util.paths import DEMO_MODEL
+
+        on_gpu, model = placement(VLLMConfig())[0], options.model or DEMO_MODEL
+        print(f"first sweep: {swept(folder, 0.5, more):.1f} s", flush=True)  # creates a store, too
+        print(f"first bare script: {bare(folder, model, on_gpu):.1f} s", flush=True)
         methods: dict[str, Callable[[int], float]] = {
-            "bare script": lambda i: bare(folder),
-            "sweep": lambda i: swept(folder, 1 + i / 1000),
-            "sweep, new store": lambda i: swept(_fresh(folder, i), 1.0),
+            "bare script": lambda i: bare(folder, model, on_gpu),
+            "sweep": lambda i: swept(folder, 1 + i / 1000, more),
         }
+        if not on_gpu:  # where it would compile anew
+            methods["sweep, new store"] = lambda i: swept(_fresh(folder, i), 1.0, more)
         times: dict[str, list[float]] = {method: [] for method in methods}
         for i in range(1, repeats + 1):
             for method in list(methods)[:: 1 if i % 2 else -1]:
