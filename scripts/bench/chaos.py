@@ -67,8 +67,10 @@ def main() -> int:
     parser.add_argument("--store", help="backend store of the MLflow server; default: an SQLite file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="working folder; default: a temporary folder")
-    parser.add_argument("overrides", nargs="*", help="configuration overrides of all sweeps, after --")
-    options = parser.parse_args()
+    arguments = sys.argv[1:]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:end])
+    options.overrides = arguments[end + 1 :]
     began = time.monotonic()
     with _folder(options.folder) as folder:
         chaos = Chaos(options, folder)
