@@ -100,8 +100,8 @@ def detectable_effects(
     """Return the smallest mean difference that a test at the level 1 - confidence finds in 80 % of cases, (points,).
 
     It is the effect for which the two-sided paired t-test has that power, given the spread of the differences over
-    prompts. For yes-or-no values it is that of McNemar's exact test, which needs larger effects. Infinite: there are too
-    few prompts to find any difference.
+    prompts. For yes-or-no values it is that of McNemar's exact test, which needs larger effects. Infinite: the prompts
+    are too few to find any difference.
 
     Args:
         values: (points, prompts); NaN marks missing values.
