@@ -97,11 +97,11 @@ def _sampled_p(ranks: NDArray[np.int64], deviation: int, permutations: int | Non
     doses, prompts = ranks.shape
     weights = np.arange(1, doses + 1)
     if permutations is None and prompts >= MANY and ranks.size * SAMPLED > MOVED:
-        spread = ((ranks - (doses + 1)) ** 2).sum() * doses * (doses + 1) / 12
-        return float(max(2 * stats.norm.sf(deviation / np.sqrt(spread)), 1 / (1 + SAMPLED)))
+        spread = float(((ranks - (doses + 1)) ** 2).sum()) * doses * (doses + 1) / 12
+        return max(2 * float(stats.norm.sf(deviation / spread**0.5)), 1 / (1 + SAMPLED))
     permutations = permutations or SAMPLED
     generator, order = np.random.default_rng(seed), ranks.T.copy()
-    beyond = sum(
+    beyond: int = sum(
         abs(int((generator.permuted(order, axis=1) @ weights).sum()) - prompts * _centre(doses)) >= deviation
         for _ in range(permutations)
     )
