@@ -29,7 +29,7 @@ def turning_rows(turnings: pd.DataFrame, axis: str) -> Table:
 
 
 def _dose(row: Mapping[Any, Any]) -> Cell:
-    if math.isnan(row["best"]):
+    if math.isnan(row["best"]) or row["shape"] == "flat":  # no dose is better than another
         return Cell(NONE)
     low, high = row["best/ci_low"], row["best/ci_high"]
     return Cell(f"{row['best']:.3g}", "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]")

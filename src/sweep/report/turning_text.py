@@ -28,8 +28,12 @@ def turning_findings(comparison: Comparison, measures: list[str], as_markdown: b
     """
     as_code, as_text = (code, markdown) if as_markdown else (one_line, one_line)
     for turning in (t for measure in measures for t in comparison.turnings if t.measure == measure):
-        parts = [_best(turning, as_code(short_key(turning.axis)))] if turning.best is not None else []
-        parts.append(shape_text(turning))
+        axis = as_code(short_key(turning.axis))
+        if turning.shape == "flat":  # no dose is better than another
+            parts = [f"flat: the same mean at every {axis}"]
+        else:
+            parts = [_best(turning, axis)] if turning.best is not None else []
+            parts.append(shape_text(turning))
         label = f"{as_text(turning.series)}: " if turning.series else ""
         yield f"{label}{as_code(turning.measure)}: {'; '.join(parts)}"
     front = comparison.front
