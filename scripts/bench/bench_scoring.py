@@ -44,21 +44,23 @@ from sweep.planning.request_builder import Measured, build
 from sweep.planning.results import Answers, ControlAnswers, Finished, PointResult
 from sweep.points.fingerprint import PointFingerprint
 from sweep.points.point import UNTRANSFORMED, Point
-from sweep.report import comparison
-from sweep.scoring import divergence, measures
+from sweep.report import comparison, paired_differences
+from sweep.scoring import divergence, health
 from sweep.scoring.scorers import registered_scorers, select
 from sweep.util.paths import conf_dir
 from sweep.workers import score_point
 
 LOOPS, EMPTY = 0.1, 0.01  # shares of the answers that differ from the control's
 PARTS = {
-    "health": [(measures, "_health")],
+    "health": [(health, "_cached")],
     "divergence": [(divergence, "compare")],
     "intervals": [(score_point, "summarise_scores")],
     "nearest tokens": [(score_point, "nearest_token_flips")],
     "rows and YAML": [(score_point, "_rows"), (score_point, "as_yaml")],
-    "comparison: differences": [(comparison, "paired_difference"), (comparison, "p_values")],
+    "comparison: differences": [(paired_differences, name) for name in ("paired_difference", "p_values")],
+    "comparison: detectable effects": [(paired_differences, "detectable_effects")],
     "comparison: responses": [(comparison, "dose_response")],
+    "comparison: turning responses": [(comparison, "find_turnings"), (comparison, "find_front")],
 }
 
 
@@ -234,7 +236,8 @@ def main() -> None:
     print(f"{arguments.points} points x {arguments.prompts} prompts = {count} answers", end=", ")
     print(f"of {tokens / count:.0f} tokens and {characters / count:.0f} characters;", end=" ")
     print(f"{1 - len(seen) / count:.0%} of them repeat an answer to the same prompt")
-    print(f"{len(compared.differences)} points compared, {len(compared.responses)} responses\n")
+    responses = sum(len(series.responses) for series in compared.series)
+    print(f"{len(compared.differences)} points compared, {responses} responses\n")
     report(clocks.seconds, count)
     print(f"\n{clocks.cpu:.1f} s of CPU time")
 

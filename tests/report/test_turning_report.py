@@ -19,7 +19,7 @@ from sweep.report.html import render
 from sweep.report.plane_figures import FRONT, heat_maps
 from sweep.report.results import tables
 from sweep.report.run_summary import describe
-from sweep.report.turning_text import turning_findings
+from sweep.report.turning_text import shape_words, turning_findings
 
 Configure = Callable[..., SweepConfig]
 EXACT, EDIT, KL = "quality/exact_match", "divergence/edit_distance", "divergence/first_token_kl"
@@ -56,6 +56,29 @@ def test_best_dose_shape_and_trend(configure: Configure) -> None:
     assert "rises, then falls (monotone: p = 0.001, trend: p = " in line
     assert line in [text.replace("\\", "").replace("`", "") for text in describe(compared, "", {}).split("\n- ")]
     assert front.startswith(f"Pareto front of {EDIT} (effect) and {EXACT}: ")
+
+
+@pytest.mark.parametrize(
+    ("shape", "monotone_p", "trend_p", "words"),
+    [
+        ("rises, then falls", 0.01, 0.4, "rises, then falls"),
+        ("rises", 0.6, 0.01, "rises, no turn found"),
+        ("rises", 0.6, 0.4, "neither a turn nor a trend found"),
+        ("flat", 1.0, 1.0, "flat"),
+        ("falls", math.nan, 0.01, "falls"),
+        ("falls", math.nan, 0.5, "no trend found"),
+    ],
+)
+def test_shapes_are_named_as_far_as_the_tests_show_them(
+    shape: str, monotone_p: float, trend_p: float, words: str
+) -> None:
+    assert shape_words(shape, monotone_p, trend_p) == words
+
+
+def test_an_unchanged_response_is_flat(configure: Configure) -> None:
+    compared = compare(scaled(configure, {factor: 20 for factor in SHARES}), 0.95)
+    [line, _] = turning_findings(compared, [EXACT])
+    assert line == f"{EXACT}: flat: the same mean at every factor"
 
 
 def test_tolerance_is_a_share_of_the_range(configure: Configure) -> None:

@@ -12,6 +12,7 @@ from sweep.scoring.equivalence import (
     POWER,
     detectable,
     detectable_effects,
+    detectable_matched,
     detectable_share,
     equivalence_intervals,
     score_interval,
@@ -90,6 +91,45 @@ def test_detectable_share_of_mcnemars_test() -> None:
         share = detectable_share(prompts)
         assert stats.binom.sf(5, prompts, share) == pytest.approx(POWER)
     assert detectable_share(5) == math.inf and detectable_share(8, 0.99) < math.inf == detectable_share(7, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "spread", "level"),
+    [(24, 0.6, 0.95), (60, 0.5, 0.95), (104, 0.33, 0.9), (104, 0.7, 0.95), (336, 0.2, 0.95)],
+)
+def test_detectable_difference_of_matched_shares(prompts: int, spread: float, level: float) -> None:
+    """The power of McNemar's exact test, over all numbers of prompts that change. The t-test's effect has less."""
+
+    def power(effect: float) -> float:
+        changing = spread**2 + effect**2
+        total = 0.0
+        for changed in range(1, prompts + 1):
+            for gained in range(changed + 1):
+                if stats.binomtest(gained, changed).pvalue <= 1 - level:
+                    total += float(
+                        stats.binom.pmf(changed, prompts, changing)
+                        * stats.binom.pmf(gained, changed, (1 + effect / changing) / 2)
+                    )
+        return total
+
+    def quick(effect: float) -> float:
+        gained = np.arange(prompts + 1)
+        changing, changed = spread**2 + effect**2, gained[:, None]
+        p = np.minimum(2 * stats.binom.cdf(np.minimum(gained, changed - gained), changed, 0.5), 1)
+        found = stats.binom.pmf(gained, changed, (1 + effect / changing) / 2) * (p <= 1 - level)
+        return float((stats.binom.pmf(gained, prompts, changing) * found.sum(axis=1)).sum())
+
+    effect = detectable_matched(spread, prompts, level)
+    assert quick(effect) == pytest.approx(POWER, abs=0.01)
+    if prompts == 24:
+        assert quick(effect) == pytest.approx(power(effect))
+    assert quick(detectable(spread, prompts, level)) < POWER - 0.01
+
+
+def test_detectable_difference_of_many_matched_prompts() -> None:
+    exact, approximate = detectable_matched(0.4, 1000), detectable_matched(0.4, 1001)
+    assert exact == pytest.approx(approximate, rel=0.03) and detectable_matched(0.0, 5000) == detectable_share(5000)
+    assert detectable_matched(0.9, 5) == math.inf and detectable_matched(0.0, 60) == detectable_share(60)
 
 
 def test_detectable_effects_of_points() -> None:

@@ -106,10 +106,18 @@ def test_equal_questions_are_asked_once(server: ScriptedServer, tmp_path: Path) 
     assert [verdict.score for verdict in again] == [5, None, 5] and len(asked) == 3
     ask(judge_at(server, model="other"), ["good"], tmp_path)  # another model: another question
     assert len(asked) == 4
-    for file in tmp_path.rglob("*.json"):
-        file.write_text("{")
-    ask(judge, ["good"], tmp_path)
-    assert len(asked) == 5
+    damaged = (
+        "{",
+        "[]",
+        '{"score": "high", "problem": ""}',
+        '{"score": 9, "problem": ""}',
+        '{"score": null, "problem": ""}',
+    )
+    for count, content in enumerate(damaged, start=5):
+        for file in tmp_path.rglob("*.json"):
+            file.write_text(content)
+        assert [verdict.score for verdict in ask(judge, ["good"], tmp_path)] == [5]
+        assert len(asked) == count
 
 
 def test_the_key_is_sent_and_kept_out_of_all_texts(

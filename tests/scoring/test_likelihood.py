@@ -22,6 +22,7 @@ from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.embedding_table import EmbeddingTable
 from sweep.inputs.given_answers import GivenAnswer, GivenAnswers
 from sweep.points.point import Point
+from sweep.scoring.forced import answer_scores, control_scores
 from sweep.scoring.likelihood import likelihood_scores
 
 Configure = Callable[..., SweepConfig]
@@ -63,6 +64,16 @@ def test_measures_of_choices_by_hand() -> None:
 def test_impossible_answers_have_no_log_odds_of_nan() -> None:
     scores = likelihood_scores(given(choices=["a", "b"], right=[0]), [-math.inf, -math.inf])
     assert "likelihood/choice_log_odds" not in scores and "likelihood/choice_probability" not in scores
+
+
+def test_impossible_answers_have_no_infinite_scores() -> None:
+    """An infinite score would make its point fail, as it has no mean over prompts."""
+    assert likelihood_scores(given(["a b"]), [-math.inf]) == {}
+    assert answer_scores(-math.inf) == {} == control_scores([-1.0, -math.inf], [-math.inf])
+    scores = likelihood_scores(given(choices=["a", "b"], right=[0]), [-math.inf, -1.0])
+    assert scores == {"likelihood/choice_probability": 0, "likelihood/acc": 0, "likelihood/acc_norm": 0}
+    either = likelihood_scores(given(["a", "b"]), [-math.inf, -1.0])
+    assert either["likelihood/reference_logprob"] == -1  # the best of several
 
 
 def lm_eval_accuracies(lls: Sequence[float], choices: Sequence[str], gold: Sequence[int]) -> tuple[float, float]:

@@ -113,10 +113,21 @@ def test_wrong_encoders_are_refused_before_the_start(encoder: Path, tmp_path: Pa
     check_encoder("nobody/nothing", download=False)
     for file in encoder.iterdir():
         (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
-    with pytest.raises(ConfigError, match="pools by pooling_mode_cls_token"):
+    layers = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", "Normalize")]
+    (tmp_path / "modules.json").write_text(json.dumps(layers))
+    check_encoder(str(tmp_path))
+    dense = [*layers[:2], {"type": "sentence_transformers.models.Dense"}]  # as distiluse-base-multilingual-cased-v2 has
+    (tmp_path / "modules.json").write_text(json.dumps(dense))
+    with pytest.raises(ConfigError, match="has the module Dense, but only the mean of tokens"):
         check_encoder(str(tmp_path))
+    (tmp_path / "1_Pooling").mkdir()
+    for pooling, mode in (
+        ({"pooling_mode_cls_token": True}, "pooling_mode_cls_token"),
+        ({"pooling_mode": "cls"}, "cls"),
+    ):
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+        with pytest.raises(ConfigError, match=f"pools by {mode},"):
+            check_encoder(str(tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,29 @@ def test_no_differences_have_p_1() -> None:
     assert page_trend(np.ones((4, 10))).p == 1
 
 
+@pytest.mark.parametrize("kind", ["normal", "yes or no", "one prompt in four"])
+@pytest.mark.parametrize("slope", [0.0, 0.004, 0.01])
+def test_much_data_has_the_p_of_random_permutations(kind: str, slope: float) -> None:
+    generator = np.random.default_rng(3)
+    values = generator.normal(size=(9, 300)) + 4 * slope * np.arange(9)[:, None]
+    if kind != "normal":
+        values = (generator.random((9, 300)) < 0.5 + slope * np.arange(9)[:, None]).astype(float)
+    if kind == "one prompt in four":
+        values[:, 75:] = 1
+    found, sampled = page_trend(values).p, page_trend(values, permutations=1999).p
+    assert found == pytest.approx(sampled, abs=4 * math.sqrt(sampled * (1 - sampled) / 1999) + 1e-3)
+    assert found >= 1 / 2000
+    is_random = found != page_trend(values, seed=1).p
+    assert is_random == (kind == "one prompt in four" and sampled > 1 / 2000)
+
+
+def test_few_prompts_that_change_are_permuted() -> None:
+    """Of 3,000 prompts one changes, at the last of ten doses: 2 of 10 places are as far from the middle."""
+    values = np.zeros((10, 3000))
+    values[9, 0] = 1
+    assert page_trend(values).p == pytest.approx(0.2, abs=0.03)
+
+
 def rejected(values: Floats) -> bool:
     return page_trend(values, permutations=199).p < 0.05
 

@@ -47,6 +47,7 @@ def test_one_prompt_has_no_interval() -> None:
     found = best_dose([1, 2, 3], [[0.0], [1.0], [0.5]], 0.1)
     assert found.dose == 2 and math.isnan(found.ci_low) and math.isnan(found.confirmed_low)
     assert math.isnan(monotone_test([[0.0], [1.0], [0.5]]).p)
+    assert monotone_test([[1.0], [1.0], [1.0]]).shape == "flat"
 
 
 def test_prompts_without_all_values_are_left_out() -> None:
@@ -74,6 +75,8 @@ def test_isotonic_regression_equals_scipys(few: int, monkeypatch: pytest.MonkeyP
         ((5, 10, 20, 30, 40), "rises", False),
         ((40, 30, 20, 10, 5), "falls", False),
         ((20, 21, 20, 21, 22), "rises", False),
+        ((20, 20, 20, 20, 20), "flat", False),
+        ((20, 20, 21, 20, 20), "neither rises nor falls", False),
     ],
 )
 def test_shapes(counts: tuple[int, ...], shape: str, turns: bool) -> None:

@@ -18,7 +18,7 @@ from sweep.report.series import Series
 from sweep.scoring.pareto import front_shares, pareto_front
 from sweep.scoring.registry import spec
 from sweep.scoring.response import pool
-from sweep.scoring.trend import page_trend
+from sweep.scoring.trend import Trend, page_trend
 from sweep.scoring.turning import LEVEL, BestDose, best_dose, monotone_test
 
 EFFECT = "divergence/edit_distance"
@@ -135,7 +135,7 @@ def _turnings(series: Series, row_of: Mapping[int, Row], confidence: float, tole
         if not table.shape[1] or not np.isfinite(table).all():
             continue
         shape, trend = monotone_test(table, resamples=1000), page_trend(table)
-        sides = [_side(x, table, side, neutral) for side in (-1, 1)]
+        sides = [_side(x, table, side, neutral, trend) for side in (-1, 1)]
         allowed = _tolerance(measure, table, tolerance)
         best = _best(measure, x, table, allowed, neutral if stands else None, confidence)
         yield Turning(
@@ -144,10 +144,13 @@ def _turnings(series: Series, row_of: Mapping[int, Row], confidence: float, tole
         )  # fmt: skip
 
 
-def _side(x: Floats, table: Floats, side: int, neutral: float | None) -> float:
+def _side(x: Floats, table: Floats, side: int, neutral: float | None, whole: Trend) -> float:
+    """Return the p-value of a trend on one side; `whole` is the trend over all doses."""
     if neutral is None:
         return math.nan
     kept = side * x >= side * neutral
+    if kept.all():
+        return whole.p
     return page_trend(table[kept]).p if kept.sum() >= FEWEST else math.nan
 
 

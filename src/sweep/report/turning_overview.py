@@ -10,8 +10,7 @@ import pandas as pd
 
 from sweep.report.measures import title
 from sweep.report.overview import NONE, Cell, Column, Row, Table
-from sweep.report.turning_text import interval
-from sweep.scoring.turning import LEVEL
+from sweep.report.turning_text import interval, shape_words
 
 
 def turning_rows(turnings: pd.DataFrame, axis: str) -> Table:
@@ -22,8 +21,7 @@ def turning_rows(turnings: pd.DataFrame, axis: str) -> Table:
     rows = []
     for row in chosen:
         before = [Cell(row["series"])] if several else []
-        turns = row["monotone_p"] < LEVEL
-        shape = row["shape"] if turns else f"no turn found ({row['shape']})"
+        shape = shape_words(row["shape"], row["monotone_p"], row["trend_p"])
         cells = [_dose(row), _range(row, "within"), _range(row, "confirmed"), Cell(shape)]
         cells += [Cell(NONE if math.isnan(row[name]) else f"{row[name]:.2g}") for name in ("monotone_p", "trend_p")]
         rows.append(Row(title(row["measure"]), row["measure"], "", [*before, *cells]))
@@ -31,7 +29,7 @@ def turning_rows(turnings: pd.DataFrame, axis: str) -> Table:
 
 
 def _dose(row: Mapping[Any, Any]) -> Cell:
-    if math.isnan(row["best"]):
+    if math.isnan(row["best"]) or row["shape"] == "flat":  # no dose is better than another
         return Cell(NONE)
     low, high = row["best/ci_low"], row["best/ci_high"]
     return Cell(f"{row['best']:.3g}", "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sweep.console.text import code, markdown, one_line
 from sweep.report.measures import short_key
+from sweep.scoring.turning import LEVEL
 
 if TYPE_CHECKING:
     from sweep.report.comparison import Comparison
@@ -27,8 +28,12 @@ def turning_findings(comparison: Comparison, measures: list[str], as_markdown: b
     """
     as_code, as_text = (code, markdown) if as_markdown else (one_line, one_line)
     for turning in (t for measure in measures for t in comparison.turnings if t.measure == measure):
-        parts = [_best(turning, as_code(short_key(turning.axis)))] if turning.best is not None else []
-        parts.append(shape_text(turning))
+        axis = as_code(short_key(turning.axis))
+        if turning.shape == "flat":  # no dose is better than another
+            parts = [f"flat: the same mean at every {axis}"]
+        else:
+            parts = [_best(turning, axis)] if turning.best is not None else []
+            parts.append(shape_text(turning))
         label = f"{as_text(turning.series)}: " if turning.series else ""
         yield f"{label}{as_code(turning.measure)}: {'; '.join(parts)}"
     front = comparison.front
@@ -66,4 +71,19 @@ def shape_text(turning: Turning) -> str:
     if math.isnan(turning.monotone_p):
         return f"trend p = {turning.trend_p:.2g}"
     ps = f"monotone: p = {turning.monotone_p:.2g}, trend: p = {turning.trend_p:.2g}"
-    return f"{turning.shape} ({ps})" if turning.turns else f"no turn found ({turning.shape}; {ps})"
+    return f"{shape_words(turning.shape, turning.monotone_p, turning.trend_p)} ({ps})"
+
+
+def shape_words(shape: str, monotone_p: float, trend_p: float) -> str:
+    """Return what the tests say of a shape: a shape that is not significant is not named as one.
+
+    Args:
+        shape: see `Monotone`.
+        monotone_p: p-value of a monotone response; NaN: not tested.
+        trend_p: p-value of no trend over all doses.
+    """
+    if shape == "flat" or monotone_p < LEVEL:
+        return shape
+    if not trend_p < LEVEL:
+        return "no trend found" if math.isnan(monotone_p) else "neither a turn nor a trend found"
+    return shape if math.isnan(monotone_p) else f"{shape}, no turn found"

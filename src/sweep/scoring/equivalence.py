@@ -19,6 +19,9 @@ from sweep.scoring.statistics import Intervals, differences_of, is_yes_or_no, pa
 POWER = 0.8
 # The spread of fewer differing prompts than this says too little.
 FEW = 10
+# Above this many prompts, McNemar's exact test needs hardly larger effects than the t-test.
+MOST_EXACT = 1000
+SPREADS = np.linspace(0.0, 1.0, 41)
 
 
 def equivalence_intervals(
@@ -97,8 +100,8 @@ def detectable_effects(
     """Return the smallest mean difference that a test at the level 1 - confidence finds in 80 % of cases, (points,).
 
     It is the effect for which the two-sided paired t-test has that power, given the spread of the differences over
-    prompts. For yes-or-no values it is at least the effect for which McNemar's exact test has that power if all
-    changes go one way. Infinite: no difference could be found, as there are too few prompts.
+    prompts. For yes-or-no values it is that of McNemar's exact test, which needs larger effects. Infinite: the prompts
+    are too few to find any difference.
 
     Args:
         values: (points, prompts); NaN marks missing values.
@@ -116,8 +119,8 @@ def detectable_effects(
     variance = np.where(few, np.maximum(variance, _rare_variance(differences, n, largest)), variance)
     effects = np.array([detectable(math.sqrt(v), int(count), confidence) for v, count in zip(variance, n, strict=True)])
     exact = is_yes_or_no(table) & is_yes_or_no(other) & yes_or_no
-    one_way = np.array([detectable_share(int(count), confidence) for count in n])
-    effects = np.where(exact, np.maximum(effects, one_way), effects)
+    for i in np.flatnonzero(exact):
+        effects[i] = detectable_matched(math.sqrt(variance[i]), int(n[i]), confidence)
     return np.where(effects <= width, effects, math.inf)
 
 
@@ -142,6 +145,41 @@ def detectable_share(prompts: int, confidence: float = 0.95, power: float = POWE
     """Return the smallest share of prompts, all changing one way, that McNemar's exact test finds with this power."""
     needed = _changes_needed(confidence)
     return float(betaincinv(needed, prompts - needed + 1, power)) if prompts >= needed else math.inf
+
+
+def detectable_matched(spread: float, prompts: int, confidence: float = 0.95) -> float:
+    """Return the smallest difference of matched shares that McNemar's exact test finds at the power `POWER`.
+
+    The power is that over the number of prompts that change, which is random too (Duffy 1984, Biometrics 40). With more
+    than `MOST_EXACT` prompts, the t-test stands for McNemar's.
+
+    Args:
+        spread: standard deviation over prompts of the differences, which are -1, 0 or 1.
+        prompts: number of prompts.
+        confidence: 1 minus the level of the test.
+    """
+    one_way = detectable_share(prompts, confidence)
+    if prompts > MOST_EXACT or math.isinf(one_way):
+        return max(one_way, detectable(spread, prompts, confidence))
+    return max(one_way, float(np.interp(spread, SPREADS, _matched_effects(prompts, confidence))))
+
+
+@lru_cache(maxsize=256)
+def _matched_effects(prompts: int, confidence: float) -> Floats:
+    """Return the detectable difference of matched shares at each of `SPREADS`."""
+    changed = np.arange(prompts + 1)
+    # Of so many changes, the largest number in one direction that is still significant; -1: none is.
+    rejected = stats.binom.ppf((1 - confidence) / 2, changed, 0.5)
+    rejected -= 2 * stats.binom.cdf(rejected, changed, 0.5) > 1 - confidence
+    low, high = np.zeros(len(SPREADS)), np.ones(len(SPREADS))
+    for _ in range(20):
+        effect = (low + high) / 2
+        changing = np.clip(SPREADS**2 + effect**2, effect, 1.0)
+        one_way = ((1 + effect / changing) / 2)[:, None]
+        found = stats.binom.cdf(rejected, changed, 1 - one_way) + stats.binom.cdf(rejected, changed, one_way)
+        enough = (stats.binom.pmf(changed, prompts, changing[:, None]) * found).sum(axis=1) >= POWER
+        low, high = np.where(enough, low, effect), np.where(enough, effect, high)
+    return low
 
 
 def _changes_needed(confidence: float) -> int:

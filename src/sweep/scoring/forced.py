@@ -14,19 +14,28 @@ CHANGE = "divergence/control_answer_logprob_change"
 
 
 def answer_scores(logprob: float | None) -> Scores:
-    """Return the measures of a point's own answer under the clean prompt; None: it was not measured."""
-    return {} if logprob is None else {ANSWER: logprob}
+    """Return the measures of a point's own answer under the clean prompt.
+
+    Args:
+        logprob: its mean log-probability per token; None: it was not measured. Infinite for an answer of probability 0,
+            which has no finite mean over prompts and is left out.
+    """
+    return {} if logprob is None else _finite({ANSWER: logprob})
 
 
 def control_scores(logprobs: Collection[float], changes: Collection[float]) -> Scores:
-    """Return the measures of the control's answers to one prompt, averaged over samples.
+    """Return the measures of the control's answers to one prompt, averaged over samples; without infinite ones.
 
     Args:
         logprobs: mean log-probability per token of each answer under the transformed prompt.
         changes: the same, less that under the clean prompt.
     """
     scores = {CONTROL_ANSWER: sum(logprobs) / len(logprobs)} if logprobs else {}
-    return scores | ({CHANGE: sum(changes) / len(changes)} if changes else {})
+    return _finite(scores | ({CHANGE: sum(changes) / len(changes)} if changes else {}))
+
+
+def _finite(scores: Scores) -> Scores:
+    return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 
 def _logprob(

@@ -15,14 +15,16 @@ LM_EVAL = "lm-evaluation-harness 0.4"
 
 
 def likelihood_scores(given: GivenAnswers, logprobs: Sequence[float]) -> Scores:
-    """Return the measures of a prompt's given answers, without those that do not apply.
+    """Return the measures of a prompt's given answers, without those that do not apply or are infinite.
+
+    An answer of probability 0 has no finite log-probability, and no mean over prompts could include it.
 
     Args:
         given: the answers.
         logprobs: mean log-probability per token of each of `given.sequences`.
     """
     scores = _reference_scores(given.references, logprobs) | _choice_scores(given, logprobs)
-    return {f"likelihood/{name}": value for name, value in scores.items() if not math.isnan(value)}
+    return {f"likelihood/{name}": value for name, value in scores.items() if math.isfinite(value)}
 
 
 def answer_logprobs(given: GivenAnswers, logprobs: Sequence[float]) -> dict[str, float]:

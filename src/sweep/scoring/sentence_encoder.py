@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 KEY = "scoring.similarity_model"
 BATCH = 32  # texts that are encoded at once
 FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "1_Pooling/config.json"]
+MEAN = {"pooling_mode_mean_tokens", "mean"}
+MODULES = ("Transformer", "Pooling", "Normalize")
 CODE_FOLDERS = ["onnx/*", "openvino/*"]
 
 
@@ -67,7 +69,8 @@ def check_encoder(name: str, *, download: bool = True) -> None:
         download: whether to download a hub id, which is not checked otherwise.
 
     Raises:
-        ConfigError: there is no such folder or hub model, it is not an encoder, or it pools in another way.
+        ConfigError: there is no such folder or hub model, it is not an encoder, it pools in another way, or it changes
+            the mean by further layers.
     """
     if not download and not Path(name).expanduser().is_dir() and _is_hub_id(name):
         return
@@ -77,10 +80,15 @@ def check_encoder(name: str, *, download: bool = True) -> None:
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"{KEY}: {name!r} has no weights in the safetensors format. Choose another model.")
     pooling = _read(folder / "1_Pooling" / "config.json")
-    others = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
-    if others and others != ["pooling_mode_mean_tokens"]:
+    modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
+    modes += [value for key, value in pooling.items() if key == "pooling_mode" and isinstance(value, str)]
+    further = [module for module in _modules(folder) if module not in MODULES]
+    difference = f"pools by {', '.join(modes)}" if modes and not MEAN.issuperset(modes) else ""
+    if not difference and further:
+        difference = f"has the module {further[0]}"
+    if difference:
         raise ConfigError(
-            f"{KEY}: {name!r} pools by {', '.join(others)}, but only the mean of tokens is supported. "
+            f"{KEY}: {name!r} {difference}, but only the mean of tokens is supported. "
             "Choose another model, such as sentence-transformers/all-MiniLM-L6-v2."
         )
 
@@ -135,9 +143,22 @@ def _load(name: str, auto_class: str, folder: Path, **options: Any) -> Any:
         raise ConfigError(f"{KEY}: {name!r} cannot be loaded ({auto_class}): {reason}") from error
 
 
+def _modules(folder: Path) -> list[str]:
+    """Return the class names of a sentence-transformers model's modules, in order; none for other models."""
+    listed = _load_json(folder / "modules.json")
+    modules = listed if isinstance(listed, list) else []
+    return [
+        str(module["type"]).rpartition(".")[2] for module in modules if isinstance(module, dict) and "type" in module
+    ]
+
+
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
+    content = _load_json(file)
     return content if isinstance(content, dict) else {}
+
+
+def _load_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None

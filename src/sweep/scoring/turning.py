@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from sweep.core.values import Floats
 from sweep.scoring.significance import smallest_p
 from sweep.scoring.statistics import resampled_counts
 
-Shape = Literal["rises", "falls", "rises, then falls", "falls, then rises"]
+Shape = Literal["flat", "rises", "falls", "neither rises nor falls", "rises, then falls", "falls, then rises"]
 FEW_DOSES = 40
 LEVEL = 0.05  # a p-value of a monotone response below it means that the response turns
 
@@ -48,7 +49,8 @@ class Monotone:
 
     Attributes:
         p: p-value of a response that only rises or only falls; small: it turns.
-        shape: the shape of the means: the nearest monotone one, or with p below `LEVEL` where it turns.
+        shape: the shape of the means: `flat` if all are equal, else the nearest monotone one, or with p below `LEVEL`
+            where it turns. `neither rises nor falls` if rising and falling means are equally near.
     """
 
     p: float
@@ -131,7 +133,7 @@ def monotone_test(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) ->
     prompts = table.shape[1]
     means = table.mean(axis=1)
     distances = {sign: float(_distance(sign * means[:, None])[0]) for sign in (1, -1)}
-    shape: Shape = "rises" if distances[1] <= distances[-1] else "falls"
+    shape = _shape(means, distances, _rounding(table))
     if prompts < 2 or len(table) < 3:
         return Monotone(math.nan, shape)
     if min(distances.values()) <= _rounding(table) ** 2:
@@ -143,6 +145,21 @@ def monotone_test(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) ->
         ends = sorted((means[0], means[-1]))
         shape = "rises, then falls" if means.max() - ends[1] >= ends[0] - means.min() else "falls, then rises"
     return Monotone(p, shape)
+
+
+def _shape(means: Floats, distances: Mapping[int, float], rounding: float) -> Shape:
+    """Return the shape of means that do not turn.
+
+    Args:
+        means: (doses,).
+        distances: squared distances of the means from the nearest rising (1) and falling (-1) ones.
+        rounding: means that differ by less are equal.
+    """
+    if np.ptp(means) <= rounding:
+        return "flat"
+    if math.isclose(distances[1], distances[-1], rel_tol=1e-9):
+        return "neither rises nor falls"
+    return "rises" if distances[1] < distances[-1] else "falls"
 
 
 def isotonic(means: Floats) -> Floats:

@@ -94,10 +94,22 @@ def _score(text: str) -> int | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    score = value.get("score") if isinstance(value, dict) else value
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not LOWEST <= score <= HIGHEST:
+    try:
+        return _valid(value.get("score") if isinstance(value, dict) else value)
+    except ValueError:
         return None
-    return int(score) if score == int(score) else None
+
+
+def _valid(score: Any) -> int:
+    """Return a whole number from 1 to 5 as an integer.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    number = isinstance(score, (int, float)) and not isinstance(score, bool)
+    if not number or not LOWEST <= score <= HIGHEST or score != int(score):
+        raise ValueError(f"{score!r} is not a score from {LOWEST} to {HIGHEST}")
+    return int(score)
 
 
 class VerdictCache:
@@ -116,7 +128,10 @@ class VerdictCache:
         """Return the earlier verdict on a request; None if there is none or its file is damaged."""
         try:
             found = json.loads(self._path(body).read_text("utf-8"))
-            return Verdict(found["score"], str(found["problem"]))
+            score, problem = found["score"], str(found["problem"])
+            if score is None:
+                return Verdict(None, problem) if problem else None
+            return Verdict(_valid(score))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
