@@ -287,6 +287,20 @@ def test_the_command_lists_a_file(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "usage"),
+    [
+        ("PROMPT_TUNING", "Use it: transform=soft_prompt transform.path="),
+        ("LORA", "It holds changes of the model's weights, not vectors or a soft prompt."),
+    ],
+)
+def test_a_listing_of_an_adapter(tmp_path: Path, kind: str, usage: str) -> None:
+    save_file({"prompt_embeddings": ROWS}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    first, *_, last = describe(str(tmp_path)).splitlines()
+    assert first == f"{tmp_path}: PEFT adapter of type {kind}, 1 tensor" and last.startswith(usage)
+
+
 def test_a_listing_of_what_cannot_be_used(tmp_path: Path) -> None:
     save_file({"ids": torch.arange(3), "cube": torch.zeros(2, 3, 4)}, tmp_path / "a.safetensors")
     assert describe(str(tmp_path / "a.safetensors")).endswith(

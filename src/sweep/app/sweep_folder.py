@@ -104,6 +104,8 @@ def make_sweep_id(base: DictConfig, folder: str) -> str:
                 values.pop(key, None)
     if isinstance(config, dict):
         config["transform"] = _without_added(config.get("transform"))
+        if zipped := OmegaConf.select(base, "sweep.zip"):  # other points than all combinations
+            config["zip"] = zipped
     sweeper: Any = OmegaConf.to_container(base.hydra.sweeper) if "hydra" in base else None
     sweeper = sweeper and {key: value for key, value in sweeper.items() if key not in SEARCH_LENGTH}
     swept = [argument for argument in sys.argv[1:] if "=" in argument and not _is_outside_sweep_id(argument)]

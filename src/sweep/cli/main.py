@@ -65,7 +65,7 @@ def main() -> None:
         _arguments.check_values(sys.argv[1:])
         hydra_patches.allow_options_anywhere()
         hydra_patches.raise_errors()
-        hydra_patches.check_point_count()
+        hydra_patches.combine_points()
         hydra_patches.list_options_quickly()
         code_guard.install()
         with sweep_app.current() as sweep:

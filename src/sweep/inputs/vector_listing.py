@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sweep.errors import ConfigError
-from sweep.inputs import sae
+from sweep.inputs import peft, sae
 from sweep.inputs.tensor_files import TensorFile, open_tensors
 from sweep.inputs.vector_files import by_number, find_sae, vector_file
 from sweep.util.counts import counted
 
 KEY = "transform.vector"
 NOTHING = "It holds no vector that can be used: a tensor of floating-point numbers with one or two dimensions."
+NO_PROMPT = "It holds changes of the model's weights, not vectors or a soft prompt."
 MAX_NAMES = 12  # names of ignored values that are listed
 
 
@@ -44,7 +45,9 @@ def describe(path: str) -> str:
     folder, file = find_sae(path, f"{KEY}.path"), vector_file(path, f"{KEY}.path")
     opened = open_tensors(file, f"{KEY}.path")
     entries = list(_entries(opened))
-    notes = [folder.note if folder else opened.note, counted(len(entries), "tensor")]
+    adapter = peft.read_adapter(file, f"{KEY}.path")
+    origin = f"PEFT adapter of type {adapter.kind}" if adapter else folder.note if folder else opened.note
+    notes = [origin, counted(len(entries), "tensor")]
     names = [entry.name or "(without a name)" for entry in entries]
     shapes = ["" if entry.shape is None else str(list(entry.shape)) for entry in entries]
     widths = max(map(len, names), default=0), max(map(len, shapes), default=0)
@@ -54,7 +57,12 @@ def describe(path: str) -> str:
     if opened.ignored:
         shown = ", ".join(opened.ignored[:MAX_NAMES]) + (" …" if len(opened.ignored) > MAX_NAMES else "")
         lines.append(f"  not read: {shown}")
-    usage = _usage(opened, entries, folder is not None)
+    if adapter is not None:
+        is_prompt = adapter.kind in peft.PROMPTS
+        location = shlex.quote(f"transform.path={path}")
+        lines.append(f"Use it: transform=soft_prompt {location}" if is_prompt else NO_PROMPT)
+        return "\n".join(lines)
+    usage = _usage(opened, entries)
     location = shlex.quote(f"{KEY}.path={path}")
     lines.append(f"Use one: transform=add_vector {' '.join([location, *usage])}" if usage is not None else NOTHING)
     return "\n".join(lines)
@@ -69,7 +77,7 @@ def _entries(opened: TensorFile) -> Iterator[Entry]:
             yield Entry(name, None, str(error).removeprefix(f"{KEY}.path: ").splitlines()[0])
 
 
-def _usage(opened: TensorFile, entries: Sequence[Entry], is_sae: bool) -> list[str] | None:
+def _usage(opened: TensorFile, entries: Sequence[Entry]) -> list[str] | None:
     """Return the overrides that select a first vector, next to the path; None if there is no vector."""
     usable = {entry.name: entry.shape for entry in entries if entry.shape is not None and _is_usable(entry)}
     decoder = sae.decoder(opened.names)
