@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from sweep.config.schema import SweepConfig
 from sweep.config.combinations import describe_zip
+from sweep.config.schema import SweepConfig
 from sweep.console.terminal import Terminal
 from sweep.core.timing import SharedCosts
 from sweep.engines.supervisor import Supervisor
