@@ -74,6 +74,11 @@ def test_parameters_of_one_of_several_transforms(arguments: list[str], expected:
         assert points(*arguments) == expected
 
 
+def test_a_quoted_word_stays_a_text() -> None:
+    arguments = ["transform=add_vector,scale", "transform.add_vector.vector.key='null'"]
+    assert points(*arguments) == ["transform=add_vector transform.vector.key='null'", "transform=scale"]
+
+
 def test_the_transform_of_a_file_of_the_configuration_counts() -> None:
     assert points("transform.scale.factor=1,2", transform="scale") == ["transform.factor=1", "transform.factor=2"]
 
@@ -100,7 +105,7 @@ def test_groups_that_are_refused(text: str) -> None:
 
 
 def test_too_many_points_are_refused_before_they_are_listed() -> None:
-    with pytest.raises(ConfigError, match=r"The sweep has 10,000,000,000 points"):
+    with pytest.raises(ConfigError, match=r"The sweep has 20,000,000,000 points"):
         points("a=range(100000)", "b=range(100000)", "c=1,2", "d=1,2", zipped="c+d")
 
 

@@ -26,6 +26,7 @@ SWEEP = ("--multirun", "-m")  # the default
 
 # Values with an equals sign and otherwise plain text: no quotes, brackets, functions, interpolations or escapes.
 _PLAIN = re.compile(r"[^'\"\[\]{}()$\\]*=[^'\"\[\]{}()$\\]*")
+_QUOTED_WORD = re.compile(r"'[\w.+-]*'")
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:
@@ -68,7 +69,8 @@ def mark_scoped(arguments: Sequence[str]) -> list[str]:
         if scope is not None and not is_sweep(arguments):
             argument = f"{unscoped(key)}{equals}{value}" if [scope[0]] == chosen else argument
         elif scope is not None and (override := _parse(argument)) is not None and not override.is_sweep_override():
-            argument = f"{key}=choice({value})"
+            quoted = _QUOTED_WORD.fullmatch(value)  # functions of Hydra's grammar lose quotes, such as those of 'null'
+            argument = f'{key}=choice("{value}")' if quoted else f"{key}=choice({value})"
         marked.append(argument)
     return marked
 
