@@ -8,17 +8,15 @@ from sweep.core import provenance
 
 
 def main() -> None:
-    """Run the command line and exit; see `cli.main`."""
+    """Run the command line and exit; see `cli.main` and, for `sweep vectors`, `cli.vectors`."""
     streams.install()
     if "--version" in sys.argv[1:]:
         print(provenance.summary())
         return
     signals.install()  # before the imports, which take a second
-    from sweep.cli.main import main as run
-
     code = 0
     try:
-        run()
+        _run()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):  # libraries may exit with a message
@@ -27,6 +25,17 @@ def main() -> None:
         atexit._run_exitfuncs()
         signals.leave(code)
     sys.exit(code)
+
+
+def _run() -> None:
+    if sys.argv[1:2] == ["vectors"]:  # an override would have an equals sign
+        from sweep.cli.vectors import main as list_vectors
+
+        list_vectors(sys.argv[2:])
+        return
+    from sweep.cli.main import main as run
+
+    run()
 
 
 if __name__ == "__main__":

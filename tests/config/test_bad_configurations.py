@@ -26,7 +26,7 @@ from conftest import missing
 from hydra_plugins.sweep_launchers._compose import Composer
 from sweep.app import sweep_app, sweep_folder
 from sweep.app.sweep_runner import SweepRunner
-from sweep.cli.main import format_error
+from sweep.cli.messages import format_error
 from sweep.config import arguments as _arguments
 from sweep.config import code_guard, hydra_patches, loader
 from sweep.console.terminal import Terminal

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import gguf
 import torch
 from doc_pages import blocks
 from safetensors.torch import save_file
@@ -21,6 +22,25 @@ def make_files(made: Path) -> Path:
         save_file(
             {"vector": torch.randn(1, width, generator=torch.Generator().manual_seed(0))}, made / f"{name}.safetensors"
         )
+    writer = gguf.GGUFWriter(made / "my-vector.gguf", "controlvector")
+    writer.add_string("controlvector.model_hint", "llama")
+    vectors = torch.randn(256, width, generator=torch.Generator().manual_seed(0))
+    for layer in (1, 2, 3):
+        writer.add_tensor(f"direction.{layer}", vectors[layer].numpy())
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    sae = made / "my-sae"
+    sae.mkdir()
+    weights = {
+        "W_dec": vectors,
+        "W_enc": vectors.T.contiguous(),
+        "b_dec": vectors[0].clone(),
+        "b_enc": vectors[:, 0].clone(),
+    }
+    save_file(weights, sae / "sae_weights.safetensors")
+    origin = {"model_name": "demo", "hook_name": "hook_embed"}
+    (sae / "cfg.json").write_text(json.dumps({"d_in": width, "d_sae": 256, "metadata": origin}))
     peft = made / "my-peft-checkpoint"
     peft.mkdir()
     save_file({"prompt_embeddings": torch.zeros(4, width)}, peft / "adapter_model.safetensors")

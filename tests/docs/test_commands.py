@@ -22,6 +22,7 @@ import yaml
 from doc_folder import make_files
 from doc_pages import ROOT, Block, Command, blocks, commands, docs_script
 
+from sweep.cli.vectors import main as list_vectors
 from sweep.engines import ENGINES
 from sweep.inputs.prompt_files import READERS
 from sweep.transforms import TRANSFORMS
@@ -75,7 +76,7 @@ MODEL_KEYS = ("model", "experiment=", "transform.path", "transform.vector.path")
 def sweeps() -> list[Command]:
     """Return the different commands that start a sweep, or check one."""
     found = {frozenset(_apart(command.sweep)): command for command in commands() if command.sweep is not None}
-    return [command for command in found.values() if not set(command.words) & {*ANSWERS, "-sc"}]
+    return [command for command in found.values() if not set(command.words) & {*ANSWERS, "-sc", "vectors"}]
 
 
 def _apart(arguments: list[str]) -> list[str]:
@@ -183,6 +184,15 @@ def test_answers_without_a_sweep(command_line: CommandLine) -> None:
     for given in found:
         code, out, _ = command_line(*given)
         assert code == 0 and "sweep" in out
+
+
+def test_listed_vectors_are_as_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [command for command in commands() if command.sweep and command.sweep[:1] == ["vectors"]]
+    assert found
+    for command in found:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            list_vectors((command.sweep or [])[1:])
+        assert capsys.readouterr().out in command.block.text
 
 
 def python_blocks() -> list[Block]:

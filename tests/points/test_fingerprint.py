@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,33 @@ def test_fingerprint_format_is_unchanged(configure: Configure) -> None:
         "swept": {},
     }
     assert point_fingerprint.fingerprint == "c3a8a7777498dbbd9c877097d1b44a663801bf8eafd285fa4d79284f4bd93b22"
+
+
+def test_added_parameters_of_a_transform_change_nothing_at_their_defaults(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep id and the transform's part of the fingerprint are those of the version without `vector.row`."""
+    mood = {"positive": ["hot"], "negative": ["cold"]}
+    save_file({"v": torch.eye(32)}, tmp_path / "v.safetensors")
+    from_file = {"path": str(tmp_path / "v.safetensors")}
+
+    def parameters(vector: dict[str, object]) -> dict[str, object]:
+        config = configure(transform={"name": "ablate", "vector": vector})
+        parameters: dict[str, object] = config.transform.identity()[0]["parameters"]["vector"]
+        return parameters
+
+    unchanged = {"path": False, "key": None, "method": "mean_difference", "rank": None}
+    assert parameters(mood) == unchanged | mood
+    assert parameters(from_file | {"row": 3})["row"] == 3
+    monkeypatch.setattr(sys, "argv", ["sweep"])
+
+    def sweep_id(transform: dict[str, object]) -> str:
+        return sweep_folder.make_sweep_id(OmegaConf.create({"transform": transform, "seed": 0}), "folder")
+
+    step = {"name": "ablate", "vector": {"rank": None}}
+    for made in (lambda inner: inner, lambda inner: {"name": "compose", "0": inner}):
+        assert sweep_id(made(step)) == sweep_id(made({"name": "ablate", "vector": {"rank": None, "row": None}}))
+        assert sweep_id(made(step)) != sweep_id(made({"name": "ablate", "vector": {"rank": None, "row": 0}}))
 
 
 def test_settings_without_effect_on_generations_do_not_change_the_fingerprint(

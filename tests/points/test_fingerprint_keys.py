@@ -78,6 +78,7 @@ VALUES: dict[str, Any] = {
     "tracking.in_process": False,
     "sweep.dir": "/tmp/elsewhere",
     "sweep.name": "x",
+    "sweep.zip": "transform.factor+seed",
     "sweep.dry_run": True,
     "sweep.resume": "false",
     "sweep.on_error": "stop",

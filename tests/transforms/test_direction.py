@@ -253,7 +253,7 @@ def test_vectors_that_cannot_be_used(corpus: PromptSet, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=said):
             transform.check(corpus)
 
-    check(Ablate(vector=from_file(tmp_path, ROWS[:2])), r"expected one vector, found 2\. .*rank=1 to use")
+    check(Ablate(vector=from_file(tmp_path, ROWS[:2])), r"expected one vector, found 2\. .*row=0 \(to 1\) to use one")
     check(AddVector(1.0, from_file(tmp_path, ROWS[:2])), r"expected one vector, found 2")
     check(Erase(vector=from_file(tmp_path, ROWS[:2], rank=3)), r"holds 2 vectors; got 3")
     check(Erase(vector=from_file(tmp_path, ROWS[[0, 1, 0]])), r"the 3 vectors are not linearly independent")

@@ -72,12 +72,14 @@ class BatchLauncher(Launcher):
 
     def _swept_keys(self) -> tuple[str, ...]:
         """Return the command's swept keys if it runs in batches, because one batch may not vary all of them."""
+        from sweep.config.combinations import unscoped
+
         sweeper = self._config.hydra.sweeper
         if sweeper.get("max_batch_size") is None:
             return ()
         params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
         overrides = OverridesParser.create().parse_overrides([*params, *self._config.hydra.overrides.task])
-        return tuple(override.get_key_element() for override in overrides if override.is_sweep_override())
+        return tuple(unscoped(override.get_key_element()) for override in overrides if override.is_sweep_override())
 
 
 class LocalLauncher(BatchLauncher):

@@ -11,8 +11,10 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from sweep.config.combinations import scope_of, unscoped
 from sweep.config.overrides import NOT_AXES
 from sweep.config.point_count import check_product, count_values
+from sweep.errors import ConfigError
 from sweep.util.validators import require
 
 PLACES = 4  # decimal places of an interval's numbers, relative to its width, or to its lower end if logarithmic
@@ -107,6 +109,12 @@ def read_space(overrides: Iterable[Override]) -> Space:
         ConfigError: nothing is varied, or an interval or range is invalid, or a key has too many values.
     """
     last = {override.get_key_element(): override for override in overrides}
+    for key in last:
+        if (scope := scope_of(key)) is not None:
+            raise ConfigError(
+                f"{key}: hydra/sweeper=optuna searches the parameters of one transform. "
+                f"Use transform={scope[0]} and {unscoped(key)}."
+            )
     axes = tuple(_axis(key, override) for key, override in last.items() if override.is_sweep_override())
     for axis in axes:
         rule = "belongs to the whole sweep and cannot be varied"

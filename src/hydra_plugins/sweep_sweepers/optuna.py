@@ -83,6 +83,8 @@ class OptunaSweeper(Sweeper):
             require(value <= most, f"{NODE}.{key}", f"must be at most {most:,}", value)
         require(self._seed is None or self._seed >= 0, f"{NODE}.seed", "must be 0 or more", self._seed)
         require(config.sweep.objective is not None, KEY, f"must define the objective: {FORMS}", None)
+        rule = "pairs the values of lists, but hydra/sweeper=optuna chooses its own. Remove one of the two"
+        require(config.sweep.zip is None, "sweep.zip", rule, None)
         if not _has_optuna():
             raise ConfigError(f"hydra/sweeper=optuna needs Optuna {OLDEST} or newer. Run: pip install '.[optuna]'")
         from hydra_plugins.sweep_sweepers._study import SAMPLERS

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sweep.config.combinations import describe_zip
 from sweep.config.schema import SweepConfig
 from sweep.console.terminal import Terminal
 from sweep.execution.resume import ResumeIndex
@@ -28,7 +29,7 @@ class DryRun:
     def __init__(
         self, base: SweepConfig, sweep_id: str, terminal: Terminal, backend: ShardBackend | None = None
     ) -> None:
-        self._terminal, self._backend = terminal, backend
+        self._terminal, self._backend, self._zip = terminal, backend, base.sweep.zip
         folder = base.sweep.root / "sweeps" / sweep_id
         packages = Packages(base.sweep.root, terminal.waiting)
         self._fingerprints = Fingerprints(InputStore(SweepClock(folder, keep=False), packages))
@@ -48,7 +49,10 @@ class DryRun:
         distinct = {point.key: point for _, point in self._fingerprints.distinct(points)}
         tasks = self._resume.tasks(with_controls(list(distinct.values()), ()), self._fingerprints)
         groups = make_plan(self._resume.todo(tasks), self._fingerprints.inputs, dry_run=True)
-        notes = [describe_read(instant) for instant in self._fingerprints.inputs.clock.reads]
+        notes = [
+            *describe_zip(self._zip),
+            *(describe_read(instant) for instant in self._fingerprints.inputs.clock.reads),
+        ]
         if groups and (older := self._resume.older_answers()):
             notes.append(older)
         for line in describe_prompts(groups):

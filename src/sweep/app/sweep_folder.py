@@ -18,6 +18,8 @@ from sweep.config.schema import ADDED
 from sweep.config.scoring_config import SHOWN_ONLY
 from sweep.errors import ConfigError
 from sweep.inputs.packaged_model import NAME as PACKAGED
+from sweep.transforms import TRANSFORMS
+from sweep.transforms.pipeline import without_added
 from sweep.util import state_files
 
 FOLDER_ID, ID_LENGTH = ".id", 256  # file name; characters that are read of it
@@ -100,11 +102,24 @@ def make_sweep_id(base: DictConfig, folder: str) -> str:
             unchanged = [key for key, default in added.items() if values.get(key, default) == default]
             for key in (*unchanged, *(SHOWN_ONLY if section == "scoring" else ())):
                 values.pop(key, None)
+    if isinstance(config, dict):
+        config["transform"] = _without_added(config.get("transform"))
+        if zipped := OmegaConf.select(base, "sweep.zip"):  # other points than all combinations
+            config["zip"] = zipped
     sweeper: Any = OmegaConf.to_container(base.hydra.sweeper) if "hydra" in base else None
     sweeper = sweeper and {key: value for key, value in sweeper.items() if key not in SEARCH_LENGTH}
     swept = [argument for argument in sys.argv[1:] if "=" in argument and not _is_outside_sweep_id(argument)]
     text = json.dumps([config, sweeper, sorted(swept), folder], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _without_added(transform: Any) -> Any:
+    """Return a transform's values, or those of a composition, without keys that later versions added."""
+    if not isinstance(transform, dict):
+        return transform
+    steps = {key: _without_added(value) if str(key).isdecimal() else value for key, value in transform.items()}
+    known = TRANSFORMS.get(str(transform.get("name")))
+    return steps if known is None else without_added(steps, known.added)
 
 
 def _is_outside_sweep_id(argument: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from sweep.config.combinations import ZIP, scope_of
 from sweep.config.overrides import NOT_AXES
 
 LENGTH = 120  # characters of a name
@@ -12,6 +14,7 @@ VALUE_LENGTH = 48  # characters of one value in it
 STEP = "transform@transform."  # key of a step of a composition, as Hydra spells it
 
 # Keys with paths or hub ids as values, and their labels in a name.
+_CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)  # see `arguments.mark_scoped`
 SOURCES = {"model.id": "model", "prompts.path": "prompts"}
 
 
@@ -31,13 +34,17 @@ def default_name(arguments: Sequence[str], transform: str) -> str:
     parameters = [key for key in named if key.startswith("transform.")]
     others = [key for key in named if not key.startswith("transform.")]
     labels = _labels([*parameters, *others])
-    words = [_shortened(head), *(f"{label}={_value(key, named[key])}" for key, label in labels.items())]
+    pairs_of = {key.replace("/", "."): value for key, value in pairs}
+    zipped = [f"zip={pairs_of[ZIP]}"] if ZIP in pairs_of else []
+    words = [_shortened(head), *(f"{label}={_value(key, named[key])}" for key, label in labels.items()), *zipped]
     name = " ".join(words)
     return name if len(name) <= LENGTH else name[: LENGTH - 1] + "…"
 
 
 def _split(argument: str) -> tuple[str, str]:
     key, _, value = argument.lstrip("+").partition("=")
+    if scope_of(key) is not None and (choice := _CHOICE.fullmatch(value)):
+        value = choice[1]
     return key.replace("/", "."), value
 
 

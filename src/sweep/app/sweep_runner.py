@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from sweep.config.combinations import describe_zip
 from sweep.config.schema import SweepConfig
 from sweep.console.terminal import Terminal
 from sweep.core.timing import SharedCosts
@@ -162,6 +163,7 @@ class SweepRunner:
         tasks = self._resume.tasks(planned, fingerprints)
         groups = make_plan(self._resume.todo(tasks), fingerprints.inputs)
         self._say_once(describe_prompts(groups))
+        self._say_once(describe_zip(self._settings.zip))
         self._say_once(map(describe_read, fingerprints.inputs.clock.reads))
         if groups:
             self._say_once(filter(None, [self._resume.older_answers()]))

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import sweep.util.environment  # noqa: F401 - before the libraries that read these variables
 from sweep.app import sweep_app
+from sweep.cli.messages import CONFIG_ERROR, format_error
 from sweep.config import arguments as _arguments
 from sweep.config import code_guard, help_text, hydra_patches, loader
 from sweep.config.overrides import Override
@@ -24,11 +25,8 @@ from sweep.core import provenance
 from sweep.errors import ConfigError, PointsFailed, SweepError
 from sweep.points.point import make_points
 from sweep.util.paths import conf_dir
-from sweep.util.redaction import redact
 
-MAX_MESSAGE, MAX_LINES = 380, 3  # characters and lines of a message about a wrong configuration
 MAX_PATH = 120  # characters shown of a path that is too long
-CONFIG_ERROR = ConfigError.exit_code
 
 
 def task(composed: DictConfig) -> dict[str, float]:
@@ -67,7 +65,7 @@ def main() -> None:
         _arguments.check_values(sys.argv[1:])
         hydra_patches.allow_options_anywhere()
         hydra_patches.raise_errors()
-        hydra_patches.check_point_count()
+        hydra_patches.combine_points()
         hydra_patches.list_options_quickly()
         code_guard.install()
         with sweep_app.current() as sweep:
@@ -106,15 +104,6 @@ def main() -> None:
     except signals.Interrupted as end:
         print("sweep: Interrupted. Finished points are saved; run the same command to resume.", file=sys.stderr)
         signals.leave(int(str(end.code)))
-
-
-def format_error(message: str, code: int) -> str:
-    """Return an error message for the terminal: without secrets, and shortened if the configuration was refused."""
-    message = redact(message)
-    if code == CONFIG_ERROR:  # messages of libraries and names typed by users can have any length
-        message = "\n".join(message.splitlines()[:MAX_LINES])
-        message = message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 2]} …"
-    return streams.visible(f"sweep: {message}")
 
 
 def _exit(message: str, code: int) -> None:

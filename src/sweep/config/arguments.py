@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
+from sweep.config.combinations import scope_of, unscoped
 from sweep.config.dataclass_reader import COMPOSE
 from sweep.errors import ConfigError
 from sweep.transforms import TRANSFORMS
@@ -25,6 +26,7 @@ SWEEP = ("--multirun", "-m")  # the default
 
 # Values with an equals sign and otherwise plain text: no quotes, brackets, functions, interpolations or escapes.
 _PLAIN = re.compile(r"[^'\"\[\]{}()$\\]*=[^'\"\[\]{}()$\\]*")
+_QUOTED_WORD = re.compile(r"'[\w.+-]*'")
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:
@@ -50,7 +52,27 @@ def to_hydra_syntax(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: See `expand_compositions`.
     """
-    return quote_equals(open_mappings(expand_compositions(arguments)))
+    return quote_equals(open_mappings(mark_scoped(expand_compositions(arguments))))
+
+
+def mark_scoped(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with parameters of one of several transforms as lists: `transform.scale.factor=choice(2)`.
+
+    Hydra does not look for the keys of lists in the configuration that all points share. Without a sweep, a parameter
+    of the chosen transform gets its plain key.
+    """
+    chosen = [value for key, _, value in (argument.partition("=") for argument in arguments) if key == "transform"]
+    marked = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        scope = scope_of(key)
+        if scope is not None and not is_sweep(arguments):
+            argument = f"{unscoped(key)}{equals}{value}" if [scope[0]] == chosen else argument
+        elif scope is not None and (override := _parse(argument)) is not None and not override.is_sweep_override():
+            quoted = _QUOTED_WORD.fullmatch(value)  # functions of Hydra's grammar lose quotes, such as those of 'null'
+            argument = f'{key}=choice("{value}")' if quoted else f"{key}=choice({value})"
+        marked.append(argument)
+    return marked
 
 
 def open_mappings(arguments: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, NoReturn
 
 import hydra._internal.hydra
@@ -21,9 +22,11 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from sweep.config.combinations import combine
 from sweep.config.dataclass_reader import one_line
 from sweep.config.point_count import check_count
 from sweep.errors import ConfigError
+from sweep.transforms import TRANSFORMS
 from sweep.util.validators import did_you_mean, require
 
 _get_args_parser = hydra._internal.utils.get_args_parser
@@ -92,17 +95,28 @@ def call_before_run(function: Callable[[DictConfig], None]) -> None:
         setattr(hydra._internal.hydra.Hydra, name, started(name, original))
 
 
-def check_point_count() -> None:
-    """Count points before Hydra's own sweeper lists them, and refuse too many."""
+def combine_points() -> None:
+    """Make Hydra's own sweeper zip lists and set parameters of one of several transforms; refuse too many points."""
+    configs: list[DictConfig] = []
+
+    def sweep(self: Any, arguments: list[str]) -> Any:
+        configs.append(self.config)
+        return original(self, arguments)
 
     def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         valid = max_batch_size is None or max_batch_size >= 1
         require(valid, "hydra.sweeper.max_batch_size", "must be 1 or more, or null", max_batch_size)
+        config = configs[-1]
+        points = combine(overrides, config.sweep.zip, str(config.transform.name))
+        if points is not None:
+            return list(sweeper.split_overrides_to_chunks(points, max_batch_size)) if points else [[]]
         check_count(overrides)
         return _split_arguments(overrides, max_batch_size)
 
     Plugins.instance()  # plugin discovery executes the modules again, which makes new classes
-    sys.modules[BasicSweeper.__module__].BasicSweeper.split_arguments = staticmethod(split_arguments)
+    sweeper: Any = sys.modules[BasicSweeper.__module__].BasicSweeper
+    original = sweeper.sweep
+    sweeper.sweep, sweeper.split_arguments = sweep, staticmethod(split_arguments)
 
 
 def list_options_quickly() -> None:
@@ -135,7 +149,7 @@ def explain(error: HydraException | OmegaConfBaseException, arguments: Sequence[
         if isinstance(parent, DictConfig) and key is not None and key not in parent:
             full_key = cause.full_key or str(key)
             keys = [str(name) for name in parent if name != "hydra"]
-            return f"{full_key}: there is no such key. {did_you_mean(str(key), keys)}"
+            return f"{full_key}: there is no such key. {did_you_mean(str(key), keys)}{_scope_hint(full_key, arguments)}"
         return one_line(cause)
     if isinstance(cause, ConfigError):  # raised by a launcher or sweeper that Hydra instantiates
         return str(cause)
@@ -149,3 +163,16 @@ def explain(error: HydraException | OmegaConfBaseException, arguments: Sequence[
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "\n".join(lines[:3]) or type(error).__name__
+
+
+def _scope_hint(key: str, arguments: Sequence[str]) -> str:
+    """Return how to set a parameter of one of several transforms, if the command sweeps over transforms."""
+    group, _, parameter = key.partition(".")
+    chosen = next((value for name, _, value in (a.partition("=") for a in arguments) if name == "transform"), "")
+    names = chosen.split(",") if group == "transform" and "," in chosen else []
+    owners = [name for name in names if name in TRANSFORMS and parameter.split(".")[0] in _parameters(name)]
+    return f"\nIt is a parameter of one of the transforms: set transform.{owners[0]}.{parameter}." if owners else ""
+
+
+def _parameters(transform: str) -> set[str]:
+    return {field.name for field in fields(TRANSFORMS[transform])}

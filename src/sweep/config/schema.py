@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.config import scoring_config
+from sweep.config.combinations import zip_groups
 from sweep.config.objective import Objective
 from sweep.config.report_config import ReportConfig
 from sweep.config.scoring_config import ScoringConfig
@@ -97,6 +98,8 @@ class SweepSettings(Section):
         dir: Folder for everything that a sweep writes.
         name: Name of the sweep in MLflow and the report; null means one made from the overrides, such as scale
             factor=1.2,1.5.
+        zip: Keys whose lists are read in parallel instead of in all combinations, joined by +, such as
+            transform.factor+sampling.max_tokens; spaces separate groups.
         dry_run: List points, engines, requests and tokens, and start nothing.
         resume: true resumes the same command's sweep; false starts a new one; force resumes it even if another version
             of the engine began it.
@@ -112,6 +115,7 @@ class SweepSettings(Section):
 
     dir: str = "outputs"
     name: str | None = None
+    zip: str | None = None
     dry_run: bool = False
     resume: str = "true"
     on_error: str = "continue"
@@ -122,6 +126,7 @@ class SweepSettings(Section):
 
     def __post_init__(self) -> None:
         require(self.helpers is None or 0 <= self.helpers <= 64, "sweep.helpers", "must be in [0, 64]", self.helpers)
+        zip_groups(self.zip)
         require(bool(self.dir.strip()), "sweep.dir", "must name a folder", self.dir)
         require_choice("sweep.resume", self.resume.lower(), ("true", "false", "force"))
         require_choice("sweep.on_error", self.on_error, ("continue", "stop"))

@@ -57,12 +57,13 @@ class Adapter:
     encoder_decoder: bool
 
 
-def adapter_file(folder: Path, config_key: str) -> Path:
+def adapter_file(folder: Path, config_key: str, others: Sequence[str] = ()) -> Path:
     """Return the file with an adapter's tensors in a folder, or in the only checkpoint below it.
 
     Args:
         folder: a PEFT checkpoint, or a folder of checkpoints.
         config_key: the configuration key, for errors.
+        others: names of other files that the caller has looked for, for errors.
 
     Raises:
         ConfigError: there is no adapter, or there are several checkpoints.
@@ -81,8 +82,10 @@ def adapter_file(folder: Path, config_key: str) -> Path:
         )
     files = sorted(child.name for child in folder.iterdir())
     shown = ", ".join(files[:12]) + (" …" if len(files) > 12 else "")
+    *first, last = *others, *ADAPTERS
     raise ConfigError(
-        f"{config_key}: the folder {str(folder)!r} holds no {' or '.join(ADAPTERS)}. It has: {shown or 'no files'}."
+        f"{config_key}: the folder {str(folder)!r} holds no {', '.join(first)} or {last}. "
+        f"It has: {shown or 'no files'}."
     )
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -31,10 +31,16 @@ class TensorFile:
     Attributes:
         names: tensor names in the file's order; `[""]` for a single tensor without a name.
         read: returns a tensor by name, in the file's dtype.
+        note: what the file says about itself, such as "control vector for llama"; empty if it says nothing.
+        numbered: whether the format has one vector per layer, whose number ends its name.
+        ignored: names of values that are not read, because they are not tensors or not vectors.
     """
 
     names: list[str]
     read: Callable[[str], Tensor]
+    note: str = ""
+    numbered: bool = False
+    ignored: tuple[str, ...] = ()
 
 
 def open_tensors(file: Path, config_key: str) -> TensorFile:
@@ -58,7 +64,7 @@ def open_tensors(file: Path, config_key: str) -> TensorFile:
         except Exception as error:  # a dtype that PyTorch lacks, or a truncated file
             raise unreadable(error, file, name, config_key) from error
 
-    return TensorFile(opened.names, read)
+    return replace(opened, read=read)
 
 
 def require_memory(count: int, size: int) -> None:
@@ -107,7 +113,8 @@ def _npz(file: Path) -> TensorFile:
         with archive.open(members[name]) as stream:
             return _array(stream, archive.getinfo(members[name]).file_size)  # type: ignore[arg-type]
 
-    return TensorFile(list(members), read)
+    ignored = tuple(name for name in archive.namelist() if not name.endswith(".npy"))
+    return TensorFile(list(members), read, ignored=ignored)
 
 
 def _array(stream: BinaryIO, size: int) -> Tensor:
@@ -148,8 +155,10 @@ def _torch(file: Path) -> TensorFile:
         return TensorFile([""], lambda _: loaded)
     if not isinstance(loaded, (Mapping, list, tuple)):
         raise TypeError(f"it holds a {type(loaded).__name__}; expected a tensor, or tensors by name or number")
-    tensors = _named((name, value) for name, value in _leaves(loaded) if isinstance(value, torch.Tensor))
-    return TensorFile(list(tensors), tensors.__getitem__)
+    leaves = list(_leaves(loaded))
+    tensors = _named((name, value) for name, value in leaves if isinstance(value, torch.Tensor))
+    ignored = tuple(name for name, value in leaves if not isinstance(value, torch.Tensor))
+    return TensorFile(list(tensors), tensors.__getitem__, ignored=ignored)
 
 
 def _svec(file: Path) -> TensorFile:
@@ -163,7 +172,14 @@ def _svec(file: Path) -> TensorFile:
     if not isinstance(directions, dict):
         raise TypeError('it is not {"directions": {layer: [numbers]}, …}, the format of activation-steering')
     vectors = {f"directions.{layer}": numbers for layer, numbers in directions.items()}
-    return TensorFile(list(vectors), lambda name: torch.tensor(vectors[name], dtype=torch.float64))
+    model = loaded.get("model_type")
+    note = "steering vector of activation-steering" + (f" for {model}" if isinstance(model, str) else "")
+    ignored = tuple(key for key in loaded if key not in ("directions", "model_type"))
+
+    def read(name: str) -> Tensor:
+        return torch.tensor(vectors[name], dtype=torch.float64)
+
+    return TensorFile(list(vectors), read, note, numbered=True, ignored=ignored)
 
 
 def _gguf(file: Path) -> TensorFile:
@@ -191,7 +207,10 @@ def _gguf(file: Path) -> TensorFile:
         # bf16 and quantised GGML types are raw bytes until dequantised.
         return torch.from_numpy(gguf.dequantize(tensors[name].data, tensors[name].tensor_type).copy())
 
-    return TensorFile(list(tensors), read)
+    hint = reader.get_field("controlvector.model_hint")
+    note = "control vector" + (f" for {hint.contents()}" if hint is not None else "")
+    ignored = tuple(tensor.name for tensor in reader.tensors if tensor.name not in tensors)
+    return TensorFile(list(tensors), read, note, numbered=True, ignored=ignored)
 
 
 _OPENERS: dict[str, Callable[[Path], TensorFile]] = {

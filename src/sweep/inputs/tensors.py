@@ -55,7 +55,7 @@ def load_tensor(path: str, key: str | None, *, width: int, config_key: str, task
             adapter is not a soft prompt; or the tensor is not floating-point, not finite, empty or of another width.
     """
     file = tensor_file(path, config_key)
-    rows = _load_rows(file, key, config_key, task, _version(file))
+    rows = load_rows(file, key, config_key, task, file_version(file))
     _require_width(rows.shape, width, file, config_key)
     return rows
 
@@ -67,7 +67,7 @@ def count_rows(path: str, key: str | None, *, width: int | None, config_key: str
         ConfigError: see `load_tensor`.
     """
     file = tensor_file(path, config_key)
-    shape = _shape(file, key, config_key, task, _version(file))
+    shape = _shape(file, key, config_key, task, file_version(file))
     _require_width(shape, width, file, config_key)
     return shape[0]
 
@@ -79,10 +79,10 @@ def load_tensors(path: str, *, config_key: str) -> Mapping[str, Tensor]:
         ConfigError: see `load_tensor`; shapes are not checked.
     """
     file = tensor_file(path, config_key)
-    return _load_all(file, config_key, _version(file))
+    return _load_all(file, config_key, file_version(file))
 
 
-def _version(file: Path) -> Version:
+def file_version(file: Path) -> Version:
     """Return a value that changes with the file, or with the configuration that describes it."""
     config = peft.config_of(file)
     stats = [file.stat(), *([] if config is None else [config.stat()])]
@@ -90,12 +90,24 @@ def _version(file: Path) -> Version:
 
 
 @lru_cache(maxsize=64)
-def _load_rows(file: Path, key: str | None, config_key: str, task: int | None, version: Version) -> Tensor:
+def load_rows(file: Path, key: str | None, config_key: str, task: int | None, version: Version) -> Tensor:
+    """Return what `load_tensor` returns, of any width.
+
+    Args:
+        file: the file that holds the tensor.
+        key: as in `load_tensor`.
+        config_key: as in `load_tensor`.
+        task: as in `load_tensor`.
+        version: the file's version (`file_version`), by which results are cached.
+
+    Raises:
+        ConfigError: see `load_tensor`.
+    """
     opened, adapter = open_tensors(file, config_key), peft.read_adapter(file, config_key)
     peft.require_prompt(adapter, opened.names, key, file, config_key)
 
     def read(name: str) -> Tensor:
-        return _checked(opened.read(name), f"{file} ({name})" if name else str(file), config_key)
+        return checked(opened.read(name), f"{file} ({name})" if name else str(file), config_key)
 
     if peft.is_multitask(opened.names) and key in (None, peft.PROMPT):
         rows = peft.multitask_prompt(read, task, file, config_key)
@@ -104,15 +116,15 @@ def _load_rows(file: Path, key: str | None, config_key: str, task: int | None, v
     else:
         if adapter is not None:
             key = peft.PROMPT  # PEFT also saves the embedding table of a resized vocabulary
-        name = _select_name(opened.names, key, file, config_key)
-        rows = _as_rows(read(name), f"{file} ({name})" if name else str(file), config_key)
+        name = select_name(opened.names, key, file, config_key)
+        rows = as_rows(read(name), f"{file} ({name})" if name else str(file), config_key)
     peft.require_rows(adapter, rows, file, config_key)
     return rows
 
 
 @lru_cache(maxsize=65536)
 def _shape(file: Path, key: str | None, config_key: str, task: int | None, version: Version) -> tuple[int, int]:
-    count, width = _load_rows(file, key, config_key, task, version).shape
+    count, width = load_rows(file, key, config_key, task, version).shape
     return count, width
 
 
@@ -128,10 +140,22 @@ def _load_all(file: Path, config_key: str, version: Version) -> Mapping[str, Ten
     if not opened.names:
         raise ConfigError(f"{config_key}: {file} holds no tensor.")
     peft.require_weights(adapter, opened.names, file, config_key)
-    return {name: _checked(opened.read(name), f"{file} ({name})", config_key) for name in opened.names}
+    return {name: checked(opened.read(name), f"{file} ({name})", config_key) for name in opened.names}
 
 
-def _select_name(names: Sequence[str], key: str | None, file: Path, config_key: str) -> str:
+def select_name(names: Sequence[str], key: str | None, file: Path, config_key: str, *, hint: str = "") -> str:
+    """Return the name of the tensor to read.
+
+    Args:
+        names: the names in the file.
+        key: the requested name; None if the file holds one tensor.
+        file: the file, for errors.
+        config_key: the configuration key of the path, for errors.
+        hint: another way to choose, appended to the list of names.
+
+    Raises:
+        ConfigError: the name is missing, does not exist, or is superfluous.
+    """
     key_option = config_key.rpartition(".")[0] + ".key"
     if not names:
         raise ConfigError(f"{config_key}: {file} holds no tensor.")
@@ -141,7 +165,7 @@ def _select_name(names: Sequence[str], key: str | None, file: Path, config_key: 
         return ""
     if key is None and len(names) > 1:
         shown = ", ".join(sorted(names)[:24]) + (" …" if len(names) > 24 else "")
-        raise ConfigError(f"{key_option}: {file} holds {len(names)} tensors. Choose one: {shown}.")
+        raise ConfigError(f"{key_option}: {file} holds {len(names)} tensors. Choose one: {shown}.{hint}")
     if key is not None and key not in names:
         suffix_matches = [name for name in names if name.endswith(f".{key}")]
         suggestion = did_you_mean(key, sorted(names))
@@ -151,8 +175,12 @@ def _select_name(names: Sequence[str], key: str | None, file: Path, config_key: 
     return names[0] if key is None else key
 
 
-def _as_rows(tensor: Tensor, label: str, config_key: str) -> Tensor:
-    """Return a tensor as rows, (n, width); see `load_tensor`."""
+def as_rows(tensor: Tensor, label: str, config_key: str) -> Tensor:
+    """Return a tensor as rows, (n, width); see `load_tensor`.
+
+    Raises:
+        ConfigError: more than two dimensions are longer than 1, or there is none.
+    """
     rows = tensor[None] if tensor.ndim == 1 else tensor
     if rows.ndim > 2:
         kept = [length for length in rows.shape[:-1] if length != 1]
@@ -162,8 +190,17 @@ def _as_rows(tensor: Tensor, label: str, config_key: str) -> Tensor:
     return rows
 
 
-def _checked(tensor: Tensor, label: str, config_key: str) -> Tensor:
-    """Return a tensor in float32, contiguous; raise unless it holds finite real numbers."""
+def checked(tensor: Tensor, label: str, config_key: str) -> Tensor:
+    """Return a tensor in float32, contiguous.
+
+    Args:
+        tensor: of any shape and dtype.
+        label: file and name of the tensor, for errors.
+        config_key: the configuration key, for errors.
+
+    Raises:
+        ConfigError: it is empty, too large for the memory, or does not hold finite real numbers.
+    """
     import torch
 
     kind = "" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")

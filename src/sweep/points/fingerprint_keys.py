@@ -63,6 +63,7 @@ KEYS: Mapping[str, Effect] = {
     **{f"sweep.{name}": no_change(_WHERE) for name in (
         "dir", "name", "dry_run", "resume", "on_error", "max_failures", "objective", "helpers", "gpu_scoring",
     )},
+    "sweep.zip": no_change("It only decides which points there are."),
     **{f"report.{name}": no_change("It only decides what is compared in the report.") for name in (
         "baseline", "contrasts", "tolerance", "effect",
     )},

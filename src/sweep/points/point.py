@@ -117,7 +117,7 @@ def make_points(jobs: Sequence[tuple[Sequence[Override], SweepConfig]], varied: 
             "sweep.*, tracking.*, scoring.* and report.* belong to the whole sweep. They cannot be swept."
         )
     values = [{override.axis: override for override in overrides if override.is_axis} for overrides, _ in jobs]
-    swept = [axis_key(key) for key in varied] or [key for key in (values[0] if values else ()) if _differ(key, values)]
+    swept = [axis_key(key) for key in varied] or [key for key in _all_keys(values) if _differ(key, values)]
     # Points that do not differ are named by the transform's parameters, not by every override. The names of unswept
     # steps of a composition add nothing: their parameters have keys of their own.
     keys = swept or [key for job in values for key in job if key.startswith("transform.") and not _STEP.fullmatch(key)]
@@ -129,6 +129,18 @@ def make_points(jobs: Sequence[tuple[Sequence[Override], SweepConfig]], varied: 
         axes = ((key, o.text if o.number is None or key in texts else o.number) for key, o in swept_here)
         points.append(Point(config, tuple(axes)))
     return points
+
+
+def _all_keys(jobs: Sequence[Mapping[str, Override]]) -> list[str]:
+    """Return the keys of all jobs in the order of the command: points with different transforms have different keys."""
+    keys: list[str] = []
+    for typed in dict.fromkeys(map(tuple, jobs)):
+        place = 0
+        for key in typed:
+            if key not in keys:
+                keys.insert(place, key)
+            place = keys.index(key) + 1
+    return keys
 
 
 def _differ(key: str, jobs: Sequence[Mapping[str, Override]]) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from sweep.config.combinations import unscoped, zip_groups
+from sweep.config.overrides import axis_key
 from sweep.config.report_config import ReportConfig
 from sweep.planning.results import PointResult
 from sweep.points.point import as_text, common_axes
@@ -140,8 +142,10 @@ def compare(
         for result in ordered
         if not result.point.is_control and result.error is None
     ]
+    zips = zip_groups(ordered[0].point.config.sweep.zip) if ordered else []
+    zips = [[axis_key(unscoped(key)) for key in group] for group in zips]
     baseline = None if baselines.single is None else row_of[baselines.single]
-    series = [_series_response(series, row_of, confidence, baseline) for series in find_series(entries)]
+    series = [_series_response(series, row_of, confidence, baseline) for series in find_series(entries, zips)]
     quality = ranking_of((name for result in ordered for name in result.summaries), first)
     return Comparison(
         ordered,

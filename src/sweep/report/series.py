@@ -47,6 +47,7 @@ class Series:
         points: indices of the points in the sweep, one per dose.
         control: index of the common control, or of the first one if the pooled seeds include `sampling.seed`; None if
             there is none, or several because the axis changes the control.
+        zipped: the other keys that change with the dose (`sweep.zip`), such as `sampling.max_tokens`.
     """
 
     axis: str
@@ -55,11 +56,13 @@ class Series:
     doses: tuple[float, ...]
     points: tuple[int, ...]
     control: int | None
+    zipped: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """Name and pooled seeds: `span=all (pooled over seed=0,1)`."""
-        return f"{self.name} {self.pooling}".strip()
+        """Name, zipped keys and pooled seeds: `span=all (with max_tokens) (pooled over seed=0,1)`."""
+        together = f"(with {', '.join(key.rsplit('.', 1)[-1] for key in self.zipped)})" if self.zipped else ""
+        return " ".join(filter(None, (self.name, together, self.pooling)))
 
     @property
     def pooling(self) -> str:
@@ -67,9 +70,29 @@ class Series:
         return f"(pooled over {self.pooled})" if self.pooled else ""
 
 
-def find_series(entries: Sequence[TreatedPoint]) -> list[Series]:
-    """Return the series along every numeric axis, in the order of the axes and of their first points."""
-    return [series for axis in numeric_axes(entries) for series in _along(axis, entries)]
+def find_series(entries: Sequence[TreatedPoint], zips: Sequence[Sequence[str]] = ()) -> list[Series]:
+    """Return the series along every numeric axis, in the order of the axes and of their first points.
+
+    Args:
+        entries: the points.
+        zips: groups of keys that were zipped. A group is one axis: its first numeric key with a different number for
+            each combination of its values. A group without such a key is several axes.
+    """
+    numeric = numeric_axes(entries)
+    followers: dict[str, tuple[str, ...]] = {}
+    for group in zips:
+        lead = next((key for key in group if key in numeric and _identifies(key, group, entries)), None)
+        if lead is not None:
+            followers[lead] = tuple(key for key in group if key != lead)
+    following = {key for keys in followers.values() for key in keys}
+    axes = [axis for axis in numeric if axis not in following]
+    return [series for axis in axes for series in _along(axis, entries, followers.get(axis, ()))]
+
+
+def _identifies(key: str, group: Sequence[str], entries: Sequence[TreatedPoint]) -> bool:
+    """Return whether the values of a key tell the combinations of a group's values apart."""
+    cells = {tuple(entry.axes.get(other) for other in group) for entry in entries if key in entry.axes}
+    return len({entry.axes[key] for entry in entries if key in entry.axes}) == len(cells)
 
 
 def numeric_axes(entries: Iterable[TreatedPoint]) -> list[str]:
@@ -110,14 +133,16 @@ def _are_doses(values: set[Value]) -> bool:
     return len(numbers) == len(values) and len([number for number in numbers if math.isfinite(number)]) > 1
 
 
-def _along(axis: str, entries: Sequence[TreatedPoint]) -> Iterator[Series]:
+def _along(axis: str, entries: Sequence[TreatedPoint], zipped: tuple[str, ...]) -> Iterator[Series]:
     groups: dict[tuple[Fixed, int | None], list[TreatedPoint]] = {}
     # Keys outside of `transform` change the control too: there, each dose has its own control.
-    one_control = axis.split(".")[0] == "transform"
+    one_control = all(key.split(".")[0] == "transform" for key in (axis, *zipped))
     for entry in entries:
         dose = entry.axes.get(axis)
         if isinstance(dose, float) and math.isfinite(dose):
-            fixed = tuple(sorted((k, v) for k, v in entry.axes.items() if k != axis and not is_pooled(k)))
+            fixed = tuple(
+                sorted((k, v) for k, v in entry.axes.items() if k not in (axis, *zipped) and not is_pooled(k))
+            )
             groups.setdefault((fixed, entry.control if one_control else None), []).append(entry)
     order = {key: index for index, key in enumerate(dict.fromkeys(key for entry in entries for key in entry.axes))}
     fixed_values = [dict(sorted(fixed, key=lambda pair: order[pair[0]])) for fixed, _ in groups]
@@ -131,6 +156,7 @@ def _along(axis: str, entries: Sequence[TreatedPoint]) -> Iterator[Series]:
             tuple(float(entry.axes[axis]) for entry in members),
             tuple(entry.point for entry in members),
             controls.pop() if len(controls) == 1 else None,
+            tuple(key for key in zipped if any(key in entry.axes for entry in members)),
         )
 
 

@@ -50,6 +50,8 @@ class Transform(ABC):
         default_span: the part of the prompt that is changed unless the user sets another span.
         examples: parameters at which the transform changes something, for the conformance tests.
         paths: fields that name `files`. The contents of these files are part of the fingerprint, not their paths.
+        added: fields that later versions added, dotted if nested, with their defaults. At these values they count
+            neither in fingerprints nor in sweep ids, so that unchanged commands resume the sweeps of earlier versions.
     """
 
     name: ClassVar[str]
@@ -59,6 +61,7 @@ class Transform(ABC):
     default_span: ClassVar[str] = "content"
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
     paths: ClassVar[Sequence[str]] = ()
+    added: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def apply(self, rows: Tensor, context: Context) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sweep.transforms._math import UNITS, blend, resized, share, unit_size
 from sweep.transforms.base import Transform, register
 from sweep.transforms.context import Context, Corpus
-from sweep.transforms.vectors import VectorSource
+from sweep.transforms.vectors import ADDED, VectorSource
 from sweep.util.validators import require_choice, require_finite
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class AddVector(Transform):
         {"coefficient": -0.5, "vector": MOOD, "unit": "row_rms", "renormalize": True},
     )
     paths: ClassVar = ("vector.path",)
+    added: ClassVar = ADDED
 
     coefficient: float = 0.0
     vector: VectorSource = field(default_factory=VectorSource)
@@ -128,6 +129,7 @@ class Ablate(Projection):
 
     examples: ClassVar = ({"vector": MOOD}, {"strength": 0.5, "vector": MOOD})
     paths: ClassVar = ("vector.path",)
+    added: ClassVar = ADDED
 
     def target(self, rows: Tensor, context: Context) -> Tensor:
         """Return `rows` minus their projections."""
@@ -151,6 +153,7 @@ class Clamp(Projection):
 
     examples: ClassVar = ({"vector": MOOD}, {"value": 1.0, "unit": "table_std", "vector": MOOD})
     paths: ClassVar = ("vector.path",)
+    added: ClassVar = ADDED
 
     value: float = 0.0
     unit: str = "absolute"
@@ -182,6 +185,7 @@ class Erase(Projection):
 
     examples: ClassVar = ({"vector": {**MOOD, "method": "pca", "rank": 2}}, {"strength": 0.5, "vector": MOOD})
     paths: ClassVar = ("vector.path",)
+    added: ClassVar = ADDED
 
     def target(self, rows: Tensor, context: Context) -> Tensor:
         """Return `rows` minus their projections onto the subspace."""

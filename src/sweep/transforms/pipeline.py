@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,7 +219,9 @@ class Pipeline:
         return [
             {
                 "name": stage.transform.name,
-                "parameters": _without_paths(asdict(stage.transform), stage.transform.paths),
+                "parameters": without_added(
+                    _without_paths(asdict(stage.transform), stage.transform.paths), stage.transform.added
+                ),
                 "span": stage.span.config(),
                 "control": stage.control,
                 "files": [digest(path) for path in stage.transform.files()],
@@ -272,6 +274,20 @@ def _without_paths(parameters: dict[str, Any], paths: Sequence[str]) -> dict[str
             section = section[parent]
         section[key] = section[key] is not None
     return parameters
+
+
+def without_added(parameters: dict[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a transform's plain parameters without those at the values of `Transform.added`."""
+    result = parameters
+    for path, default in added.items():
+        first, _, rest = path.partition(".")
+        value = result.get(first)
+        if rest:
+            if isinstance(value, dict):
+                result = result | {first: without_added(value, {rest: default})}
+        elif first in result and value == default:
+            result = {key: kept for key, kept in result.items() if key != first}
+    return result
 
 
 def _user_code_digest(transform: type[Transform]) -> str | None:

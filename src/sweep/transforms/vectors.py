@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
-from sweep.inputs.tensors import load_tensor, tensor_file
+from sweep.inputs.vector_files import load_vectors, vector_file
 from sweep.transforms.context import Corpus
 from sweep.util.validators import require, require_choice
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 METHODS = ("mean_difference", "pca")
 KEY = "transform.vector"
+ADDED: dict[str, Any] = {"vector.row": None}  # see `Transform.added`
 TINY = 1e-6  # relative size below which a value counts as zero, for fp32 rounding errors
 
 
@@ -32,8 +33,12 @@ class VectorSource:
     the differences along it.
 
     Attributes:
-        path: a file with one or more vectors: .safetensors, .npy, .npz, .pt, .gguf or .svec.
-        key: the tensor's name in the file, nested names joined by dots; null if it holds one tensor.
+        path: a file with one or more vectors (.safetensors, .npy, .npz, .pt, .gguf or .svec), or the folder of a sparse
+            autoencoder (SAE). `sweep vectors FILE` lists what it holds.
+        key: the tensor's name in the file, nested names joined by dots; null if it holds one tensor, and with `row` for
+            the decoder of an SAE.
+        row: index of one row from 0, such as a feature of an SAE; or the number of a layer in a file with one tensor
+            per layer. null for all rows.
         positive: texts with the property that the vector stands for.
         negative: texts without it.
         method: `mean_difference`, one vector; or `pca`, which needs as many negative texts as positive ones.
@@ -46,6 +51,7 @@ class VectorSource:
     negative: list[str] = field(default_factory=list)
     method: str = "mean_difference"
     rank: int | None = None
+    row: int | None = None
 
     def validate(self) -> None:
         """Check that exactly one source is set. Not called in `__post_init__`, because a default instance has none.
@@ -59,6 +65,16 @@ class VectorSource:
         )
         require(
             self.path is not None or self.key is None, f"{KEY}.key", "selects a tensor in a file and needs a path", None
+        )
+        require(
+            self.path is not None or self.row is None, f"{KEY}.row", "selects a row of a file and needs a path", None
+        )
+        require(self.row is None or self.row >= 0, f"{KEY}.row", "must be 0 or more", self.row)
+        require(
+            self.row is None or self.rank in (None, 1),
+            f"{KEY}.rank",
+            "must be 1 or null, because row is set",
+            self.rank,
         )
         require_choice(f"{KEY}.method", self.method, METHODS)
         require(self.rank is None or self.rank >= 1, f"{KEY}.rank", "must be at least 1", self.rank)
@@ -75,7 +91,7 @@ class VectorSource:
 
     def files(self) -> tuple[Path, ...]:
         """Return the file, if there is one."""
-        return () if self.path is None else (tensor_file(self.path, f"{KEY}.path"),)
+        return () if self.path is None else (vector_file(self.path, f"{KEY}.path"),)
 
     def vectors(self, corpus: Corpus) -> Tensor:
         """Return the vectors at their own lengths: (rank, hidden_size), float32.
@@ -99,7 +115,8 @@ class VectorSource:
         """
         rows = self.vectors(corpus)
         if len(rows) > 1:
-            raise ConfigError(f"{KEY}: expected one vector, found {len(rows)}. Set {KEY}.rank=1 to use the first.")
+            choice = f"row=0 (to {len(rows) - 1})" if self.path is not None else "rank=1"
+            raise ConfigError(f"{KEY}: expected one vector, found {len(rows)}. Set {KEY}.{choice} to use one.")
         return rows[0]
 
     def basis(self, corpus: Corpus) -> Tensor:
@@ -113,7 +130,8 @@ class VectorSource:
     def _all(self, corpus: Corpus) -> Tensor:
         """Return all vectors of the file or the texts; cached, so that equal calls return the same object."""
         if self.path is not None:
-            return load_tensor(self.path, self.key, width=corpus.table.hidden_size, config_key=f"{KEY}.path")
+            width = corpus.table.hidden_size
+            return load_vectors(self.path, self.key, self.row, width=width, config_key=f"{KEY}.path")
         texts = tuple(self.positive), tuple(self.negative)
         return _contrast(*texts, self.method, self.rank or 1, corpus)
 
