@@ -23,7 +23,8 @@ from doc_folder import make_files
 from doc_pages import ROOT, Block, Command, blocks, commands, docs_script
 
 from sweep.engines import ENGINES
-from sweep.inputs.prompt_files import READERS
+from sweep.inputs.formats import FORMATS
+from sweep.inputs.readers import READERS
 from sweep.transforms import TRANSFORMS
 
 CommandLine = Callable[..., tuple[int, str, str]]
@@ -98,17 +99,22 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     modules = set(sys.modules)
-    registries: tuple[dict[str, Any], ...] = (TRANSFORMS, ENGINES, READERS)
+    registries: tuple[dict[str, Any], ...] = (TRANSFORMS, ENGINES, READERS, FORMATS)
     before = [dict(registry) for registry in registries]
     yield folder
     for registry, entries in zip(registries, before, strict=True):
         # What this package's own modules have registered stays: they are imported once.
-        for name in [name for name, value in registry.items() if not value.__module__.startswith("sweep.")]:
+        for name in [name for name, value in registry.items() if not _module(value).startswith("sweep.")]:
             if name not in entries:
                 del registry[name]
     for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
             del sys.modules[name]
+
+
+def _module(registered: Any) -> str:
+    """Return the module of a registered class or function, or of a format's function."""
+    return str(getattr(registered, "read", registered).__module__)
 
 
 def arguments(command: Command, folder: Path, *more: str) -> list[str]:

@@ -18,6 +18,7 @@ from sweep.config.scoring_config import ScoringConfig
 from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.errors import TooManyFailures
+from sweep.inputs import config as input_config
 from sweep.inputs.config import ModelConfig, PromptsConfig
 from sweep.transforms import Pipeline
 from sweep.util.counts import counted
@@ -200,7 +201,7 @@ class SweepConfig:
 
 # Keys that later versions added, with their defaults, by section. They do not count in a sweep's id where they have
 # these values, so that unchanged commands resume the sweeps of versions without the keys.
-ADDED: dict[str, dict[str, Any]] = {"prompts": {"choices_key": None}, "scoring": scoring_config.ADDED}
+ADDED: dict[str, dict[str, Any]] = {"prompts": input_config.ADDED, "scoring": scoring_config.ADDED}
 
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,

@@ -39,13 +39,30 @@ class ModelConfig(Section):
 SPECIAL_TOKENS = ("warn", "refuse", "escape", "allow")
 
 
+# Keys of `prompts` that later versions added, with their defaults. See `config.schema.ADDED`.
+ADDED: dict[str, Any] = {
+    "choices_key": None,
+    "format": None,
+    "dataset": None,
+    "dataset_config": None,
+    "split": None,
+    "revision": None,
+    "continue_final_message": False,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class PromptsConfig(Section):
     """Configuration section `prompts`.
 
     Attributes:
-        items: Prompts listed in the configuration, used without path: texts, or mappings with the three keys below.
-        path: File of prompts: .jsonl, .json, .yaml, .yml, .csv, .tsv, .txt or .parquet.
+        items: Prompts listed in the configuration, without path and dataset: texts, or mappings with the keys below.
+        path: File of prompts, a pattern such as data/*.parquet for several, or a folder that save_to_disk has written.
+        format: Format of the file or its entries, such as csv or alpaca, or both (csv+alpaca); null means guess.
+        dataset: Hugging Face data set, as a hub id or a local folder; used in place of path.
+        dataset_config: Name of the data set's configuration (subset); null means the only one.
+        split: Split of the data set, or sheet of an Excel file; null means the only one.
+        revision: Branch, tag or commit of the data set on the hub; null means the default branch.
         chat: Apply the model's chat template.
         system: System message; needs chat=true.
         limit: Use only this many prompts from the beginning; 1 or more.
@@ -57,11 +74,17 @@ class PromptsConfig(Section):
         special_tokens: Control tokens in prompt texts, such as <|end|>: warn or allow (send as tokens), escape (send as
             text) or refuse (an error).
         chat_template_kwargs: Variables of the chat template, named as in vLLM, such as enable_thinking.
+        continue_final_message: Let the model continue the assistant's message that must end each chat (prefill).
         date: ISO date, or date and time, for chat templates that read the clock; null means the start of the sweep.
     """
 
     items: list[Any] | None = None
     path: str | None = None
+    format: str | None = None
+    dataset: str | None = None
+    dataset_config: str | None = None
+    split: str | None = None
+    revision: str | None = None
     chat: bool = True
     system: str | None = None
     limit: int | None = None
@@ -72,10 +95,17 @@ class PromptsConfig(Section):
     placeholders: list[str] = field(default_factory=list)
     special_tokens: str = "warn"
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    continue_final_message: bool = False
     date: str | None = None
 
     def __post_init__(self) -> None:
-        require(self.items is not None or self.path is not None, "prompts", "needs items or a path", None)
+        named = self.path is not None or self.dataset is not None
+        require(self.items is not None or named, "prompts", "needs items, a path or a dataset", None)
+        one = self.path is None or self.dataset is None
+        require(one, "prompts.dataset", "cannot be used with prompts.path: set one of them to null", None)
+        for key, value in (("dataset_config", self.dataset_config), ("revision", self.revision)):
+            require(value is None or self.dataset is not None, f"prompts.{key}", "needs prompts.dataset", value)
+        require(self.split is None or named, "prompts.split", "needs prompts.dataset or prompts.path", self.split)
         require(self.limit is None or self.limit >= 1, "prompts.limit", "must be at least 1", self.limit)
         require_choice("prompts.special_tokens", self.special_tokens, SPECIAL_TOKENS)
         require(self.chat or self.system is None, "prompts.system", "needs prompts.chat=true", None)
