@@ -47,6 +47,11 @@ ADDED: dict[str, Any] = {
     "dataset_config": None,
     "split": None,
     "revision": None,
+    "map": {},
+    "template": None,
+    "shots": 0,
+    "shots_from": None,
+    "shots_seed": 0,
     "continue_final_message": False,
 }
 
@@ -70,6 +75,12 @@ class PromptsConfig(Section):
         prompt_key: Key or column of a prompt's text.
         reference_key: Key or column of a prompt's reference answers.
         choices_key: Key or column of a prompt's choices, whose likelihoods are then scored; null means none are read.
+        map: Sources of prompt, reference, id, choices, messages, system, tools and values: keys, paths such as
+            doc.question, or Jinja templates over an entry's keys.
+        template: Jinja template of the prompt's text over the keys of an entry, such as "Q: {{question}} A:".
+        shots: Number of answered examples before each prompt; 0 (none) or more.
+        shots_from: Split or file of the examples; null means the other prompts.
+        shots_seed: Seed of the choice of examples.
         placeholders: Names whose {name} stays in the text as a unit, for a transform to replace.
         special_tokens: Control tokens in prompt texts, such as <|end|>: warn or allow (send as tokens), escape (send as
             text) or refuse (an error).
@@ -92,6 +103,11 @@ class PromptsConfig(Section):
     prompt_key: str = "prompt"
     reference_key: str = "reference"
     choices_key: str | None = None
+    map: dict[str, str] = field(default_factory=dict)
+    template: str | None = None
+    shots: int = 0
+    shots_from: str | None = None
+    shots_seed: int = 0
     placeholders: list[str] = field(default_factory=list)
     special_tokens: str = "warn"
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +122,10 @@ class PromptsConfig(Section):
         for key, value in (("dataset_config", self.dataset_config), ("revision", self.revision)):
             require(value is None or self.dataset is not None, f"prompts.{key}", "needs prompts.dataset", value)
         require(self.split is None or named, "prompts.split", "needs prompts.dataset or prompts.path", self.split)
+        require(self.shots >= 0, "prompts.shots", "must be 0 (none) or more", self.shots)
+        shots = self.shots > 0
+        require(shots or self.shots_from is None, "prompts.shots_from", "needs prompts.shots above 0", self.shots_from)
+        require(shots or self.shots_seed == 0, "prompts.shots_seed", "needs prompts.shots above 0", self.shots_seed)
         require(self.limit is None or self.limit >= 1, "prompts.limit", "must be at least 1", self.limit)
         require_choice("prompts.special_tokens", self.special_tokens, SPECIAL_TOKENS)
         require(self.chat or self.system is None, "prompts.system", "needs prompts.chat=true", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sweep.errors import ConfigError
@@ -16,6 +16,7 @@ from sweep.inputs.entry_keys import (
     is_similar,
     lookup,
 )
+from sweep.inputs.entry_map import entry_map
 from sweep.inputs.format_names import entry_format
 from sweep.inputs.formats import FORMATS, Format, PromptEntry
 from sweep.inputs.formats.base import Fields
@@ -45,16 +46,20 @@ class EntryReader:
     """Reader of the entries of one configuration: strings, or mappings in one of the formats of docs/guide/prompts.md.
 
     Owned by one thread. It remembers what entries with the same keys have in common.
+
+    Attributes:
+        map: the map of `prompts.map` and `prompts.template`; None if there is none.
     """
 
     def __init__(self, config: PromptsConfig) -> None:
         """Create a reader.
 
         Raises:
-            ConfigError: `prompts.format` is unknown.
+            ConfigError: `prompts.format` is unknown, or see `EntryMap`.
         """
         self._config = config
         self._format = entry_format(config)
+        self.map = entry_map(config)
         self._names = (*configured_keys(config).values(), *KEYS)
         self._shapes: dict[tuple[str, ...], _Shape] = {}
         self._unused: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
@@ -79,7 +84,15 @@ class EntryReader:
         # NaN is the only value that differs from itself.
         fields = {k: v for k, v in entry.items() if v is not None and (v.__class__ is not float or v == v)}
         get = (lambda key: lookup(fields, key)) if shape.dotted else fields.get
-        result = self._read_format(fields, place)
+        mapped = {} if self.map is None else self.map.apply(entry, place)
+        chat_key = next((key for key in ("prompt", "messages") if key in mapped), None)
+        if chat_key is not None:
+            result = self._remapped(fields, mapped, chat_key, place)
+        elif self.map is not None and self.map.columns.keys() & {"prompt", "messages"}:
+            keys_found = describe_keys(fields)
+            raise ConfigError(f"{place}: prompts.map or prompts.template gives an empty prompt ({keys_found}).")
+        else:
+            result = self._read_format(fields, place)
         identifier, reference = get(config.id_key), get(config.reference_key)
         used = result.used
         # Formats may have a key of this name with another meaning, such as MT-bench: one reference for each turn.
@@ -87,8 +100,18 @@ class EntryReader:
             reference = result.reference
         else:  # the project's own keys also apply to foreign formats
             used = (*(key for key in used if key not in result.reference_keys), config.reference_key)
-        if identifier is not None:
+        if "reference" in mapped:
+            reference = mapped["reference"]
+            used = tuple(key for key in used if key not in (*result.reference_keys, config.reference_key))
+        if "id" in mapped:
+            identifier = mapped["id"]
+            used = tuple(key for key in used if key not in result.id_keys)
+        elif identifier is not None:
             used = (*(key for key in used if key not in result.id_keys), config.id_key)
+        if self.map is not None:
+            used = (*used, *(key for name, keys in self.map.columns.items() if name in mapped for key in keys))
+        kept = {key: mapped[key] if key in mapped else fields.get(key) for key in ("system", "tools", "values")}
+        choices = None if config.choices_key is None else get(config.choices_key)
         document = raw if isinstance(raw, DocumentEntry) else None
         return PromptEntry(
             text=result.text,
@@ -96,10 +119,11 @@ class EntryReader:
             answer=result.answer,
             id=result.id if identifier is None else identifier,
             reference=reference,
-            choices=None if config.choices_key is None else get(config.choices_key),
-            values=fields.get("values"),
-            system=_system(fields["system"], place) if "system" in fields else None,
-            tools=result.tools or (read_tools(parsed(fields["tools"]), f"{place}: tools") if "tools" in fields else ()),
+            choices=mapped.get("choices", choices),
+            values=kept["values"],
+            system=None if kept["system"] is None else _system(kept["system"], place),
+            tools=result.tools
+            or (() if kept["tools"] is None else read_tools(parsed(kept["tools"]), f"{place}: tools")),
             form=document.form if document and document.form else result.form,
             unused=self._unused_keys(keys, used) + result.unused + (document.unused if document else ()),
         )
@@ -114,7 +138,8 @@ class EntryReader:
         cached = self._unused.get((keys, used))
         if cached is None:
             choices = [self._config.choices_key] if self._config.choices_key is not None else []
-            names = {*used, *choices, "system", "tools", "values"}
+            own = {"system", "tools", "values"} - (self.map.columns.keys() if self.map is not None else set())
+            names = {*used, *choices, *own}
             roots = {name.split(".")[0] for name in names}
             cached = tuple(str(key) for key in keys if key not in names and key not in roots)
             self._unused[keys, used] = cached
@@ -129,6 +154,31 @@ class EntryReader:
         if found is None:
             raise ConfigError(f"{place}: has neither {config.prompt_key!r} nor messages ({_advice(fields)}")
         return found.read(fields, place, config)
+
+    def _remapped(self, fields: Fields, mapped: Fields, key: str, place: str) -> PromptEntry:
+        """Return an entry whose prompt the map makes; id and reference may still come from a recognised format."""
+        config = self._config
+        own_key, name = (config.prompt_key, "prompt") if key == "prompt" else ("messages", "openai_chat")
+        own = replace(FORMATS[name].read({own_key: mapped[key]}, place, config), form="", used=())
+        found = self._format or guess_format(fields, config)
+        if found is None or found.name in ("prompt", "openai_chat"):
+            return own
+        try:
+            base = found.read(fields, place, config)
+        except ConfigError:
+            if self._format is not None:
+                raise
+            return own
+        return replace(
+            own,
+            id=base.id,
+            reference=base.reference,
+            form=base.form,
+            used=(*base.id_keys, *base.reference_keys),
+            id_keys=base.id_keys,
+            reference_keys=base.reference_keys,
+            unused=tuple(path for path in base.unused if path.partition(".")[0] in base.reference_keys),
+        )
 
     def _require_format(self, chosen: Format, fields: Fields, place: str) -> None:
         if chosen.name == "prompt":

@@ -10,12 +10,17 @@ from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sweep.errors import ConfigError
+from sweep.inputs.bounded import bounded
 from sweep.inputs.entry_keys import describe_keys
 
 MARKERS = ("{{", "{%")
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=lambda value: "" if value is None else value,
 )
 
 
@@ -65,3 +70,16 @@ class JinjaText:
         except Exception as error:  # filters and operators of the template raise anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"{where}: {self._where}: the template fails: {reason}.") from error
+
+
+def render_limited(template: JinjaText, values: Mapping[str, Any], where: str) -> str:
+    """Return the text of a template that comes with a file, within the limits of `bounded`.
+
+    Raises:
+        ConfigError: see `JinjaText.render`; also if a limit is exceeded.
+    """
+    try:
+        with bounded():
+            return template.render(values, where)
+    except (TimeoutError, MemoryError) as error:
+        raise ConfigError(f"{where}: the template needs too much time or memory ({error}).") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sweep.errors import ConfigError
@@ -83,7 +83,7 @@ def open_source(config: PromptsConfig, path: str | None = None, split: str | Non
         ConfigError: see `find_prompt_files`, `resolve_revision` and `check_format`.
     """
     check_format(config)
-    split = split or config.split
+    split = config.split if path is None and split is None else split
     if path is None and config.dataset is not None:
         revision = resolve_revision(config)
         version = f"revision {revision[:12]}" if revision else None
@@ -100,6 +100,27 @@ def open_source(config: PromptsConfig, path: str | None = None, split: str | Non
         return Source(path, ((f"{path}:{place}", entry) for place, entry in saved))
     files = find_prompt_files(path)
     return Source(path, _all_entries(files, config))
+
+
+def open_shots(config: PromptsConfig) -> Source | None:
+    """Return the source of few-shot examples; None if they are the other prompts.
+
+    Raises:
+        ConfigError: see `open_source`.
+    """
+    named = config.shots_from
+    if named is None:
+        return None
+    unlimited = replace(config, limit=None)
+    is_path = glob.has_magic(named) or inner_suffix(Path(named))[0] in READERS or Path(named).expanduser().exists()
+    if is_path and not (config.dataset and "[" in named):
+        return open_source(unlimited, path=named)
+    if config.dataset is None and (config.path is None or not is_saved(Path(config.path).expanduser())):
+        raise ConfigError(
+            f"prompts.shots_from: {named!r} is neither a file nor a split, because the prompts are not a data set. "
+            "Set the path of a file."
+        )
+    return open_source(unlimited, split=named)
 
 
 def _all_entries(files: Sequence[PromptFile], config: PromptsConfig) -> Entries:

@@ -5,48 +5,28 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from sweep.errors import ConfigError
+from sweep.inputs.bounded import GROWTH, SECONDS, bounded
 from sweep.inputs.choices import as_text, named_choices, read_choices
 from sweep.inputs.config import PromptsConfig
 from sweep.inputs.entries import EntryReader, as_mapping, has_system
 from sweep.inputs.entry_keys import check_configured_keys
 from sweep.inputs.formats import PromptEntry
 from sweep.inputs.messages import Message, describe_type
-from sweep.inputs.placeholders import PLACEHOLDER, Place, fill, filled_by_name, read_values, require_filled
-from sweep.inputs.prompt_files import Source, open_source
+from sweep.inputs.placeholders import PLACEHOLDER, fill, filled_by_name, read_values, require_filled
+from sweep.inputs.prompt import Prompt
+from sweep.inputs.prompt_files import Source, open_shots, open_source
 from sweep.inputs.prompt_summary import PromptSummary, Reading
 from sweep.inputs.readers.base import MAX_PROMPTS, Entries
+from sweep.inputs.shots import with_shots
 
+__all__ = ["Prompt", "load", "summarise"]
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One prompt.
-
-    Attributes:
-        id: unique within a sweep.
-        text: the text shown for it: its text, or that of the last message.
-        messages: the chat that the template renders; None for plain completion.
-        references: accepted answers; empty if correctness is not measured.
-        choices: answers to choose from, whose likelihoods are scored; empty if it has none of its own.
-        values: (name, text) of the prompt's own values for placeholders.
-        places: positions of placeholders.
-        tools: tool definitions for the chat template, as JSON values.
-        reading: how its entry was read; not part of the prompt's identity.
-    """
-
-    id: str
-    text: str
-    messages: tuple[Message, ...] | None
-    references: tuple[str, ...] = ()
-    values: tuple[tuple[str, str], ...] = ()
-    places: tuple[Place, ...] = ()
-    tools: tuple[dict[str, Any], ...] = ()
-    choices: tuple[str, ...] = ()
-    reading: Reading = field(default=Reading(), compare=False)
+SECONDS_PER_ENTRY, GROWTH_PER_ENTRY = 0.01, 2**16  # limits of templates
 
 
 def load(config: PromptsConfig) -> list[Prompt]:
@@ -54,23 +34,54 @@ def load(config: PromptsConfig) -> list[Prompt]:
 
     Raises:
         ConfigError: the source does not exist or has an unknown format, an entry is malformed (with file and line), an
-            id is repeated, no entry has a configured key, or there are no prompts.
+            id is repeated, no entry has a configured key, there are no prompts, or too few examples (see `with_shots`).
     """
     with _without_garbage_collection():
         source = open_source(config)
-        where = source.name or "prompts.items"
-        raw = list(_limited(source.entries, where, config))
-        if not raw:
-            raise ConfigError(f"The prompt list is empty: {where} holds no prompt.")
-        check_configured_keys((as_mapping(entry, place, config) for place, entry in raw), config, where)
-        reader = EntryReader(config)
-        prompts = [_prompt(reader.read(entry, place), place, i, config, source) for i, (place, entry) in enumerate(raw)]
-        _require_filled_everywhere(prompts, [place for place, _ in raw], config)
-        places: dict[str, str] = {}
-        for prompt, (place, _) in zip(prompts, raw, strict=True):
-            if (first := places.setdefault(prompt.id, place)) != place:
-                raise ConfigError(f"{place}: the id {prompt.id!r} is already used at {first}. Ids must be unique.")
+        prompts = _read(source, config)
+        if config.shots:
+            examples = open_shots(config)
+            pool = prompts if examples is None else _read(examples, replace(config, limit=None))
+            prompts = with_shots(prompts, pool, config, (examples or source).name or "prompts.items")
         return prompts
+
+
+def _read(source: Source, config: PromptsConfig) -> list[Prompt]:
+    where = source.name or "prompts.items"
+    raw = list(_limited(source.entries, where, config))
+    if not raw:
+        raise ConfigError(f"The prompt list is empty: {where} holds no prompt.")
+    reader = EntryReader(config)
+    if reader.map is not None:
+        reader.map.check((as_mapping(entry, place, config) for place, entry in raw), where)
+    check_configured_keys((as_mapping(entry, place, config) for place, entry in raw), config, where)
+    with _limited_templates(reader, len(raw)):
+        prompts = [_prompt(reader.read(entry, place), place, i, config, source) for i, (place, entry) in enumerate(raw)]
+    _require_filled_everywhere(prompts, [place for place, _ in raw], config)
+    places: dict[str, str] = {}
+    for prompt, (place, _) in zip(prompts, raw, strict=True):
+        if (first := places.setdefault(prompt.id, place)) != place:
+            raise ConfigError(f"{place}: the id {prompt.id!r} is already used at {first}. Ids must be unique.")
+    return prompts
+
+
+@contextmanager
+def _limited_templates(reader: EntryReader, count: int) -> Iterator[None]:
+    """Limit the time and memory of `prompts.map` and `prompts.template` over all entries.
+
+    Raises:
+        ConfigError: a limit is exceeded.
+    """
+    if reader.map is None or not reader.map.has_templates:
+        yield
+        return
+    try:
+        with bounded(SECONDS + count * SECONDS_PER_ENTRY, GROWTH + count * GROWTH_PER_ENTRY):
+            yield
+    except TimeoutError as error:
+        raise ConfigError(f"prompts.template or prompts.map did not finish: {error}.") from error
+    except MemoryError as error:
+        raise ConfigError("prompts.template or prompts.map needs too much memory.") from error
 
 
 @contextmanager

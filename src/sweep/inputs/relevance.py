@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sweep.inputs.config import PromptsConfig
 from sweep.inputs.entry_keys import KEYS, configured_keys, is_similar
+from sweep.inputs.entry_map import entry_map
 from sweep.inputs.formats import FORMATS
 
 
@@ -12,4 +13,7 @@ def is_relevant(column: str, config: PromptsConfig) -> bool:
     names = [*configured_keys(config).values(), *KEYS]
     roots = {name.split(".")[0] for name in names}
     formats = {key for entry_format in FORMATS.values() for key in entry_format.keys}
+    mapped = entry_map(config)
+    if mapped is not None and any(column in columns for columns in mapped.columns.values()):
+        return True
     return column in names or column in roots or column in formats or is_similar(column, tuple(names))

@@ -11,7 +11,7 @@ from typing import Any
 from sweep.errors import ConfigError
 from sweep.inputs.choices import as_text
 from sweep.inputs.entry_keys import is_missing
-from sweep.inputs.jinja_text import JinjaText
+from sweep.inputs.jinja_text import JinjaText, render_limited
 from sweep.inputs.messages import describe_type, is_chat
 
 MATCHES = ("equals", "contains", "icontains", "contains-any", "icontains-any", "starts-with", "similar")
@@ -92,7 +92,7 @@ def promptfoo_entries(document: Mapping[str, Any], name: str) -> Iterator[tuple[
         for i, template in enumerate(templates):
             for number, values in enumerate(combinations):
                 where = f"{name}:{place}"
-                entry = _rendered(template.render(values, where)) | {
+                entry = _rendered(render_limited(template, values, where)) | {
                     "id": _id(i, len(templates), j, number, combinations)
                 }
                 if references:
@@ -103,7 +103,7 @@ def promptfoo_entries(document: Mapping[str, Any], name: str) -> Iterator[tuple[
 
 
 def _filled(text: str, values: Mapping[str, Any], where: str) -> str:
-    return JinjaText(text, f"{where}.assert").render(values, where)
+    return render_limited(JinjaText(text, f"{where}.assert"), values, where)
 
 
 def _id(prompt: int, prompts: int, test: int, number: int, combinations: list[dict[str, str]]) -> str:

@@ -19,7 +19,10 @@ SECONDS = 20.0  # limit of the request for a data set's commit
 
 def is_saved(folder: Path) -> bool:
     """Return whether `save_to_disk` of the package `datasets` has written a folder."""
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    try:
+        return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    except (OSError, ValueError):  # a path that is too long or contains a NUL, which is reported as that of a file
+        return False
 
 
 def read_saved(folder: Path, name: str, config: PromptsConfig, split: str | None) -> Entries:
