@@ -10,7 +10,6 @@ import pytest
 from prompt_entries import load_file, read, refusal, refuse_file, summary
 
 from sweep.inputs.checkpoint import Checkpoint
-from sweep.inputs.config import PromptsConfig
 from sweep.inputs.span import parse_span
 from sweep.inputs.tokenization import encode
 
@@ -162,10 +161,3 @@ def test_a_span_finds_the_own_text_after_examples(checkpoint: Checkpoint, chat: 
     [first, *_] = encode(read(*SUMS, map=MAP, shots=2, chat=chat), checkpoint)
     tokens = parse_span({"placeholder": "prompt"}, "span").tokens(first.layout)
     assert checkpoint.tokenizer.decode([first.token_ids[i] for i in tokens]) == "0+1?"
-
-
-def test_defaults_of_new_keys_are_those_of_the_sweep_id() -> None:
-    from sweep.inputs.config import ADDED
-
-    config = PromptsConfig(items=["a"])
-    assert {key: getattr(config, key) for key in ADDED} == ADDED

@@ -54,6 +54,8 @@ VALUES: dict[str, Any] = {
     "prompts.shots_seed": 1,
     "prompts.placeholders": ["x"],
     "prompts.special_tokens": "escape",
+    "prompts.chat_template": "",  # a file
+    "prompts.template_kwargs": {"enable_thinking": False},
     "prompts.chat_template_kwargs": {"enable_thinking": False},
     "prompts.continue_final_message": True,
     "prompts.date": "2027-01-01",
@@ -76,6 +78,8 @@ VALUES: dict[str, Any] = {
     "scoring.choices": ["General", "Major"],
     "scoring.target_delimiter": "",
     "scoring.quality": ["chrf"],
+    "scoring.strip_reasoning": True,
+    "scoring.reasoning_tags": ["[THINK]", "[/THINK]"],
     "scoring.measures": ["health/letters_for_fingerprints"],
     "scoring.similarity_model": "nowhere/nothing",
     "scoring.judge": {"url": "http://127.0.0.1:9/v1", "timeout": 5.0},
@@ -91,6 +95,7 @@ VALUES: dict[str, Any] = {
     "sweep.dir": "/tmp/elsewhere",
     "sweep.name": "x",
     "sweep.dry_run": True,
+    "sweep.show_prompt": 1,
     "sweep.resume": "false",
     "sweep.on_error": "stop",
     "sweep.max_failures": 1,
@@ -159,6 +164,9 @@ def test_listed_keys_match_the_fingerprint(
         value = str(models[1])
     elif key == "prompts.path":
         (path := tmp_path / "p.txt").write_text("Other\n")
+        value = str(path)
+    elif key == "prompts.chat_template":
+        (path := tmp_path / "template.jinja").write_text("{{ strftime_now('%Y') }}{{ messages[0].content }}")
         value = str(path)
     elif key == "prompts.format":
         base["prompts"]["items"] = [{"prompt": "Hi", "messages": [{"role": "user", "content": "Hi there"}]}]

@@ -14,6 +14,7 @@ from sweep.inputs.input_store import InputStore
 from sweep.inputs.packaged_model import Packages
 from sweep.launch.backend import ShardBackend
 from sweep.planning.plan import describe, describe_prompts, make_plan
+from sweep.planning.shown_prompts import shown_prompts
 from sweep.points.fingerprint import Fingerprints
 from sweep.points.point import Point, with_controls
 from sweep.storage.archive import Archive
@@ -48,6 +49,8 @@ class DryRun:
         distinct = {point.key: point for _, point in self._fingerprints.distinct(points)}
         tasks = self._resume.tasks(with_controls(list(distinct.values()), ()), self._fingerprints)
         groups = make_plan(self._resume.todo(tasks), self._fingerprints.inputs, dry_run=True)
+        for shown in shown_prompts(points, self._fingerprints.inputs, points[0].config.sweep.show_prompt):
+            self._terminal.marked(shown.title, shown.pieces)
         notes = [describe_read(instant) for instant in self._fingerprints.inputs.clock.reads]
         if groups and (older := self._resume.older_answers()):
             notes.append(older)

@@ -20,7 +20,8 @@ NOT_A_SWEEP = (
     *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"),
     *("--run", "-r", "--experimental-rerun"),
 )
-OPEN = ("prompts.chat_template_kwargs.", "prompts.map.")  # mappings whose keys are chosen by the user
+# Mappings whose keys are chosen by the user.
+OPEN = ("prompts.chat_template_kwargs.", "prompts.template_kwargs.", "prompts.map.")
 SWEEP = ("--multirun", "-m")  # the default
 TEMPLATES = ("prompts.template", "prompts.map.")  # values that may be Jinja templates, whose braces Hydra cannot read
 

@@ -99,6 +99,7 @@ class SweepSettings(Section):
         name: Name of the sweep in MLflow and the report; null means one made from the overrides, such as scale
             factor=1.2,1.5.
         dry_run: List points, engines, requests and tokens, and start nothing.
+        show_prompt: Print this many rendered prompts with their tokens and spans, also in a dry run; 0 (none) or more.
         resume: true resumes the same command's sweep; false starts a new one; force resumes it even if another version
             of the engine began it.
         on_error: continue, or stop the sweep at the first point that fails.
@@ -114,6 +115,7 @@ class SweepSettings(Section):
     dir: str = "outputs"
     name: str | None = None
     dry_run: bool = False
+    show_prompt: int = 0
     resume: str = "true"
     on_error: str = "continue"
     max_failures: int | None = None
@@ -124,6 +126,7 @@ class SweepSettings(Section):
     def __post_init__(self) -> None:
         require(self.helpers is None or 0 <= self.helpers <= 64, "sweep.helpers", "must be in [0, 64]", self.helpers)
         require(bool(self.dir.strip()), "sweep.dir", "must name a folder", self.dir)
+        require(self.show_prompt >= 0, "sweep.show_prompt", "must be 0 (none) or more", self.show_prompt)
         require_choice("sweep.resume", self.resume.lower(), ("true", "false", "force"))
         require_choice("sweep.on_error", self.on_error, ("continue", "stop"))
         limit = self.max_failures

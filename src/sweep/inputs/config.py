@@ -52,6 +52,8 @@ ADDED: dict[str, Any] = {
     "shots": 0,
     "shots_from": None,
     "shots_seed": 0,
+    "chat_template": None,
+    "template_kwargs": {},
     "continue_final_message": False,
 }
 
@@ -84,7 +86,9 @@ class PromptsConfig(Section):
         placeholders: Names whose {name} stays in the text as a unit, for a transform to replace.
         special_tokens: Control tokens in prompt texts, such as <|end|>: warn or allow (send as tokens), escape (send as
             text) or refuse (an error).
-        chat_template_kwargs: Variables of the chat template, named as in vLLM, such as enable_thinking.
+        chat_template: File with a chat template to use instead of the model's; null means the model's.
+        template_kwargs: Variables of the chat template, such as enable_thinking.
+        chat_template_kwargs: The same under vLLM's name.
         continue_final_message: Let the model continue the assistant's message that must end each chat (prefill).
         date: ISO date, or date and time, for chat templates that read the clock; null means the start of the sweep.
     """
@@ -110,6 +114,8 @@ class PromptsConfig(Section):
     shots_seed: int = 0
     placeholders: list[str] = field(default_factory=list)
     special_tokens: str = "warn"
+    chat_template: str | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     continue_final_message: bool = False
     date: str | None = None
@@ -129,8 +135,21 @@ class PromptsConfig(Section):
         require(self.limit is None or self.limit >= 1, "prompts.limit", "must be at least 1", self.limit)
         require_choice("prompts.special_tokens", self.special_tokens, SPECIAL_TOKENS)
         require(self.chat or self.system is None, "prompts.system", "needs prompts.chat=true", None)
+        require(self.chat or self.chat_template is None, "prompts.chat_template", "needs prompts.chat=true", None)
+        if self.continue_final_message:
+            require(self.chat, "prompts.continue_final_message", "needs prompts.chat=true", None)
+            rule = "cannot be used with prompts.continue_final_message: examples are answered"
+            require(self.shots == 0, "prompts.shots", rule, None)
+        for name in self.template_kwargs.keys() & self.chat_template_kwargs.keys():
+            rule = f"has {name!r}, which prompts.chat_template_kwargs also has: remove one"
+            require(False, "prompts.template_kwargs", rule, None)
         if self.date is not None:
             parse_date(self.date)
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """All variables of the chat template."""
+        return self.chat_template_kwargs | self.template_kwargs
 
 
 def parse_date(text: str) -> datetime:

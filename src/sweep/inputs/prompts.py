@@ -16,7 +16,7 @@ from sweep.inputs.config import PromptsConfig
 from sweep.inputs.entries import EntryReader, as_mapping, has_system
 from sweep.inputs.entry_keys import check_configured_keys
 from sweep.inputs.formats import PromptEntry
-from sweep.inputs.messages import Message, describe_type
+from sweep.inputs.messages import ASSISTANT_ROLES, Message, describe_type
 from sweep.inputs.placeholders import PLACEHOLDER, fill, filled_by_name, read_values, require_filled
 from sweep.inputs.prompt import Prompt
 from sweep.inputs.prompt_files import Source, open_shots, open_source
@@ -117,6 +117,8 @@ def _prompt(entry: PromptEntry, place: str, index: int, config: PromptsConfig, s
     _require_encodable(entry, place)
     values = read_values(entry.values, place)
     messages = _chat(entry, place, config)
+    if config.continue_final_message:
+        _require_prefill(messages, place)
     texts = [message["content"] for message in messages] if messages is not None else [entry.text or ""]
     if not texts[-1] and (messages is None or messages[-1]["role"] == "user"):
         raise ConfigError(f"{place}: the prompt's text is empty.")
@@ -139,7 +141,7 @@ def _prompt(entry: PromptEntry, place: str, index: int, config: PromptsConfig, s
     )
     return Prompt(
         id=_id(entry.id, place, index, config),
-        text=filled[-1][0],
+        text=filled[-2 if config.continue_final_message and len(filled) > 1 else -1][0],
         messages=None
         if messages is None
         else tuple(message | {"content": content} for message, (content, _) in zip(messages, filled, strict=True)),
@@ -179,6 +181,21 @@ def _chat(entry: PromptEntry, place: str, config: PromptsConfig) -> tuple[Messag
         raise ConfigError(f"{place}: has two system messages, from {sources[0]} and from {sources[1]}. Remove one.")
     text = config.system if config.system is not None else entry.system
     return messages if text is None else ({"role": "system", "content": text}, *messages)
+
+
+def _require_prefill(messages: Sequence[Message] | None, place: str) -> None:
+    """Check that a chat ends with a text of the assistant, which the model continues.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    last = messages[-1] if messages else {"role": "user"}
+    if last["role"] not in ASSISTANT_ROLES or not last["content"].strip():
+        found = "one without a text" if last["role"] in ASSISTANT_ROLES else f"a {last['role']} message"
+        raise ConfigError(
+            f"{place}: prompts.continue_final_message needs a chat that ends with an assistant message; it ends with "
+            f"{found}. Add the beginning of the answer."
+        )
 
 
 def _require_encodable(entry: PromptEntry, place: str) -> None:

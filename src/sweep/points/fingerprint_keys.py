@@ -46,6 +46,8 @@ KEYS: Mapping[str, Effect] = {
     "prompts.shots_seed": changes(_RENDERED),
     "prompts.placeholders": changes(_RENDERED),
     "prompts.special_tokens": changes(f"{_RENDERED} Prompts without control tokens in their text are unaffected."),
+    "prompts.chat_template": changes(_RENDERED),
+    "prompts.template_kwargs": changes(_RENDERED),
     "prompts.chat_template_kwargs": changes(_RENDERED),
     "prompts.continue_final_message": changes(_RENDERED),
     "prompts.date": changes(f"{_RENDERED} Prompts of a template without a clock are unaffected."),
@@ -63,6 +65,8 @@ KEYS: Mapping[str, Effect] = {
     "scoring.choices": no_change("It adds log-probabilities of choices, which are recorded separately."),
     "scoring.target_delimiter": no_change("Only references and choices depend on it, which are recorded separately."),
     "scoring.quality": no_change(f"{_SCORES} Your own modules count for scores by their contents."),
+    "scoring.strip_reasoning": no_change(_SCORES),
+    "scoring.reasoning_tags": no_change(_SCORES),
     "scoring.measures": no_change(f"{_SCORES} Your own modules count for scores by their contents."),
     "scoring.similarity_model": no_change(f"{_SCORES} The name counts for scores, not the model's files."),
     "scoring.judge": no_change(f"{_SCORES} Its limits of time and number do not count for scores."),
@@ -72,7 +76,8 @@ KEYS: Mapping[str, Effect] = {
     "scoring.equivalence": no_change("It only adds verdicts to the report."),
     **{f"tracking.{name}": no_change(_TRACKING) for name in ("uri", "experiment", "traces", "patience", "in_process")},
     **{f"sweep.{name}": no_change(_WHERE) for name in (
-        "dir", "name", "dry_run", "resume", "on_error", "max_failures", "objective", "helpers", "gpu_scoring",
+        "dir", "name", "dry_run", "show_prompt", "resume", "on_error", "max_failures", "objective", "helpers",
+        "gpu_scoring",
     )},
     **{f"report.{name}": no_change("It only decides what is compared in the report.") for name in (
         "baseline", "contrasts", "tolerance", "effect",
