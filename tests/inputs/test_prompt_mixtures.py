@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from sweep.errors import ConfigError
 from sweep.inputs import prompts
 from sweep.inputs.config import PromptsConfig
 from sweep.inputs.formats import FORMATS
+from sweep.inputs.plain_entries import PlainReader
 from sweep.inputs.prompts import Prompt
 
 FOLDER = Path(__file__).parents[1] / "data" / "prompt_formats"
@@ -128,3 +130,48 @@ def test_each_text_of_an_entry_is_used_or_named(
     answer_left_out = reading.answer and not reading.answer_is_reference  # said in the summary
     lost = [path for path, mark in leaves if mark not in text and not is_named(path, reading.unused)]
     assert answer_left_out or not lost, (lost, reading.unused)
+
+
+PLAIN_VALUES = (
+    st.none() | st.text(max_size=3) | st.integers(-2, 2) | st.floats() | st.booleans() | st.lists(st.text(max_size=2))
+)
+
+PLAIN_MESSAGES = MESSAGES | st.lists(
+    st.fixed_dictionaries(
+        {
+            "role": st.sampled_from(["user", "assistant", "system"]),
+            "content": st.sampled_from(["", " ", "a", "é", "\ud800"]),
+        }
+    ),
+    max_size=4,
+)
+
+
+@QUICK
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"prompt": PLAIN_VALUES | st.sampled_from(["{x}", "[{", "é", "\ud800", '[{"role": "user"}]'])},
+            optional={key: PLAIN_VALUES for key in ("id", "reference", "source", "completion", "label", "refrence")},
+        )
+        | st.fixed_dictionaries(
+            {"messages": PLAIN_MESSAGES},
+            optional={key: PLAIN_VALUES for key in ("id", "reference", "source", "prompt")},
+        ),
+        max_size=3,
+    ),
+    st.booleans(),
+    st.none() | st.just("Be brief."),
+)
+def test_plain_entries_are_read_like_all_others(entries: list[Any], chat: bool, system: str | None) -> None:
+    config = PromptsConfig(items=entries, chat=chat, system=system if chat else None)
+    results = []
+    for fast in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not fast:
+                patch.setattr(PlainReader, "read", lambda *_: None)
+            try:
+                results.append([(prompt, prompt.reading) for prompt in prompts.load(config)])
+            except ConfigError as error:
+                results.append([(str(error), None)])
+    assert results[0] == results[1]

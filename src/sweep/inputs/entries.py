@@ -94,20 +94,20 @@ class EntryReader:
         else:
             result = self._read_format(fields, place)
         identifier, reference = get(config.id_key), get(config.reference_key)
-        used = result.used
+        used = (*result.used, config.id_key, config.reference_key)
         # Formats may have a key of this name with another meaning, such as MT-bench: one reference for each turn.
-        if reference is None or config.reference_key in used:
+        if reference is None or config.reference_key in result.used:
             reference = result.reference
         else:  # the project's own keys also apply to foreign formats
-            used = (*(key for key in used if key not in result.reference_keys), config.reference_key)
+            used = _without(used, result.reference_keys)
         if "reference" in mapped:
             reference = mapped["reference"]
-            used = tuple(key for key in used if key not in (*result.reference_keys, config.reference_key))
+            used = _without(used, (*result.reference_keys, config.reference_key))
         if "id" in mapped:
             identifier = mapped["id"]
-            used = tuple(key for key in used if key not in result.id_keys)
-        elif identifier is not None:
-            used = (*(key for key in used if key not in result.id_keys), config.id_key)
+            used = _without(used, (*result.id_keys, config.id_key))
+        elif identifier is not None and config.id_key not in result.id_keys:
+            used = _without(used, result.id_keys)
         if self.map is not None:
             used = (*used, *(key for name, keys in self.map.columns.items() if name in mapped for key in keys))
         kept = {key: mapped[key] if key in mapped else fields.get(key) for key in ("system", "tools", "values")}
@@ -127,6 +127,29 @@ class EntryReader:
             form=document.form if document and document.form else result.form,
             unused=self._unused_keys(keys, used) + result.unused + (document.unused if document else ()),
         )
+
+    def plain_unused(self, keys: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Return the unused keys of entries that can only be a text or a chat, with id and references; None for others.
+
+        Args:
+            keys: the keys of the entries.
+        """
+        config = self._config
+        own = (config.prompt_key, config.id_key, config.reference_key)
+        chat = "messages" in keys
+        foreign = {key for one in FORMATS.values() for key in one.keys} | set(KEYS)
+        foreign -= {*own, "messages"}
+        plain = (
+            (self._format is None or self._format.name == "prompt")
+            and (self.map, config.choices_key) == (None, None)
+            and not (config.continue_final_message or config.placeholders)
+            and not any("." in key for key in own)
+            and chat is not (config.prompt_key in keys)
+            and not (chat and self._format is not None)
+            and not foreign & set(keys)
+            and self._shape(keys).checked
+        )
+        return self._unused_keys(keys, (*own, "messages")) if plain else None
 
     def _shape(self, keys: tuple[str, ...]) -> _Shape:
         names = self._names
@@ -193,12 +216,16 @@ class EntryReader:
             )
 
 
+def _without(keys: tuple[str, ...], dropped: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(key for key in keys if key not in dropped)
+
+
 def guess_format(fields: Mapping[str, Any], config: PromptsConfig) -> Format | None:
     """Return the format of an entry; None if it is unknown.
 
     A configured `prompts.prompt_key` takes precedence over formats, and the key `prompt` over all but chats and logs.
     """
-    prompt = lookup(fields, config.prompt_key)
+    prompt = fields.get("prompt") if config.prompt_key == "prompt" else lookup(fields, config.prompt_key)
     if prompt is not None and config.prompt_key != "prompt":
         return FORMATS["prompt"]
     for candidate in FORMATS.values():

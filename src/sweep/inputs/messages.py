@@ -99,6 +99,8 @@ def describe_type(value: Any) -> str:
 def _message(message: Any, where: str) -> Message:
     if not isinstance(message, dict):
         raise ConfigError(f"{where} must be a mapping with role and content; got {describe_type(message)}.")
+    if len(message) == 2 and message.get("role") in ROLES and message.get("content").__class__ is str:
+        return {"role": message["role"], "content": message["content"]}  # most messages
     fields = {key: value for key, value in message.items() if not is_missing(value)}
     if "role" not in fields and "from" in fields:
         fields = _from_sharegpt(fields, where)

@@ -17,7 +17,8 @@ from sweep.inputs.entries import EntryReader, as_mapping, has_system
 from sweep.inputs.entry_keys import check_configured_keys
 from sweep.inputs.formats import PromptEntry
 from sweep.inputs.messages import ASSISTANT_ROLES, Message, describe_type
-from sweep.inputs.placeholders import PLACEHOLDER, fill, filled_by_name, read_values, require_filled
+from sweep.inputs.placeholders import PLACEHOLDER, Place, fill, filled_by_name, read_values, require_filled
+from sweep.inputs.plain_entries import PlainReader, half_character, numbered_id
 from sweep.inputs.prompt import Prompt
 from sweep.inputs.prompt_files import Source, open_shots, open_source
 from sweep.inputs.prompt_summary import PromptSummary, Reading
@@ -55,8 +56,12 @@ def _read(source: Source, config: PromptsConfig) -> list[Prompt]:
     if reader.map is not None:
         reader.map.check((as_mapping(entry, place, config) for place, entry in raw), where)
     check_configured_keys((as_mapping(entry, place, config) for place, entry in raw), config, where)
+    plain = PlainReader(reader, config, source.name)
     with _limited_templates(reader, len(raw)):
-        prompts = [_prompt(reader.read(entry, place), place, i, config, source) for i, (place, entry) in enumerate(raw)]
+        prompts = [
+            plain.read(entry, i) or _prompt(reader.read(entry, place), place, i, config, source)
+            for i, (place, entry) in enumerate(raw)
+        ]
     _require_filled_everywhere(prompts, [place for place, _ in raw], config)
     places: dict[str, str] = {}
     for prompt, (place, _) in zip(prompts, raw, strict=True):
@@ -124,7 +129,12 @@ def _prompt(entry: PromptEntry, place: str, index: int, config: PromptsConfig, s
         raise ConfigError(f"{place}: the prompt's text is empty.")
     for text in texts if entry.values is not None else ():
         require_filled(text, values, config, place)
-    filled = [fill(text, i, values, config) for i, text in enumerate(texts)]
+    places: tuple[Place, ...] = ()
+    if values or config.placeholders:
+        filled = [fill(text, i, values, config) for i, text in enumerate(texts)]
+        texts, places = [text for text, _ in filled], tuple(one for _, found in filled for one in found)
+        if messages is not None:
+            messages = tuple(m | {"content": text} for m, text in zip(messages, texts, strict=True))
     choices = read_choices(entry.choices, f"{place}: {config.choices_key!r}")
     references = named_choices(_references(entry.reference, place, config), choices)
     answer = entry.answer["content"] if entry.answer else ""
@@ -141,13 +151,11 @@ def _prompt(entry: PromptEntry, place: str, index: int, config: PromptsConfig, s
     )
     return Prompt(
         id=_id(entry.id, place, index, config),
-        text=filled[-2 if config.continue_final_message and len(filled) > 1 else -1][0],
-        messages=None
-        if messages is None
-        else tuple(message | {"content": content} for message, (content, _) in zip(messages, filled, strict=True)),
+        text=texts[-2 if config.continue_final_message and len(texts) > 1 else -1],
+        messages=messages,
         references=tuple(filled_by_name(reference, values) for reference in references),
         values=tuple(values.items()),
-        places=tuple(placeholder for _, places in filled for placeholder in places),
+        places=places,
         tools=entry.tools,
         choices=tuple(filled_by_name(choice, values) for choice in choices),
         reading=reading,
@@ -208,30 +216,13 @@ def _require_encodable(entry: PromptEntry, place: str) -> None:
         *(entry.text, entry.messages, entry.answer, entry.id, entry.reference, entry.values, entry.system),
         *(entry.choices, entry.tools),
     ):
-        if value is not None and (half := _half_character(value)):
+        if value is not None and (half := half_character(value)):
             raise ConfigError(f"{place}: {half!r} is half a character (a lone surrogate), which is not valid text.")
-
-
-def _half_character(value: Any) -> str:
-    """Return a lone surrogate in a value; an empty string if there is none."""
-    if isinstance(value, str):
-        if value.isascii():
-            return ""
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            return str(error.object[error.start])
-        return ""
-    if isinstance(value, dict):
-        return next((half for pair in value.items() for item in pair if (half := _half_character(item))), "")
-    if isinstance(value, list | tuple):
-        return next((half for item in value if (half := _half_character(item))), "")
-    return ""
 
 
 def _id(value: Any, place: str, index: int, config: PromptsConfig) -> str:
     if value is None:
-        return f"p{index:04d}"
+        return numbered_id(index)
     text = as_text(value)
     if not text:
         actual = "an empty string" if text is not None else describe_type(value)

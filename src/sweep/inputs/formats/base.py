@@ -12,9 +12,11 @@ from sweep.inputs.messages import Message
 Fields = dict[str, Any]  # an entry without missing values
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class PromptEntry:
     """An entry as written, before placeholders and defaults are filled in.
+
+    Not frozen, because two are made for each entry, and frozen ones take three times as long. Do not change one.
 
     Attributes:
         text: the prompt, if the entry is not a chat.

@@ -17,20 +17,23 @@ SHAREGPT_FORM = "ShareGPT conversations"
 PREFERENCE = ("chosen", "rejected")
 
 
-def read_messages(value: Any, where: str, config: PromptsConfig, form: str = "") -> PromptEntry:
+def read_messages(
+    value: Any, where: str, config: PromptsConfig, form: str = "", used: tuple[str, ...] = ()
+) -> PromptEntry:
     """Return a chat. Its last assistant message is the answer, unless the model is to continue it.
 
     Raises:
         ConfigError: see `read_chat` and `split_answer`.
     """
     messages = read_chat(parsed(value), where)
-    unused = ("messages.weight",) if any("weight" in message for message in messages) else ()
-    if unused:  # of OpenAI's fine-tuning files
+    unused: tuple[str, ...] = ()
+    if any(len(message) > 2 and "weight" in message for message in messages):  # of OpenAI's fine-tuning files
+        unused = ("messages.weight",)
         messages = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
     if config.continue_final_message:
-        return PromptEntry(messages=tuple(messages), form=form, unused=unused)
+        return PromptEntry(messages=tuple(messages), form=form, used=used, unused=unused)
     before, answer = split_answer(messages, where)
-    return PromptEntry(messages=tuple(before), answer=answer, form=form, unused=unused)
+    return PromptEntry(messages=tuple(before), answer=answer, form=form, used=used, unused=unused)
 
 
 def parsed(value: Any) -> Any:
@@ -45,8 +48,7 @@ def parsed(value: Any) -> Any:
 
 def read_openai_chat(fields: Fields, place: str, config: PromptsConfig) -> PromptEntry:
     """Read `messages`, with `tools` or the older `functions`, and check that a `prompt` next to them is one of them."""
-    entry = read_messages(fields["messages"], f"{place}: messages", config, "OpenAI chat")
-    entry = replace(entry, used=("messages",))
+    entry = read_messages(fields["messages"], f"{place}: messages", config, "OpenAI chat", ("messages",))
     if "functions" in fields and "tools" not in fields:
         functions = parsed(fields["functions"])
         wrapped = [{"type": "function", "function": f} for f in functions] if isinstance(functions, list) else functions
@@ -66,8 +68,8 @@ def read_openai_chat(fields: Fields, place: str, config: PromptsConfig) -> Promp
 
 def read_sharegpt(fields: Fields, place: str, config: PromptsConfig) -> PromptEntry:
     """Read `conversations` of `from` and `value`."""
-    entry = read_messages(fields["conversations"], f"{place}: conversations", config, SHAREGPT_FORM)
-    return replace(entry, used=("conversations",))
+    used = ("conversations",)
+    return read_messages(fields["conversations"], f"{place}: conversations", config, SHAREGPT_FORM, used)
 
 
 def read_prompt(fields: Fields, place: str, config: PromptsConfig) -> PromptEntry:

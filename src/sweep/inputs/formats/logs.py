@@ -93,7 +93,7 @@ def _sample(fields: Fields, place: str, target_key: str) -> PromptEntry:
 
 
 def _is_inspect(fields: Mapping[str, Any]) -> bool:
-    if not {"input", "target"} <= fields.keys() or not isinstance(fields["input"], str | list):
+    if "input" not in fields or "target" not in fields or not isinstance(fields["input"], str | list):
         return False
     return not {"prompt", "messages"} & fields.keys() or any(key in fields for key in INSPECT_LOG)
 

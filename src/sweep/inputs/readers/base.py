@@ -104,4 +104,8 @@ def parse_json(text: str) -> Any:
     Raises:
         ValueError: not JSON, or an object has a key twice.
     """
+    if text[:1] in ("{", "["):  # `decode` would look for white space twice
+        value, end = _DECODER.raw_decode(text)
+        if not text[end:].strip(" \t\n\r"):
+            return value
     return _DECODER.decode(text)
