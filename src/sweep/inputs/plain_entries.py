@@ -9,6 +9,7 @@ from typing import Any
 
 from sweep.inputs.config import PromptsConfig
 from sweep.inputs.entries import EntryReader
+from sweep.inputs.formats.chat import OPENAI_CHAT
 from sweep.inputs.messages import ASSISTANT_ROLES, ROLES, SYSTEM_ROLES, Message
 from sweep.inputs.prompt import Prompt
 from sweep.inputs.prompt_summary import Reading
@@ -99,7 +100,7 @@ class PlainReader:
         key = unused, text, system, answer, answer_is_reference
         if key not in self._readings:
             self._readings[key] = Reading(
-                form="" if text else "OpenAI chat",
+                form="" if text else OPENAI_CHAT,
                 text=text,
                 system=system,
                 answer=answer,

@@ -19,6 +19,7 @@ from sweep.config.scoring_config import ScoringConfig
 from sweep.core.records import PointRecord
 from sweep.core.values import Floats, Scores
 from sweep.engines.base import Completion
+from sweep.inputs.formats.chat import OPENAI_CHAT
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import Prompt
 from sweep.planning.results import CONTROL, GIVEN, OWN, Finished, PointResult, as_yaml
@@ -215,6 +216,10 @@ def content_digest(prompt: Prompt) -> str:
     """
     content = asdict(prompt)
     del content["id"], content["references"], content["places"], content["choices"]
+    # How an entry was read counts as in earlier versions, whose archives have these digests; its file does not.
+    del content["reading"]["source"]
+    if content["reading"]["form"] == OPENAI_CHAT:
+        content["reading"]["form"] = ""
     messages = [m for m in content["messages"] or () if m["role"] not in ("system", "developer")]
     text = json.dumps(content | {"messages": messages}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

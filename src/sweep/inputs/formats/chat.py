@@ -13,6 +13,7 @@ from sweep.inputs.entry_keys import describe_keys, lookup
 from sweep.inputs.formats.base import Fields, Format, PromptEntry, register_format
 from sweep.inputs.messages import describe_type, is_chat, read_chat, read_tools, split_answer
 
+OPENAI_CHAT = "OpenAI chat"
 SHAREGPT_FORM = "ShareGPT conversations"
 PREFERENCE = ("chosen", "rejected")
 
@@ -48,7 +49,7 @@ def parsed(value: Any) -> Any:
 
 def read_openai_chat(fields: Fields, place: str, config: PromptsConfig) -> PromptEntry:
     """Read `messages`, with `tools` or the older `functions`, and check that a `prompt` next to them is one of them."""
-    entry = read_messages(fields["messages"], f"{place}: messages", config, "OpenAI chat", ("messages",))
+    entry = read_messages(fields["messages"], f"{place}: messages", config, OPENAI_CHAT, ("messages",))
     if "functions" in fields and "tools" not in fields:
         functions = parsed(fields["functions"])
         wrapped = [{"type": "function", "function": f} for f in functions] if isinstance(functions, list) else functions
