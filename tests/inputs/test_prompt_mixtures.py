@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,63 @@ def test_each_text_of_an_entry_is_used_or_named(
     answer_left_out = reading.answer and not reading.answer_is_reference  # said in the summary
     lost = [path for path, mark in leaves if mark not in text and not is_named(path, reading.unused)]
     assert answer_left_out or not lost, (lost, reading.unused)
+
+
+DOCUMENT_KEYS = [
+    "prompts",
+    "tests",
+    "providers",
+    "defaultTest",
+    "vars",
+    "assert",
+    "type",
+    "value",
+    "data",
+    "paragraphs",
+]
+DOCUMENT_KEYS += [
+    "qas",
+    "context",
+    "question",
+    "answers",
+    "text",
+    "samples",
+    "eval",
+    "input",
+    "target",
+    "epoch",
+    "raw",
+    "q",
+]
+LEAVES = SCALARS | st.sampled_from(
+    ["{{ q }}", "{{", "file://x", "equals", "contains-any", '[{"role": "user", "content": "{{ q }}"}]']
+)
+DOCUMENTS = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(DOCUMENT_KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+TOPS = st.fixed_dictionaries({"prompts": DOCUMENTS, "tests": DOCUMENTS}, optional={"defaultTest": DOCUMENTS})
+TOPS |= st.fixed_dictionaries({"samples": st.lists(DOCUMENTS, max_size=3), "eval": DOCUMENTS})
+TOPS |= st.builds(
+    lambda paragraphs, more: {"data": [{"paragraphs": paragraphs}, *more]}, DOCUMENTS, st.lists(DOCUMENTS, max_size=2)
+)
+
+
+@QUICK
+@given(TOPS | DOCUMENTS, st.sampled_from(["json", "yaml", "jsonl", "csv", "tsv", "txt"]), st.binary(max_size=3))
+def test_documents_and_files_never_fail_with_another_error(document: Any, suffix: str, more: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"p.{suffix}"
+        text = json.dumps(document).encode()
+        if suffix in ("csv", "tsv", "txt"):
+            text = b"prompt;reference\n" + text
+        path.write_bytes(text + (more if suffix != "json" else b""))
+        config = PromptsConfig(path=str(path))
+        try:
+            str(prompts.summarise(prompts.load(config), config))
+        except ConfigError as error:
+            assert str(error).count("\n") < 3
 
 
 PLAIN_VALUES = (
