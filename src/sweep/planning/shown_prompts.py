@@ -27,26 +27,29 @@ class ShownPrompt:
     pieces: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def shown_prompts(points: Sequence[Point], inputs: InputStore, count: int) -> Iterator[ShownPrompt]:
+Shown = set[tuple[str, str, tuple[Span, ...]]]  # digests of models and prompts, and spans, that were shown already
+
+
+def shown_prompts(points: Sequence[Point], inputs: InputStore, count: int, shown: Shown) -> Iterator[ShownPrompt]:
     """Yield the first prompts of each model, prompts configuration and set of spans, as the model receives them.
 
     Args:
         points: the points of the sweep.
         inputs: the store that has read the points' prompts.
         count: number of prompts to show of each.
+        shown: what earlier batches of points have shown; extended.
 
     Raises:
         ConfigError: see `InputStore.encoded`.
     """
-    seen = set[tuple[str, str, tuple[Span, ...]]]()
     for point in points if count else ():
         config = point.config
         stages = [stage for stage in config.transform.stages if stage.transform.name != "identity"]
         spans = tuple(stage.span for stage in stages)
         key = config.model.content_digest, config.prompts.content_digest, spans
-        if key in seen:
+        if key in shown:
             continue
-        seen.add(key)
+        shown.add(key)
         for encoded in inputs.encoded(config.model, config.prompts)[:count]:
             yield show(encoded, point.name, [stage.transform.name for stage in stages], spans)
 
