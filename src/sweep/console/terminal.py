@@ -77,18 +77,21 @@ class Terminal:
     def marked(self, title: str, pieces: Sequence[tuple[str, tuple[int, ...]]]) -> None:
         """Print a text whose pieces belong to numbered spans: in colour, or between ⟦ and ⟧ in a file or pipe.
 
+        Several spans are also numbered there, from 1.
+
         Args:
             title: Line before the text.
             pieces: Text of each piece, and the numbers of its spans.
         """
         self.result(title)
-        text = Text()
+        text, several = Text(), any(number for _, numbers in pieces for number in numbers)
         for piece, numbers in pieces:
             shown = visible(piece)
             if not numbers or (self._out.is_terminal and not self._out.no_color):
                 text.append(shown, SPAN_STYLES[numbers[-1] % len(SPAN_STYLES)] if numbers else "")
             else:
-                text.append(f"⟦{shown}⟧")
+                names = "+".join(str(number + 1) for number in numbers) + ":" if several else ""
+                text.append(f"⟦{names}{shown}⟧")
         self._out.print(text, markup=False, soft_wrap=True)
 
     @contextmanager

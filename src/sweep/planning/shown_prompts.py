@@ -68,6 +68,7 @@ def show(encoded: EncodedPrompt, point: str, names: Sequence[str], spans: Sequen
     title = [f"prompt {encoded.prompt.id!r} of {point}: {counted(total, 'token')}"]
     covered: list[set[int]] = [set() for _ in layout.text]
     for number, (name, span) in enumerate(zip(names, spans, strict=True)):
+        name = name if len(names) == 1 else f"{number + 1}: {name}"
         try:
             rows = span.rows(layout, None, total)
         except TransformError as error:
