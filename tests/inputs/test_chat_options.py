@@ -152,7 +152,7 @@ def test_variables_of_the_template_are_swept(
     assert code == 0, err
     fingerprints = [line.rpartition(" ")[2] for line in out.splitlines() if "fingerprint" in line]
     assert len(fingerprints) == len(set(fingerprints)) == 4
-    assert out.count("<assistant>\n") == out.count("<assistant><none>\n") == 1
+    assert out.count("<assistant>⟧\n") == out.count("<assistant><none>⟧\n") == 1
     code, out, err = command_line(*common, "prompts.template_kwargs.enable_thinkin=true", "sweep.dry_run=true")
     assert code == 2 and "prompts.template_kwargs: the chat template of " in err and "'enable_thinkin'" in err
 
