@@ -69,6 +69,7 @@ DRY_ONLY = {
     "experiment=turning": "downloads a model and takes minutes",
     "engine=constant": "the example engine gives token ids that mean nothing",
 }
+REGISTRIES: tuple[dict[str, Any], ...] = (TRANSFORMS, ENGINES, READERS, FORMATS)
 # Arguments that need the tiny model in the place of another one: their files of vectors have its width.
 MODEL_KEYS = ("model", "experiment=", "transform.path", "transform.vector.path")
 
@@ -99,10 +100,9 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     modules = set(sys.modules)
-    registries: tuple[dict[str, Any], ...] = (TRANSFORMS, ENGINES, READERS, FORMATS)
-    before = [dict(registry) for registry in registries]
+    before = [dict(registry) for registry in REGISTRIES]
     yield folder
-    for registry, entries in zip(registries, before, strict=True):
+    for registry, entries in zip(REGISTRIES, before, strict=True):
         # What this package's own modules have registered stays: they are imported once.
         for name in [name for name, value in registry.items() if not _module(value).startswith("sweep.")]:
             if name not in entries:
@@ -113,8 +113,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _module(registered: Any) -> str:
-    """Return the module of a registered class or function, or of a format's function."""
-    return str(getattr(registered, "read", registered).__module__)
+    return str(getattr(registered, "read", registered).__module__)  # of a class, a function, or a format's function
 
 
 def arguments(command: Command, folder: Path, *more: str) -> list[str]:
