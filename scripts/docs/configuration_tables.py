@@ -27,7 +27,7 @@ DESCRIPTIONS = {
     "model.trust_remote_code": "run the model's own code",
     "model.embedder": "`safetensors` reads the rows that are needed, `transformers` loads the model for its table",
     "prompts.items": "the prompts themselves, in place of a file",
-    "prompts.path": "a file of prompts",
+    "prompts.path": "a file of prompts, a pattern, or a folder of `save_to_disk`",
     "prompts.chat": "apply the model's chat template",
     "prompts.system": "system message for every prompt",
     "prompts.limit": "read only the first prompts",

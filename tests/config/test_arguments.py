@@ -193,3 +193,19 @@ def test_completion_in_fish(shell_path: str) -> None:
 def test_completion_in_zsh(shell_path: str) -> None:
     command = ["zsh", "-f", "-c", ZSH, "zsh", "sweep transform=scale transform.fac"]
     assert in_shell(shell_path, *command, EXPECTED="transform.factor=") == ["completed"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        (r"prompts.template=Q: {{question}}\nA:", r"Q: {{question}}\nA:"),
+        ("prompts.template='{{a}}, {{b}}'", "{{a}}, {{b}}"),
+        ("prompts.template={{a}}, {{b}}", "{{a}}, {{b}}"),
+        ("prompts.map.reference={{ answer.split('#')[-1] }}", "{{ answer.split('#')[-1] }}"),
+        ("prompts.map={prompt: question, reference: answer}", {"prompt": "question", "reference": "answer"}),
+    ],
+)
+def test_templates_need_no_quotes_for_hydra(argument: str, value: object) -> None:
+    [translated] = _arguments.to_hydra_syntax([argument])
+    parsed = OverridesParser.create().parse_override(translated)
+    assert parsed.value() == value and parsed.is_sweep_override() is False

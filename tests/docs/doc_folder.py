@@ -50,6 +50,17 @@ def make_files(made: Path) -> Path:
     (made / "mine.jsonl").write_text('{"id": "france", "prompt": "The capital of France?", "reference": "Paris"}\n')
     (made / "reviews.jsonl").write_text('{"prompt": "I liked it.", "reference": "positive"}\n')
     (made / "qa.jsonl").write_text('{"doc": {"question": "The capital of France?", "answer": "Paris"}}\n')
+    (made / "export.log").write_text("instruction,input,output\nTranslate to French.,Good morning,Bonjour\n")
+    gsm8k = made / "openai" / "gsm8k" / "main"  # in the place of the hub's
+    gsm8k.mkdir(parents=True)
+    (gsm8k / "test.jsonl").write_text('{"question": "8 + 4?", "answer": "8 + 4 = 12. #### 12"}\n')
+    (gsm8k / "train.jsonl").write_text(
+        "".join(json.dumps({"question": f"{i} + 1?", "answer": f"#### {i + 1}"}) + "\n" for i in range(8))
+    )
+    (gsm8k.parent / "README.md").write_text(
+        "---\nconfigs:\n- config_name: main\n  data_files:\n"
+        "  - {split: test, path: main/test.jsonl}\n  - {split: train, path: main/train.jsonl}\n---\n"
+    )
     (made / "questions.md").write_text("# Why is the sky blue?\n\nText.\n")
     for block in blocks("python"):
         if name := re.match(r"# ([\w/]+\.py)\n", block.text):

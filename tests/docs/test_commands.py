@@ -24,7 +24,8 @@ from doc_pages import ROOT, Block, Command, blocks, commands, docs_script
 
 from sweep.cli.vectors import main as list_vectors
 from sweep.engines import ENGINES
-from sweep.inputs.prompt_files import READERS
+from sweep.inputs.formats import FORMATS
+from sweep.inputs.readers import READERS
 from sweep.transforms import TRANSFORMS
 
 CommandLine = Callable[..., tuple[int, str, str]]
@@ -69,6 +70,7 @@ DRY_ONLY = {
     "experiment=turning": "downloads a model and takes minutes",
     "engine=constant": "the example engine gives token ids that mean nothing",
 }
+REGISTRIES: tuple[dict[str, Any], ...] = (TRANSFORMS, ENGINES, READERS, FORMATS)
 # Arguments that need the tiny model in the place of another one: their files of vectors have its width.
 MODEL_KEYS = ("model", "experiment=", "transform.path", "transform.vector.path")
 
@@ -99,17 +101,20 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     modules = set(sys.modules)
-    registries: tuple[dict[str, Any], ...] = (TRANSFORMS, ENGINES, READERS)
-    before = [dict(registry) for registry in registries]
+    before = [dict(registry) for registry in REGISTRIES]
     yield folder
-    for registry, entries in zip(registries, before, strict=True):
+    for registry, entries in zip(REGISTRIES, before, strict=True):
         # What this package's own modules have registered stays: they are imported once.
-        for name in [name for name, value in registry.items() if not value.__module__.startswith("sweep.")]:
+        for name in [name for name, value in registry.items() if not _module(value).startswith("sweep.")]:
             if name not in entries:
                 del registry[name]
     for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
             del sys.modules[name]
+
+
+def _module(registered: Any) -> str:
+    return str(getattr(registered, "read", registered).__module__)  # of a class, a function, or a format's function
 
 
 def arguments(command: Command, folder: Path, *more: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,4 +31,17 @@ def summary(*entries: Any, **config: Any) -> str:
 def refusal(*entries: Any, **config: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         read(*entries, **config)
+    return str(caught.value)
+
+
+def load_file(path: Path | None, **config: Any) -> tuple[list[Prompt], str]:
+    """Return the prompts of a file, or of a configuration without one, and their summary without the file's name."""
+    made = PromptsConfig(path=None if path is None else str(path), **config)
+    loaded = prompts.load(made)
+    return loaded, str(prompts.summarise(loaded, made)).removeprefix(f"{path}: ")
+
+
+def refuse_file(path: Path | None, **config: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_file(path, **config)
     return str(caught.value)

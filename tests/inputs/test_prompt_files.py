@@ -15,9 +15,10 @@ import pyarrow.parquet
 import pytest
 
 from sweep.errors import ConfigError
-from sweep.inputs import prompt_files, prompt_tables, prompt_yaml, prompts
+from sweep.inputs import prompt_files, prompt_yaml, prompts
 from sweep.inputs.config import PromptsConfig
 from sweep.inputs.prompts import Prompt
+from sweep.inputs.readers import base, tables
 
 
 def read(folder: Path, name: str, content: str | bytes, **config: Any) -> list[Prompt]:
@@ -136,11 +137,15 @@ def test_duplicate_keys_are_refused(tmp_path: Path, name: str, content: str | by
         ("p.yaml", "- " + "[" * 10_000, "nested too deeply"),
         ("p.jsonl", '{"prompt": "a", "reference": Infinity}', "got the number inf"),
         ("p.jsonl", '{"prompt": "a", "id": %s}' % ("9" * 5000), "cannot be read: Exceeds the limit"),
-        (
-            "p.jsonl.gz",
-            b"\x1f\x8b",
-            "has an unknown suffix. Use one of .jsonl, .yaml, .yml, .csv, .tsv, .txt, .json, .parquet. Decompress it",
-        ),
+        ("p.jsonl.gz", b"\x1f\x8b", "p.jsonl.gz: is damaged, or not a .gz file"),
+        ("p.jsonl.gz", b"{}", "p.jsonl.gz: is damaged, or not a .gz file: Not a gzipped file"),
+        ("p.jsonl.zst", b"{}", "p.jsonl.zst: is damaged, or not a .zst file"),
+        ("p.jsonl.bz2", b"{}", "p.jsonl.bz2: is damaged, or not a .bz2 file"),
+        ("p.jsonl.xz", b"{}", "p.jsonl.xz: is damaged, or not a .xz file"),
+        ("p.parquet.gz", b"", "p.parquet.gz: .parquet files are compressed already. Decompress it to p.parquet."),
+        ("p.docx", b"", "'p.docx' has an unknown suffix. Use one of .csv, .tsv, .xlsx"),
+        ("p.xlsx", b"PK", "p.xlsx: not an Excel workbook"),
+        ("p.arrow", b"ARROW1", "p.arrow: not Arrow"),
         ("p.parquet", b"PAR1", "p.parquet: not Parquet"),
         ("p.csv", "", "holds no prompt"),
         ("p.parquet", parquet([{"prompt": "a"}])[:-20] + b"PAR1", "p.parquet: not Parquet"),
@@ -161,15 +166,15 @@ def test_limit_stops_reading_early(tmp_path: Path) -> None:
 
 
 def test_numbers_of_prompts_and_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_files, "MAX_PROMPTS", 2)
+    monkeypatch.setattr(base, "MAX_PROMPTS", 2)
     monkeypatch.setattr(prompts, "MAX_PROMPTS", 2)
     three = parquet([{"prompt": text} for text in "abc"])
     assert "has more than 2 prompts. Set prompts.limit." in refusal(tmp_path, "p.txt", "a\nb\nc\n")
     assert "p.parquet: has 3 rows; the limit is 2. Set prompts.limit." in refusal(tmp_path, "p.parquet", three)
     assert len(read(tmp_path, "p.parquet", three, limit=2)) == 2
-    monkeypatch.setattr(prompt_files, "MAX_LINE", 2**20)
-    monkeypatch.setattr(prompt_files, "MAX_DOCUMENT", 2**20)
-    monkeypatch.setattr(prompt_files, "MAX_YAML", 2**20)
+    monkeypatch.setattr(base, "MAX_LINE", 2**20)
+    monkeypatch.setattr(base, "MAX_DOCUMENT", 2**20)
+    monkeypatch.setattr(base, "MAX_YAML", 2**20)
     long = "x" * 2**20 + "yz"
     for name in ("p.txt", "p.jsonl", "p.csv"):
         assert f"{name}:1: the line is longer than 1 MiB" in refusal(tmp_path, name, long)
@@ -208,15 +213,15 @@ def test_parquet_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_small_parquet_files_that_expand_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_tables, "MAX_BYTES", 1000)
+    monkeypatch.setattr(tables, "MAX_BYTES", 1000)
     repeated = parquet([{"prompt": "x" * 100}] * 20)
     assert "p.parquet:[10]: the texts up to this row exceed 0 GiB" in refusal(tmp_path, "p.parquet", repeated)
     assert len(read(tmp_path, "p.parquet", repeated, limit=10)) == 10
-    monkeypatch.setattr(prompt_tables, "MAX_TEXT", 50)
+    monkeypatch.setattr(tables, "MAX_TEXT", 50)
     assert "p.parquet:[0] and the rows after it: a text has 100 bytes; the limit is 50" in refusal(
         tmp_path, "p.parquet", repeated
     )
-    monkeypatch.setattr(prompt_tables, "MAX_VALUES", 10)
+    monkeypatch.setattr(tables, "MAX_VALUES", 10)
     lists = parquet([{"prompt": "a", "reference": ["b"] * 11}])
     assert "the column 'reference.list.element' of row group 0 has 11 values" in refusal(tmp_path, "p.parquet", lists)
 
@@ -238,7 +243,7 @@ def test_non_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     for name, message in (
         ("pipe.jsonl", "is a pipe, which can be read only once; it must be a file"),
-        ("folder.jsonl", "is a folder; it must be a file"),
+        ("folder.jsonl", "is a folder; it must be a file. Set prompts.dataset, or a pattern"),
         ("/dev/null", "is a device or socket; it must be a file"),
         ("x" * 5000, "cannot be read"),
         ("nul\0.jsonl", "there is no file"),
@@ -251,7 +256,7 @@ def test_non_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
 def test_pipe_that_replaces_a_file_is_refused_without_waiting(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}')
-    file = prompt_files.find_prompt_file(str(path))
+    [file] = prompt_files.find_prompt_files(str(path))
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(ConfigError, match="cannot be read: it is no longer a regular file"):

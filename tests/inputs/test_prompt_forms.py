@@ -17,7 +17,9 @@ from sweep.inputs.config import PromptsConfig
 def test_configured_system_message_is_put_before_messages() -> None:
     [prompt] = read({"messages": [USER]}, system="Be a pirate.")
     assert prompt.messages == ({"role": "system", "content": "Be a pirate."}, USER)
-    assert summary({"messages": [USER]}, "Hi", system="x") == "2 prompts, 0 with references, 2 with a system message"
+    assert summary({"messages": [USER]}, "Hi", system="x") == (
+        "2 prompts, 0 with references, 2 with a system message, read as OpenAI chat (1)"
+    )
 
 
 @pytest.mark.parametrize("entry", [{"prompt": "Hi"}, {"messages": [{"role": "user", "content": "Hi"}]}])
@@ -70,20 +72,25 @@ def test_tools_calls_and_ids_are_kept() -> None:
         {"role": "assistant", "content": "", "tool_calls": [CALL], "reasoning_content": "again"},
         {"role": "tool", "content": "", "tool_call_id": "c1"},
     )
-    assert summary({"messages": chat, "tools": [TOOL]}) == "1 prompt, 0 with references, 1 with tools"
+    assert (
+        summary({"messages": chat, "tools": [TOOL]}) == "1 prompt, 0 with references, 1 with tools, read as OpenAI chat"
+    )
     assert read({"prompt": "Hi", "tools": json.dumps([TOOL])})[0].tools == (TOOL,)
 
 
 def test_last_assistant_message_becomes_the_reference() -> None:
     [prompt] = read({"messages": [USER, ANSWER]})
     assert (prompt.messages, prompt.references, prompt.text) == ((USER,), ("Tokyo.",), "Capital of Japan?")
-    assert summary({"messages": [USER, ANSWER]}) == "1 prompt, 1 with references, last answer taken as reference for 1"
+    assert (
+        summary({"messages": [USER, ANSWER]})
+        == "1 prompt, 1 with references, read as OpenAI chat, last answer taken as reference for 1"
+    )
     assert read({"messages": [USER, ANSWER], "reference": "Kyoto"})[0].references == ("Kyoto",)
     said = summary({"messages": [USER, ANSWER], "reference": "Kyoto"})
-    assert said == "1 prompt, 1 with references, last answer left out of 1"
+    assert said == "1 prompt, 1 with references, read as OpenAI chat, last answer left out of 1"
     calls = {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}
     assert read(calls)[0].messages == (USER,)
-    assert summary(calls) == "1 prompt, 0 with references, last answer left out of 1"
+    assert summary(calls) == "1 prompt, 0 with references, read as OpenAI chat, last answer left out of 1"
     assert read({"messages": [USER, ANSWER, USER]})[0].messages == (USER, ANSWER, USER)
     assert "has only an assistant message" in refusal({"messages": [ANSWER]})
     assert "ends with two assistant messages" in refusal({"messages": [USER, ANSWER, ANSWER]})
@@ -92,7 +99,7 @@ def test_last_assistant_message_becomes_the_reference() -> None:
 def test_prompt_next_to_messages_is_ignored_or_refused() -> None:
     entry = {"prompt": "Capital of Japan?", "prompt_id": "a1", "messages": [USER, ANSWER]}
     assert summary(entry) == (
-        "1 prompt, 1 with references, last answer taken as reference for 1, not used: prompt_id, prompt"
+        "1 prompt, 1 with references, read as OpenAI chat, last answer taken as reference for 1, not used: prompt, prompt_id"
     )
     assert "under 'prompt' a text that is not among them" in refusal(entry | {"prompt": "Capital of Peru?"})
     assert read(entry | {"question": "Why?"}, prompt_key="question")[0].text == "Why?"
@@ -163,5 +170,5 @@ def test_files_are_named_in_the_summary(tmp_path: Path) -> None:
     )
     config = PromptsConfig(path=str(path))
     assert str(prompts.summarise(prompts.load(config), config)) == (
-        f"{path}: 6 prompts, 5 with references, 2 with a system message, last answer taken as reference for 1"
+        f"{path}: 6 prompts, 5 with references, 2 with a system message, read as OpenAI chat (2), last answer taken as reference for 1"
     )

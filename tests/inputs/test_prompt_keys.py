@@ -15,10 +15,6 @@ from prompt_entries import TOOL, USER, read, refusal, summary
             {"question": "Q", "n": 1},
             "neither 'prompt' nor messages (keys: question, n). Set prompts.promp",
         ),
-        (
-            {"instruction": "Q", "input": "", "output": "A"},
-            "It looks like Alpaca's format. Set prompts.prompt_key=instr",
-        ),
         ({"chosen": "a", "rejected": "b"}, "It looks like preference pairs"),
         ({"prompt": 7}, "'prompt' must be a non-empty string or a list of messages; got the number 7"),
         ({"prompt": ["a", "b"]}, "'prompt' must be a non-empty string or a list of messages; got a list"),

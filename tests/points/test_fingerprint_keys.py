@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 
 from conftest import PROMPTS
 from sweep.config.schema import SweepConfig
+from sweep.inputs import prompt_files
 from sweep.points import fingerprint_keys
 from sweep.points.fingerprint import Fingerprints
 from sweep.points.point import Point
@@ -34,6 +35,11 @@ VALUES: dict[str, Any] = {
     "model.embedder": "transformers",
     "prompts.items": [{"id": "hello", "prompt": "Other"}],
     "prompts.path": "",  # a file of other prompts
+    "prompts.format": "prompt",
+    "prompts.dataset": "c/d",
+    "prompts.dataset_config": "main",
+    "prompts.split": "test",
+    "prompts.revision": "v1",
     "prompts.chat": False,
     "prompts.system": "Be brief.",
     "prompts.limit": 1,
@@ -41,9 +47,17 @@ VALUES: dict[str, Any] = {
     "prompts.prompt_key": "other",
     "prompts.reference_key": "answer",
     "prompts.choices_key": "choices",
+    "prompts.map": {"prompt": "other"},
+    "prompts.template": "Q: {{prompt}}",
+    "prompts.shots": 2,
+    "prompts.shots_from": "",  # a file of examples
+    "prompts.shots_seed": 1,
     "prompts.placeholders": ["x"],
     "prompts.special_tokens": "escape",
+    "prompts.chat_template": "",  # a file
+    "prompts.template_kwargs": {"enable_thinking": False},
     "prompts.chat_template_kwargs": {"enable_thinking": False},
+    "prompts.continue_final_message": True,
     "prompts.date": "2027-01-01",
     "sampling.max_tokens": 9,
     "sampling.temperature": 0.5,
@@ -64,6 +78,8 @@ VALUES: dict[str, Any] = {
     "scoring.choices": ["General", "Major"],
     "scoring.target_delimiter": "",
     "scoring.quality": ["chrf"],
+    "scoring.strip_reasoning": True,
+    "scoring.reasoning_tags": ["[THINK]", "[/THINK]"],
     "scoring.measures": ["health/letters_for_fingerprints"],
     "scoring.similarity_model": "nowhere/nothing",
     "scoring.judge": {"url": "http://127.0.0.1:9/v1", "timeout": 5.0},
@@ -80,6 +96,7 @@ VALUES: dict[str, Any] = {
     "sweep.name": "x",
     "sweep.zip": "transform.factor+seed",
     "sweep.dry_run": True,
+    "sweep.show_prompt": 1,
     "sweep.resume": "false",
     "sweep.on_error": "stop",
     "sweep.max_failures": 1,
@@ -121,7 +138,12 @@ def test_every_key_is_listed() -> None:
 
 @pytest.mark.parametrize("key", fingerprint_keys.KEYS)
 def test_listed_keys_match_the_fingerprint(
-    configure: Configure, models: tuple[Path, Path], tmp_path: Path, registered: None, key: str
+    configure: Configure,
+    models: tuple[Path, Path],
+    tmp_path: Path,
+    registered: None,
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     register_measure("health/letters_for_fingerprints")(letters)
     items = [
@@ -144,6 +166,25 @@ def test_listed_keys_match_the_fingerprint(
     elif key == "prompts.path":
         (path := tmp_path / "p.txt").write_text("Other\n")
         value = str(path)
+    elif key == "prompts.chat_template":
+        (path := tmp_path / "template.jinja").write_text("{{ strftime_now('%Y') }}{{ messages[0].content }}")
+        value = str(path)
+    elif key == "prompts.format":
+        base["prompts"]["items"] = [{"prompt": "Hi", "messages": [{"role": "user", "content": "Hi there"}]}]
+    elif key in ("prompts.dataset", "prompts.dataset_config", "prompts.split", "prompts.revision"):
+        base["prompts"]["dataset"] = "a/b"
+        monkeypatch.setattr(prompt_files, "resolve_revision", lambda config: None)
+        monkeypatch.setattr(prompt_files, "read_dataset", _named_rows)
+    elif key.startswith("prompts.shots"):
+        base["prompts"]["items"] = [{"prompt": text, "reference": text} for text in "abcdefgh"]
+        if key != "prompts.shots":
+            base["prompts"]["shots"] = 1
+        if key == "prompts.shots_from":
+            (path := tmp_path / "shots.jsonl").write_text('{"prompt": "x", "reference": "y"}')
+            value = str(path)
+    elif key == "prompts.continue_final_message":
+        chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}]
+        base["prompts"]["items"] = [{"messages": chat}]
     elif key == "prompts.placeholders":
         base["prompts"]["prompt_key"] = "other"
     changed = dict(base)
@@ -153,6 +194,10 @@ def test_listed_keys_match_the_fingerprint(
         for c in (base, changed)
     )
     assert (one != other) is fingerprint_keys.KEYS[key].changes_generations
+
+
+def _named_rows(config: Any, split: str | None, revision: str | None) -> Iterator[tuple[str, Any]]:
+    yield "[0]", {"prompt": f"{config.dataset} {config.dataset_config} {split}"}
 
 
 def _parsed(configure: Configure, changes: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sweep.inputs.input_store import InputStore
 from sweep.inputs.packaged_model import Packages
 from sweep.launch.backend import ShardBackend
 from sweep.planning.plan import describe, describe_prompts, make_plan
+from sweep.planning.shown_prompts import Shown, shown_prompts
 from sweep.points.fingerprint import Fingerprints
 from sweep.points.point import Point, with_controls
 from sweep.storage.archive import Archive
@@ -30,6 +31,7 @@ class DryRun:
         self, base: SweepConfig, sweep_id: str, terminal: Terminal, backend: ShardBackend | None = None
     ) -> None:
         self._terminal, self._backend, self._zip = terminal, backend, base.sweep.zip
+        self._show_prompt, self._shown = base.sweep.show_prompt, Shown()
         folder = base.sweep.root / "sweeps" / sweep_id
         packages = Packages(base.sweep.root, terminal.waiting)
         self._fingerprints = Fingerprints(InputStore(SweepClock(folder, keep=False), packages))
@@ -49,6 +51,8 @@ class DryRun:
         distinct = {point.key: point for _, point in self._fingerprints.distinct(points)}
         tasks = self._resume.tasks(with_controls(list(distinct.values()), ()), self._fingerprints)
         groups = make_plan(self._resume.todo(tasks), self._fingerprints.inputs, dry_run=True)
+        for shown in shown_prompts(points, self._fingerprints.inputs, self._show_prompt, self._shown):
+            self._terminal.marked(shown.title, shown.pieces)
         notes = [
             *describe_zip(self._zip),
             *(describe_read(instant) for instant in self._fingerprints.inputs.clock.reads),

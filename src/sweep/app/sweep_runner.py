@@ -29,6 +29,7 @@ from sweep.launch.backend import PATIENCE, ShardBackend
 from sweep.launch.coordinator import Coordinator
 from sweep.planning.plan import EngineGroup, describe_prompts, make_plan
 from sweep.planning.results import PointResult
+from sweep.planning.shown_prompts import Shown, shown_prompts
 from sweep.points.fingerprint import Fingerprints
 from sweep.points.point import Point, with_controls
 from sweep.processes.child import END_SECONDS
@@ -97,6 +98,7 @@ class SweepRunner:
         packages = Packages(base.sweep.root, terminal.waiting)
         self._fingerprints = Fingerprints(InputStore(SweepClock(self.folder), packages))
         self._printed: set[str] = set()
+        self._shown = Shown()
         self._run_as: dict[str, str] = {}
 
     @property
@@ -162,6 +164,8 @@ class SweepRunner:
         planned = with_controls(fresh, known_controls)
         tasks = self._resume.tasks(planned, fingerprints)
         groups = make_plan(self._resume.todo(tasks), fingerprints.inputs)
+        for shown in shown_prompts(points, fingerprints.inputs, self._settings.show_prompt, self._shown):
+            self._terminal.marked(shown.title, shown.pieces)
         self._say_once(describe_prompts(groups))
         self._say_once(describe_zip(self._settings.zip))
         self._say_once(map(describe_read, fingerprints.inputs.clock.reads))

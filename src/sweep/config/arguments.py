@@ -21,8 +21,10 @@ NOT_A_SWEEP = (
     *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"),
     *("--run", "-r", "--experimental-rerun"),
 )
-OPEN = ("prompts.chat_template_kwargs.",)  # mappings whose keys are chosen by the user
+# Mappings whose keys are chosen by the user.
+OPEN = ("prompts.chat_template_kwargs.", "prompts.template_kwargs.", "prompts.map.")
 SWEEP = ("--multirun", "-m")  # the default
+TEMPLATES = ("prompts.template", "prompts.map.")  # values that may be Jinja templates, whose braces Hydra cannot read
 
 # Values with an equals sign and otherwise plain text: no quotes, brackets, functions, interpolations or escapes.
 _PLAIN = re.compile(r"[^'\"\[\]{}()$\\]*=[^'\"\[\]{}()$\\]*")
@@ -52,7 +54,7 @@ def to_hydra_syntax(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: See `expand_compositions`.
     """
-    return quote_equals(open_mappings(mark_scoped(expand_compositions(arguments))))
+    return quote_equals(quote_templates(open_mappings(mark_scoped(expand_compositions(arguments)))))
 
 
 def mark_scoped(arguments: Sequence[str]) -> list[str]:
@@ -89,6 +91,21 @@ def quote_equals(arguments: Sequence[str]) -> list[str]:
     Hydra cannot read such values without quotes. Values that it can read, or that are not plain text, stay unchanged.
     """
     return [_quoted(argument) for argument in arguments]
+
+
+def quote_templates(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with quotes around Jinja templates that have none: `prompts.template=Q: {{question}}`."""
+    return [_quoted_template(argument) for argument in arguments]
+
+
+def _quoted_template(argument: str) -> str:
+    key, _, value = argument.partition("=")
+    template = key.lstrip("+").startswith(TEMPLATES) and ("{{" in value or "{%" in value)
+    if not template or _parse(argument) is not None:
+        return argument
+    escaped = value.replace("'", "\\'")
+    quoted = f"{key}='{escaped}'"
+    return argument if _parse(quoted) is None else quoted
 
 
 def _quoted(argument: str) -> str:

@@ -19,6 +19,7 @@ from sweep.config.scoring_config import ScoringConfig
 from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.errors import TooManyFailures
+from sweep.inputs import config as input_config
 from sweep.inputs.config import ModelConfig, PromptsConfig
 from sweep.transforms import Pipeline
 from sweep.util.counts import counted
@@ -101,6 +102,7 @@ class SweepSettings(Section):
         zip: Keys whose lists are read in parallel instead of in all combinations, joined by +, such as
             transform.factor+sampling.max_tokens; spaces separate groups.
         dry_run: List points, engines, requests and tokens, and start nothing.
+        show_prompt: Print this many rendered prompts with their tokens and spans, also in a dry run; 0 (none) or more.
         resume: true resumes the same command's sweep; false starts a new one; force resumes it even if another version
             of the engine began it.
         on_error: continue, or stop the sweep at the first point that fails.
@@ -117,6 +119,7 @@ class SweepSettings(Section):
     name: str | None = None
     zip: str | None = None
     dry_run: bool = False
+    show_prompt: int = 0
     resume: str = "true"
     on_error: str = "continue"
     max_failures: int | None = None
@@ -128,6 +131,7 @@ class SweepSettings(Section):
         require(self.helpers is None or 0 <= self.helpers <= 64, "sweep.helpers", "must be in [0, 64]", self.helpers)
         zip_groups(self.zip)
         require(bool(self.dir.strip()), "sweep.dir", "must name a folder", self.dir)
+        require(self.show_prompt >= 0, "sweep.show_prompt", "must be 0 (none) or more", self.show_prompt)
         require_choice("sweep.resume", self.resume.lower(), ("true", "false", "force"))
         require_choice("sweep.on_error", self.on_error, ("continue", "stop"))
         limit = self.max_failures
@@ -205,7 +209,7 @@ class SweepConfig:
 
 # Keys that later versions added, with their defaults, by section. They do not count in a sweep's id where they have
 # these values, so that unchanged commands resume the sweeps of versions without the keys.
-ADDED: dict[str, dict[str, Any]] = {"prompts": {"choices_key": None}, "scoring": scoring_config.ADDED}
+ADDED: dict[str, dict[str, Any]] = {"prompts": input_config.ADDED, "scoring": scoring_config.ADDED}
 
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,

@@ -16,6 +16,7 @@ from sweep.scoring.margins import check_margins, margin_of
 from sweep.scoring.registry import measures_of, shown_in
 from sweep.util.validators import require, require_choice
 
+REASONING_TAGS = ("<think>", "</think>")  # of DeepSeek R1, Qwen3 and others
 SIMILARITY_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 # Keys of `scoring` that only change what is shown. They do not count in fingerprints or in a sweep's id.
@@ -30,6 +31,8 @@ ADDED: dict[str, Any] = {
     "correct": None,
     "pass_at": None,
     "recovery": [],
+    "strip_reasoning": False,
+    "reasoning_tags": list(REASONING_TAGS),
     "similarity_model": SIMILARITY_MODEL,
     "judge": asdict(JudgeConfig()),
 }
@@ -65,6 +68,8 @@ class ScoringConfig(Section):
             means none after a chat, and a space after plain text that does not end in white space.
         quality: Measures against references: exact_match, normalised_exact_match, contains, regex_match, token_f1,
             numeric_match, chrf, bleu, or module.function of a plugin, called with (generation, references).
+        strip_reasoning: Remove the model's reasoning from answers for quality measures, and for those of measures.
+        reasoning_tags: Texts around the reasoning: the opening and the closing tag.
         measures: Measures that score all answers of a point at once: divergence/sentence_similarity,
             quality/judge_score, or names that a plugin gave to register_measure.
         similarity_model: Sentence encoder of divergence/sentence_similarity: a folder or hub id; with mean pooling.
@@ -91,6 +96,8 @@ class ScoringConfig(Section):
     quality: list[str] = field(
         default_factory=lambda: ["exact_match", "normalised_exact_match", "contains", "token_f1"]
     )
+    strip_reasoning: bool = False
+    reasoning_tags: list[str] = field(default_factory=lambda: list(REASONING_TAGS))
     measures: list[str] = field(default_factory=list)
     similarity_model: str = SIMILARITY_MODEL
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -103,6 +110,8 @@ class ScoringConfig(Section):
         require(0 < self.confidence < 1, "scoring.confidence", "must be in (0, 1)", self.confidence)
         require(0 <= self.logprobs <= 20, "scoring.logprobs", "must be in [0, 20]", self.logprobs)
         require(self.nearest_rows >= 0, "scoring.nearest_rows", "must be 0 or more", self.nearest_rows)
+        tags = len(self.reasoning_tags) == 2 and all(self.reasoning_tags)
+        require(tags, "scoring.reasoning_tags", "must be two texts, such as [<think>,</think>]", self.reasoning_tags)
         if self.choices:
             check_choices(self.choices, "scoring.choices")
         for attack in self.recovery:
@@ -157,6 +166,8 @@ class ScoringConfig(Section):
         settings = {key: value for key, value in asdict(self).items() if key not in SHOWN_ONLY}
         if "divergence/sentence_similarity" not in self.measures:
             del settings["similarity_model"]
+        if not self.strip_reasoning:
+            del settings["reasoning_tags"]
         judge = settings.pop("judge")
         if "quality/judge_score" in self.measures:  # the other settings only limit how the judge is asked
             settings["judge"] = {key: judge[key] for key in ("url", "model", "prompt", "format", "max_tokens")}

@@ -21,6 +21,7 @@ from sweep.util.redaction import Redact, redact_file
 PLAIN_WIDTH = 200  # columns of a table in a file or pipe
 SHOWN_LOGGERS = ("sweep.", "hydra_plugins.sweep_")  # prefixes of the loggers whose warnings the user sees
 PLAIN_PERIOD = 5.0  # seconds between progress lines in a file or pipe
+SPAN_STYLES = ("black on green", "black on cyan", "black on yellow", "black on magenta")
 
 Advance = Callable[[int], None]
 
@@ -72,6 +73,26 @@ class Terminal:
     def result(self, line: str) -> None:
         """Print a line of results to standard output."""
         self._out.print(visible(line), markup=False, soft_wrap=True)
+
+    def marked(self, title: str, pieces: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        """Print a text whose pieces belong to numbered spans: in colour, or between ⟦ and ⟧ in a file or pipe.
+
+        Several spans are also numbered there, from 1.
+
+        Args:
+            title: Line before the text.
+            pieces: Text of each piece, and the numbers of its spans.
+        """
+        self.result(title)
+        text, several = Text(), any(number for _, numbers in pieces for number in numbers)
+        for piece, numbers in pieces:
+            shown = visible(piece)
+            if not numbers or (self._out.is_terminal and not self._out.no_color):
+                text.append(shown, SPAN_STYLES[numbers[-1] % len(SPAN_STYLES)] if numbers else "")
+            else:
+                names = "+".join(str(number + 1) for number in numbers) + ":" if several else ""
+                text.append(f"⟦{names}{shown}⟧")
+        self._out.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def waiting(self, label: str) -> Iterator[None]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
+
+import jinja2
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 
 from sweep.errors import ConfigError
 from sweep.inputs.bounded import GROWTH, SECONDS, bounded
@@ -34,6 +41,8 @@ RESERVED = frozenset(
     ]
 )
 
+KWARGS = "prompts.chat_template_kwargs"
+MAX_TEMPLATE = 2**20  # maximum bytes of a template in a file
 MAX_CHARACTERS = 2**24  # of a rendered prompt
 CLOCK_NAMES = ("strftime_now", "date_string")
 DATE_STRING = "%d %b %Y"  # format of the variable `date_string` of Llama's templates
@@ -53,10 +62,11 @@ def render_all(
     tools: Sequence[Mapping[str, Any]] = (),
     variables: Mapping[str, Any] | None = None,
     dated: bool = False,
+    prefill: bool = False,
     seconds: float = SECONDS,
     growth: int = GROWTH,
 ) -> list[str]:
-    """Return chats rendered by the model's template, each up to the start of the answer.
+    """Return chats rendered by the model's template, each up to the start or the continuation of the answer.
 
     All chats share one resource limit, because entering the limit takes as long as rendering.
 
@@ -67,6 +77,7 @@ def render_all(
         tools: definitions of tools that the model may call.
         variables: further template variables, such as `enable_thinking`.
         dated: whether the user set the date. If so, templates that read `date_string` get it too.
+        prefill: whether the model continues the last message, which is the assistant's.
         seconds: time limit for all chats together.
         growth: memory limit in bytes.
 
@@ -89,7 +100,8 @@ def render_all(
                     [dict(message) for message in messages],
                     tools=[dict(tool) for tool in tools] or None,
                     tokenize=False,
-                    add_generation_prompt=True,
+                    add_generation_prompt=not prefill,
+                    **({"continue_final_message": True} if prefill else {}),
                     strftime_now=strftime_now,
                     **template_variables,
                 )
@@ -108,13 +120,53 @@ def render_all(
     return texts
 
 
-def check_variables(variables: Mapping[str, Any], tokenizer: Any, model: str) -> None:
+def with_template(tokenizer: Any, path: str) -> Any:
+    """Return a copy of a tokenizer with the chat template in a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not a Jinja template.
+    """
+    key = "prompts.chat_template"
+    file = Path(path).expanduser()
+    try:
+        if not file.is_file():
+            raise ConfigError(f"{key}: there is no file {path!r}.")
+        with file.open("rb") as opened:
+            data = opened.read(MAX_TEMPLATE + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: {path[:200]!r} cannot be read: {error}.") from error
+    if len(data) > MAX_TEMPLATE:
+        raise ConfigError(f"{key}: {path!r} is larger than {MAX_TEMPLATE // 2**10} KiB.")
+    try:
+        template = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: {path!r} is not UTF-8 text.") from error
+    try:
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(f"{key}: {path}:{error.lineno}: not a Jinja template: {error.message}.") from error
+    changed = copy.copy(tokenizer)
+    changed.chat_template = template
+    return changed
+
+
+class _Generation(Extension):
+    """The tag `generation`, which Transformers adds to Jinja to mark the assistant's tokens."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012  # as the base class declares it
+
+    def parse(self, parser: Parser) -> list[Node]:
+        """Return the statements between the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def check_variables(variables: Mapping[str, Any], tokenizer: Any, model: str, key: str = KWARGS) -> None:
     """Reject variables that the template does not read, and names that cannot be set.
 
     Raises:
         ConfigError: names the variable.
     """
-    key = "prompts.chat_template_kwargs"
     template = template_text(tokenizer)
     for name in variables:
         if name in RESERVED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,6 @@ from sweep.inputs.config import PromptsConfig
 # Known regardless of prompts.prompt_key, reference_key and id_key.
 CHATS = ("messages", "conversations")
 KEYS = (*CHATS, "system", "tools", "values")
-FORMAT_KEYS = ("custom_id", "method", "url", "body", "doc_id", "doc", "arguments", "target", "reward_model")
 
 MAX_KEY_LENGTH = 20  # characters of a key shown in messages
 SHORT = 4  # characters up to which one edit usually gives another word: id and idx, text and test
@@ -29,13 +28,6 @@ def configured_keys(config: PromptsConfig) -> dict[str, str]:
         "prompts.id_key": config.id_key,
     }
     return keys if config.choices_key is None else keys | {"prompts.choices_key": config.choices_key}
-
-
-def is_relevant(key: str, config: PromptsConfig) -> bool:
-    """Return whether a key has a meaning in an entry, or may be a misspelling of such a key."""
-    names = [*configured_keys(config).values(), *KEYS]
-    roots = {name.split(".")[0] for name in names}
-    return key in names or key in roots or key in FORMAT_KEYS or _closest_name(key, tuple(names)) is not None
 
 
 def is_missing(value: Any) -> bool:
@@ -60,6 +52,11 @@ def has_key(entry: Mapping[str, Any], key: str) -> bool:
     return key in entry or (bool(parent) and isinstance(value := lookup(entry, parent), Mapping) and last in value)
 
 
+def is_similar(key: object, names: tuple[str, ...]) -> bool:
+    """Return whether a key may be a misspelling of one of the names."""
+    return _closest_name(key, names) is not None
+
+
 def check_keys(entry: Mapping[str, Any], place: str, config: PromptsConfig) -> None:
     """Reject keys that look like a misspelling of a known key that the entry lacks.
 
@@ -81,27 +78,24 @@ def check_keys(entry: Mapping[str, Any], place: str, config: PromptsConfig) -> N
         raise ConfigError(f"{place}: unknown key {key!r}. Did you mean {intended!r}? Rename it{alternative}.")
 
 
-def check_configured_keys(entries: Sequence[Mapping[str, Any]], config: PromptsConfig, where: str) -> None:
+def check_configured_keys(entries: Iterable[Mapping[str, Any]], config: PromptsConfig, where: str) -> None:
     """Reject a `prompts.prompt_key`, `reference_key`, `id_key` or `choices_key` set to a key that no entry has.
 
     Raises:
         ConfigError: names the option and the existing keys.
     """
     defaults = configured_keys(PromptsConfig(items=[]))
-    for option, key in configured_keys(config).items():
-        if key == defaults.get(option) or any(has_key(entry, key) for entry in entries):
+    changed = {option: key for option, key in configured_keys(config).items() if key != defaults.get(option)}
+    if not changed:
+        return
+    listed = list(entries)
+    for option, key in changed.items():
+        if any(has_key(entry, key) for entry in listed):
             continue
-        keys = list(dict.fromkeys(key for entry in entries for key in entry))
+        keys = list(dict.fromkeys(key for entry in listed for key in entry))
         near = difflib.get_close_matches(key, keys, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{option}: no entry of {where} has {key!r} (keys: {_listed(keys)}).{hint}")
-
-
-def unused_keys(entry: Mapping[str, Any], config: PromptsConfig, used: Sequence[str]) -> tuple[str, ...]:
-    """Return the keys of an entry that have no meaning for its prompt."""
-    names = {*configured_keys(config).values(), *KEYS, *used}
-    roots = {name.split(".")[0] for name in names}
-    return tuple(str(key) for key in entry if key not in names and key not in roots)
 
 
 def describe_keys(entry: Mapping[str, Any]) -> str:

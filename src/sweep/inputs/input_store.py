@@ -9,6 +9,7 @@ from pathlib import Path
 from sweep.errors import ConfigError
 from sweep.inputs import checkpoint as checkpoints
 from sweep.inputs import prompts
+from sweep.inputs.chat_template import KWARGS
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.clock import SweepClock
 from sweep.inputs.config import ModelConfig, PromptsConfig
@@ -69,7 +70,10 @@ class InputStore:
             self._encoded[key] = encode(
                 self.prompts(config),
                 checkpoint,
-                variables=config.chat_template_kwargs,
+                variables=config.template_variables,
+                variables_key="prompts.template_kwargs" if config.template_kwargs else KWARGS,
+                template=config.chat_template,
+                prefill=config.continue_final_message,
                 now=partial(self.clock.read, config),
                 dated=config.date is not None,
                 special_tokens=config.special_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -98,6 +99,8 @@ def describe_type(value: Any) -> str:
 def _message(message: Any, where: str) -> Message:
     if not isinstance(message, dict):
         raise ConfigError(f"{where} must be a mapping with role and content; got {describe_type(message)}.")
+    if len(message) == 2 and message.get("role") in ROLES and message.get("content").__class__ is str:
+        return {"role": message["role"], "content": message["content"]}  # most messages
     fields = {key: value for key, value in message.items() if not is_missing(value)}
     if "role" not in fields and "from" in fields:
         fields = _from_sharegpt(fields, where)
@@ -107,16 +110,50 @@ def _message(message: Any, where: str) -> Message:
         raise ConfigError(f"{where} has no role (keys: {keys}); expected role and content, or from and value.")
     require_choice(where, role, ROLES, what="role")
     content = _content(fields.pop("content", None), where, role)
+    if isinstance(fields.get("tool_calls"), list):
+        fields["tool_calls"] = [_call(call) for call in fields["tool_calls"]]
     for key, value in fields.items():
         _require_json(value, f"{where}.{key}")
     return {"role": fields.pop("role"), "content": content} | fields
+
+
+def _call(call: Any) -> Any:
+    """Return a tool call with its arguments as a mapping, which templates expect; OpenAI writes them as JSON.
+
+    Inspect AI's calls have the function's name and the arguments next to each other.
+    """
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), str) and "arguments" in call:
+        call = call | {"type": "function", "function": {"name": call["function"], "arguments": call["arguments"]}}
+        del call["arguments"]
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return call
+    return call | {"function": function | {"arguments": arguments}} if isinstance(arguments, dict) else call
+
+
+def _sharegpt_calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """Return the calls in a ShareGPT message `function_call`: JSON of one call or of a list (LLaMA-Factory)."""
+    try:
+        calls = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        calls = None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise ConfigError(f"{where} is a function_call (ShareGPT); expected JSON with name and arguments.")
+    return [{"type": "function", "function": {"arguments": {}} | call} for call in calls]
 
 
 def _from_sharegpt(message: dict[str, Any], where: str) -> dict[str, Any]:
     role = message["from"]
     if role not in SHAREGPT:
         if role == "function_call":
-            raise ConfigError(f"{where} is a ShareGPT function_call. Write it as tool_calls under messages.")
+            return {"role": "assistant", "content": None, "tool_calls": _sharegpt_calls(message.get("value"), where)}
         require_choice(where, str(role), list(SHAREGPT), what="ShareGPT role")
     rest = {key: value for key, value in message.items() if key not in ("from", "value")}
     return rest | {"role": SHAREGPT[role], "content": message.get("value", message.get("content"))}
@@ -142,7 +179,8 @@ def _part(part: Any, where: str) -> str:
         if form in (*TEXT_PARTS, None) and isinstance(text, str):
             return text
         if form not in (*TEXT_PARTS, None):
-            raise ConfigError(f"{where} is a part of type {form!r}. Only text is supported (type 'text').")
+            hint = " The transform encoder puts an image's vectors into a prompt." if "image" in str(form) else ""
+            raise ConfigError(f"{where} is a part of type {form!r}. Only text is supported (type 'text').{hint}")
     raise ConfigError(f"{where} must be a part with type and text; got {describe_type(part)}.")
 
 

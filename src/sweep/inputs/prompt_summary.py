@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sweep.util.counts import counted
 
-MAX_KEYS = 5  # unused keys listed in a summary
+MAX_KEYS = 24  # unused keys listed in a summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Reading:
         answer: whether its chat ended with an answer, which is not sent.
         answer_is_reference: whether that answer is used as its reference.
         unused: keys of its entry without meaning for the prompt.
+        source: name of the file or data set; empty for `prompts.items`.
     """
 
     form: str = ""
@@ -30,6 +31,7 @@ class Reading:
     answer: bool = False
     answer_is_reference: bool = False
     unused: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class PromptSummary:
     """Counts over prompts that were read together.
 
     Attributes:
-        source: the file; empty for `prompts.items`.
+        source: the file or data set; empty for `prompts.items`.
         prompts: number of prompts.
         references, choices, systems, tools: number of prompts with reference answers, choices, a system message, or
             tools.

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from sweep.errors import ConfigError
-from sweep.inputs.chat_template import Clock, check_variables, reads_clock, render_all
+from sweep.inputs.chat_template import KWARGS, Clock, check_variables, reads_clock, render_all, with_template
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.layout import Characters, Content, Layout, decoded_offsets, locate_contents, mark
 from sweep.inputs.prompts import Prompt
@@ -52,22 +52,28 @@ def encode(
     now: Clock = datetime.now,
     dated: bool = False,
     special_tokens: str = "warn",
+    template: str | None = None,
+    prefill: bool = False,
+    variables_key: str = KWARGS,
 ) -> list[EncodedPrompt]:
     """Encode prompts to token ids: chats by the model's template with its generation prompt, plain text as it is.
 
     Args:
         prompts: the prompts.
         checkpoint: the model, with its tokenizer.
-        variables: variables for the chat template; see `prompts.chat_template_kwargs`.
+        variables: variables for the chat template; see `prompts.template_kwargs`.
         now: returns the time, for templates that read the clock.
         dated: whether the user has set the date.
         special_tokens: handling of control tokens in prompt texts; see `check_texts`.
+        template: file with a chat template to use instead of the model's.
+        prefill: whether the model continues the last message of each chat.
+        variables_key: configuration key of the variables, for errors.
 
     Raises:
         ConfigError: the model has no chat template, the template rejects a chat, or a text has no tokens; see also
             `check_texts`.
     """
-    tokenizer = checkpoint.tokenizer
+    tokenizer = checkpoint.tokenizer if template is None else with_template(checkpoint.tokenizer, template)
     chat = any(prompt.messages for prompt in prompts)
     if chat and not tokenizer.chat_template:
         advice = ", which chats need. Choose a model that has one."
@@ -75,13 +81,13 @@ def encode(
             advice = ". Set prompts.chat=false to send prompts as plain text."
         raise ConfigError(f"The model {checkpoint.model.id!r} has no chat template{advice}")
     if variables and not chat:
-        raise ConfigError("prompts.chat_template_kwargs: no prompt is a chat, so no chat template reads them.")
+        raise ConfigError(f"{variables_key}: no prompt is a chat, so no chat template reads them.")
     if variables:
-        check_variables(variables, tokenizer, checkpoint.model.id)
+        check_variables(variables, tokenizer, checkpoint.model.id, variables_key)
     if dated and not (chat and reads_clock(tokenizer)):
         reason = "its chat template does not read the clock" if chat else "no prompt is a chat"
         log.warning("prompts.date has no effect on the model %r: %s.", checkpoint.model.id, reason)
-    render_chats = partial(render_all, tokenizer=tokenizer, variables=variables, now=now, dated=dated)
+    render_chats = partial(render_all, tokenizer=tokenizer, variables=variables, now=now, dated=dated, prefill=prefill)
     placeholders = sorted({place.name for prompt in prompts for place in prompt.places if place.kept})
     tokenize = Tokenize(tokenizer, [f"{{{name}}}" for name in placeholders])
     affected = check_texts(prompts, tokenizer, special_tokens)

@@ -28,6 +28,7 @@ def score(
     control: Completion | None,
     scorers: Mapping[str, Scorer],
     top_k: int = 0,
+    text: str | None = None,
 ) -> Scores:
     """Return all measures of one answer, without those that do not apply.
 
@@ -37,8 +38,9 @@ def score(
         control: the control's answer to the same prompt; None: no divergence is measured.
         scorers: quality measures by name.
         top_k: number of log-probabilities at each step; 0: none.
+        text: what quality measures see instead of the answer's text, such as the text without reasoning.
     """
-    scores = {name: scorer(answer.text, references) for name, scorer in scorers.items()}
+    scores = {name: scorer(answer.text if text is None else text, references) for name, scorer in scorers.items()}
     if control is not None:
         for compare in computations("pair"):
             scores |= compare(answer, control, top_k)

@@ -15,8 +15,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from sweep.config.loader import parse
+from sweep.config.scoring_config import ScoringConfig
 from sweep.core.records import PointRecord
 from sweep.core.values import Floats, Scores
+from sweep.engines.base import Completion
+from sweep.inputs.formats.chat import OPENAI_CHAT
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import Prompt
 from sweep.planning.results import CONTROL, GIVEN, OWN, Finished, PointResult, as_yaml
@@ -26,11 +29,14 @@ from sweep.scoring.forced import answer_scores, control_scores
 from sweep.scoring.likelihood import answer_logprobs, likelihood_scores
 from sweep.scoring.measures import by_measure, mean_scores, score, summarise_scores
 from sweep.scoring.perturbation import FLIPS, nearest_token_flips
+from sweep.scoring.reasoning import without_reasoning
 from sweep.scoring.recovery import recovery
 from sweep.scoring.registry import spec
 from sweep.scoring.samples import pass_sizes, sample_scores
 from sweep.scoring.scorers import select
 from sweep.util.redaction import redact
+
+Answers = Sequence[Sequence[Completion]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,7 @@ def score_point(finished: Finished, corpus: PromptSet, *, on_gpu: bool = False) 
     scored: list[list[Scores]] = []
     prompt_scores: list[Scores] = []
     if finished.error is None:
+        read_answers = _without_reasoning(finished.answers, corpus, scoring)
         scorers = select(scoring.quality)
         scored = [
             [
@@ -74,6 +81,7 @@ def score_point(finished: Finished, corpus: PromptSet, *, on_gpu: bool = False) 
                     control.answers[i][k] if control.answers else None,
                     scorers,
                     scoring.logprobs,
+                    read_answers[i][k].text,
                 )
                 | _answer_logprob(finished, i, k)
                 for k, answer in enumerate(answers)
@@ -81,10 +89,10 @@ def score_point(finished: Finished, corpus: PromptSet, *, on_gpu: bool = False) 
             for i, (encoded, answers) in enumerate(zip(corpus.prompts, finished.answers, strict=True))
         ]
         if scoring.measures:
-            _add_batch_scores(scored, finished, corpus)
+            _add_batch_scores(scored, finished, corpus, read_answers)
         prompt_scores = _prompt_scores(finished, corpus, on_gpu)
         sizes = pass_sizes(point.config.sampling.n, scoring.pass_at)
-        for once, answers, samples in zip(prompt_scores, finished.answers, scored, strict=True):
+        for once, answers, samples in zip(prompt_scores, read_answers, scored, strict=True):
             once |= sample_scores([answer.text for answer in answers], samples, scoring.correctness, sizes)
     values = by_measure([mean_scores(samples) | once for samples, once in zip(scored, prompt_scores, strict=True)])
     summaries = summarise_scores(values, scoring.confidence)
@@ -132,13 +140,26 @@ def restore(record: PointRecord, rows: Any, point: Point | None = None) -> Point
     return PointResult(record.index, point, record.summaries, values, record.error, prompt_ids)
 
 
-def _add_batch_scores(scored: Sequence[Sequence[Scores]], finished: Finished, corpus: PromptSet) -> None:
+def _without_reasoning(answers: Answers, corpus: PromptSet, scoring: ScoringConfig) -> Answers:
+    """Return the answers to each prompt as quality measures see them."""
+    if not scoring.strip_reasoning or not answers:
+        return answers
+    return [
+        [without_reasoning(answer, scoring.reasoning_tags, encoded.layout.text) for answer in samples]
+        for encoded, samples in zip(corpus.prompts, answers, strict=True)
+    ]
+
+
+def _add_batch_scores(
+    scored: Sequence[Sequence[Scores]], finished: Finished, corpus: PromptSet, read_answers: Answers
+) -> None:
     """Add the scores of `scoring.measures`, which see all answers at once."""
-    point, control = finished.point, finished.control.answers
+    point = finished.point
+    control = _without_reasoning(finished.control.answers or [], corpus, point.config.scoring)
     metadata = {"name": point.name, "role": point.role, **dict(point.axes)}
     items = [
         Item(encoded.prompt, encoded.layout.text, answer, control[i][k] if control else None, k, metadata)
-        for i, (encoded, answers) in enumerate(zip(corpus.prompts, finished.answers, strict=True))
+        for i, (encoded, answers) in enumerate(zip(corpus.prompts, read_answers, strict=True))
         for k, answer in enumerate(answers)
     ]
     settings = MeasureSettings(point.config.scoring, point.config.sweep.root / ".cache")
@@ -195,6 +216,10 @@ def content_digest(prompt: Prompt) -> str:
     """
     content = asdict(prompt)
     del content["id"], content["references"], content["places"], content["choices"]
+    # How an entry was read counts as in earlier versions, whose archives have these digests; its file does not.
+    del content["reading"]["source"]
+    if content["reading"]["form"] == OPENAI_CHAT:
+        content["reading"]["form"] = ""
     messages = [m for m in content["messages"] or () if m["role"] not in ("system", "developer")]
     text = json.dumps(content | {"messages": messages}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,92 @@
+"""Excel workbooks, by openpyxl (extra `excel`)."""
+
+from __future__ import annotations
+
+import datetime
+import zipfile
+from typing import Any, BinaryIO
+
+from sweep.errors import ConfigError
+from sweep.inputs.config import PromptsConfig
+from sweep.inputs.readers.base import Entries, register_reader
+from sweep.inputs.readers.delimited import cell
+from sweep.util.validators import did_you_mean
+
+MAX_BYTES = 2**30  # maximum bytes of a workbook without compression
+
+
+@register_reader(".xlsx", ".xlsm")
+def read_excel(file: BinaryIO, name: str, config: PromptsConfig) -> Entries:
+    """Yield the rows of a sheet, whose first row names the columns. Formulas give their stored results."""
+    try:
+        from openpyxl import load_workbook
+    except ImportError as error:
+        raise ConfigError(f"{name}: Excel files need the package openpyxl: pip install '.[excel]'.") from error
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_BYTES:
+            raise ConfigError(
+                f"{name}: is larger than {MAX_BYTES // 2**20} MiB without compression. Write it as .jsonl."
+            )
+        book = load_workbook(file, read_only=True, data_only=True)
+    except ConfigError:
+        raise
+    except Exception as error:  # openpyxl raises what its parsers raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{name}: not an Excel workbook: {reason}.") from error
+    try:
+        yield from _rows(_sheet(book, name, config), name, config)
+    finally:
+        book.close()
+
+
+def _sheet(book: Any, name: str, config: PromptsConfig) -> Any:
+    names = [sheet.title for sheet in book.worksheets]
+    if config.split is not None:
+        if config.split not in names:
+            raise ConfigError(
+                f"prompts.split: {name} has no sheet {config.split!r}. {did_you_mean(config.split, names)}"
+            )
+        return book[config.split]
+    filled = [sheet for sheet in book.worksheets if any(any(v is not None for v in row) for row in _first_rows(sheet))]
+    if len(filled) > 1:
+        listed = ", ".join(sheet.title for sheet in filled)
+        raise ConfigError(f"{name}: has several sheets ({listed}). Set prompts.split to the name of one.")
+    if not filled:
+        raise ConfigError(f"{name}: all sheets are empty.")
+    return filled[0]
+
+
+def _first_rows(sheet: Any) -> Any:
+    return sheet.iter_rows(max_row=2, values_only=True)
+
+
+def _rows(sheet: Any, name: str, config: PromptsConfig) -> Entries:
+    rows = enumerate(sheet.iter_rows(values_only=True), 1)
+    header: list[str] = []
+    for number, row in rows:
+        values = list(row)
+        while values and values[-1] is None:
+            values.pop()
+        if not values:
+            continue
+        if not header:
+            header = ["" if value is None else str(value) for value in values]
+            if "" in header or len(set(header)) < len(header):
+                raise ConfigError(f"{name}:{number}: columns must have different names; got {', '.join(header)[:200]}.")
+            continue
+        place = f"{name}:{number}"
+        if len(values) > len(header):
+            raise ConfigError(f"{place}: has {len(values)} cells; expected {len(header)}, as in the header.")
+        values += [None] * (len(header) - len(values))
+        yield str(number), {c: _value(c, v, place, config) for c, v in zip(header, values, strict=True)}
+
+
+def _value(column: str, value: Any, place: str, config: PromptsConfig) -> Any:
+    if isinstance(value, str):
+        return cell(column, value, place, config)
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        midnight = isinstance(value, datetime.datetime) and value.time() == datetime.time()
+        return value.date().isoformat() if isinstance(value, datetime.datetime) and midnight else value.isoformat()
+    return value

@@ -1,0 +1,195 @@
+"""Formats that other tools write: small files of their real layouts, read right or refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prompt_entries import load_file, refuse_file
+
+from sweep.errors import ConfigError
+from sweep.inputs.formats import FORMATS
+from sweep.inputs.prompts import Prompt
+from sweep.inputs.readers import READERS
+
+FOLDER = Path(__file__).parents[1] / "data" / "prompt_formats"
+
+
+def chat(prompt: Prompt) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in prompt.messages or ()]
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "references", "said"),
+    [
+        ("openai_chat.jsonl", ["Capital of France?"], [()], "read as OpenAI chat"),
+        (
+            "openai_fine_tuning.jsonl",
+            ["Capital of France?"],
+            [("Paris, as everyone knows.",)],
+            "1 with tools, read as OpenAI chat, last answer taken as reference for 1, not used: parallel_tool_calls, "
+            "messages.weight",
+        ),
+        (
+            "openai_preference.jsonl",
+            ["Capital of France?"],
+            [("Paris.",)],
+            "read as OpenAI preference fine-tuning, not used: non_preferred_output, input.parallel_tool_calls",
+        ),
+        (
+            "openai_batch.jsonl",
+            ["Capital of France?", "The capital of Japan is", "Capital of Spain?"],
+            [(), (), ()],
+            "2 with a system message, read as OpenAI batch, not used: method, url, body.model, body.max_tokens",
+        ),
+        ("sharegpt.json", ["And of Japan?"], [("Tokyo.",)], "read as ShareGPT conversations, last answer taken"),
+        ("sharegpt_tools.json", ['{"rain": true}'], [("Yes.",)], "1 with a system message, 1 with tools, read as Share"),
+        ("trl_prompt_only.jsonl", ["Capital of France?"], [()], "read as messages under 'prompt'"),
+        (
+            "trl_prompt_completion.jsonl",
+            ["Capital of France?", "The capital of Japan is", "The capital of Spain is"],
+            [("Paris.",), ("Tokyo.",), ()],
+            "read as TRL prompt and completion (2), not used: completion, label",
+        ),
+        ("trl_preference.jsonl", ["Capital of France?"], [()], "not used: chosen, rejected"),
+        ("alpaca.json", ["Translate to French.\nGood morning", "Name a colour."], [("Bonjour",), ("Blue",)], "read as Alpaca"),
+        ("alpaca.csv", ["Translate to French.\nGood; morning"], [("Bonjour",)], "read as Alpaca"),
+        (
+            "mt_bench.jsonl",
+            ["You overtake the second person. What is your position?", "Write a haiku."],
+            [("You are in second place.",), ()],
+            "read as MT-bench, first turn only, not used: category, turns[1], reference[1]",
+        ),
+        (
+            "squad_hub.jsonl",
+            ["Super Bowl 50 was played at Levi's Stadium.\n\nWhere was it played?"],
+            [("Levi's Stadium", "at Levi's Stadium")],
+            "read as SQuAD, not used: title, answers.answer_start",
+        ),
+        (
+            "squad.json",
+            [
+                "The Normans lived in Normandy, in France.\n\nIn what country is Normandy?",
+                "The Normans lived in Normandy, in France.\n\nWho was Rollo?",
+            ],
+            [("France",), ()],
+            "read as SQuAD, not used: title, is_impossible, answers.answer_start, version, plausible_answers",
+        ),
+        (
+            "samples_gsm8k.jsonl",
+            ["Question: 8+4?\nAnswer:"],
+            [("12",)],
+            "read as lm-eval samples, not used: doc, resps, filtered_resps, filter, metrics, doc_hash, prompt_hash, "
+            "target_hash, exact_match, generation arguments",
+        ),
+        ("samples_chat.jsonl", ["8+4?"], [("12",)], "read as lm-eval samples"),
+        (
+            "inspect.jsonl",
+            ["What cookie attributes should I use?", "Which is hot?", "Capital of Japan?"],
+            [("secure samesite and httponly",), ("fire",), ("Tokyo", "Tōkyō")],
+            "read as Inspect samples, not used: metadata, sandbox",
+        ),
+        (
+            "inspect_log.json",
+            ["Capital of France?"],
+            [("Paris",)],
+            "read as Inspect samples, not used: epoch, messages, output, scores, version, status, eval",
+        ),
+        ("openai_evals.jsonl", ["Capital of France?"], [("Paris", "Paris.")], "1 with a system message, read as OpenAI evals"),
+        (
+            "promptfooconfig.yaml",
+            ["Translate to French: Good morning", "Good morning in French?", *(f"Translate to German: {text}" for text in ("Yes", "No")), "Yes in German?", "No in German?"],
+            [("Bonjour",)] * 2 + [("Ja", "Nein")] * 4,
+            "3 with a system message, read as promptfoo, not used: description, providers, assert[llm-rubric], "
+            "tests.description",
+        ),
+        ("semicolons.csv", ["Capital of France; in one word?", "Capital of Japan?"], [("Paris, France",), ("Tokyo",)], "2 prompts"),
+        ("tabs.tsv", ["Capital of France?"], [("Paris",)], "1 prompt, 1 with references"),
+    ],
+)  # fmt: skip
+def test_formats_of_other_tools_are_read(name: str, texts: list[str], references: list[Any], said: str) -> None:
+    loaded, summary = load_file(FOLDER / name)
+    assert [prompt.text for prompt in loaded] == texts
+    assert [prompt.references for prompt in loaded] == references
+    assert said in summary
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("openai_batch_output.jsonl", ":1: is a result of an OpenAI batch, not a request. Use the batch's input file."),
+        ("trl_implicit_preference.jsonl", "It looks like preference pairs. Only prompts are supported: add a key with"),
+        (
+            "samples_arc.jsonl",
+            "lm-eval sample whose answers are not generated, such as multiple choice. Set prompts.pro",
+        ),
+        (
+            "promptfoo_files.yaml",
+            "prompts[0] (promptfoo) refers to the file 'file://prompt.txt'. Write the prompt's text",
+        ),
+    ],
+)
+def test_formats_that_cannot_be_read_are_named(name: str, message: str) -> None:
+    found = refuse_file(FOLDER / name)
+    assert message in found and name in found and "\n" not in found
+
+
+def test_every_format_has_a_file() -> None:
+    read = {prompt.reading.form for path in FOLDER.iterdir() for prompt in _loaded(path)}
+    assert len(read) > len(FORMATS)  # with documents, and without those that are refused
+
+
+def _loaded(path: Path) -> list[Prompt]:
+    try:
+        return load_file(path)[0]
+    except ConfigError:
+        return []
+
+
+def test_tool_calls_and_ids_of_other_formats_are_kept() -> None:
+    [prompt] = load_file(FOLDER / "sharegpt_tools.json")[0]
+    assert prompt.messages is not None and prompt.messages[2]["tool_calls"] == [
+        {"type": "function", "function": {"name": "rain", "arguments": {"city": "Oslo"}}}
+    ]
+    assert [p.id for p in load_file(FOLDER / "openai_batch.jsonl")[0]] == ["request-1", "request-2", "request-3"]
+    assert [p.id for p in load_file(FOLDER / "mt_bench.jsonl")[0]] == ["101", "81"]
+    assert chat(load_file(FOLDER / "alpaca.json")[0][1]) == [
+        ("user", "Hi"),
+        ("assistant", "Hello!"),
+        ("user", "Name a colour."),
+    ]
+
+
+def test_format_overrides_the_guess(tmp_path: Path) -> None:
+    path = tmp_path / "data.log"
+    path.write_bytes((FOLDER / "alpaca.csv").read_bytes())
+    assert "has an unknown suffix" in refuse_file(path)
+    assert load_file(path, format="csv")[0][0].references == ("Bonjour",)
+    assert load_file(path, format="csv+alpaca")[0][0].references == ("Bonjour",)
+    found = refuse_file(path, format="csv+sharegpt")
+    assert "data.log:2: is not in the format sharegpt of prompts.format (keys: instruction, input, output)" in found
+    assert "prompts.format: 'alpacca' is not a format. Did you mean 'alpaca'?" in refuse_file(path, format="alpacca")
+    assert "names two formats of one kind" in refuse_file(path, format="csv+tsv")
+    entry = {"prompt": "A", "messages": [{"role": "user", "content": "B"}]}
+    assert "is not among them" in refuse_file(None, items=[entry])
+    [prompt] = load_file(None, items=[entry], format="prompt")[0]
+    assert (prompt.text, prompt.reading.unused) == ("A", ("messages",))
+    assert "must hold a document in the format squad_json" in refuse_file(FOLDER / "alpaca.json", format="squad_json")
+
+
+def test_readers_and_formats_of_plugins_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweep.inputs.formats import Format, PromptEntry, register_format
+    from sweep.inputs.readers import register_reader
+
+    monkeypatch.setattr("sweep.inputs.formats.base.FORMATS", FORMATS)
+    monkeypatch.delitem(FORMATS, "mine", raising=False)
+    register_format(
+        Format("mine", ("q",), lambda f: "q" in f, lambda f, p, c: PromptEntry(text=f["q"], form="mine", used=("q",)))
+    )
+    register_reader(".mine")(lambda file, name, config: iter([("1", {"q": file.read().decode()})]))
+    try:
+        (tmp_path / "p.mine").write_text("Hello?")
+        assert load_file(tmp_path / "p.mine")[0][0].text == "Hello?"
+    finally:
+        del FORMATS["mine"], READERS[".mine"]
