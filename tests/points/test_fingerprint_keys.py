@@ -54,6 +54,7 @@ VALUES: dict[str, Any] = {
     "sampling.n": 2,
     "sampling.stop": ["."],
     "sampling.ignore_eos": True,
+    "sampling.args": {"min_p": 0.1},
     "scoring.logprobs": 5,
     "scoring.confidence": 0.9,
     "scoring.nearest_rows": 0,

@@ -20,7 +20,7 @@ NOT_A_SWEEP = (
     *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"),
     *("--run", "-r", "--experimental-rerun"),
 )
-OPEN = ("prompts.chat_template_kwargs.",)  # mappings whose keys are chosen by the user
+OPEN = ("prompts.chat_template_kwargs.", "engine.args.", "sampling.args.")  # mappings whose keys are chosen by the user
 SWEEP = ("--multirun", "-m")  # the default
 
 # Values with an equals sign and otherwise plain text: no quotes, brackets, functions, interpolations or escapes.

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from sweep.config.schema import SweepConfig
 from sweep.config.scoring_config import ScoringConfig
+from sweep.engines import EngineConfig
 from sweep.engines.identity_check import IDENTITY_CHECK_TOKENS
+from sweep.engines.sampling_args import check_tokens
 from sweep.errors import ConfigError, TransformError
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.config import PromptsConfig
@@ -163,11 +166,11 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> 
     checkpoint = inputs.checkpoint(spec.model)
     checkpoint.check_supported()
     spec.engine.check_model(checkpoint.files, tasks[0].point.config.sweep.root / ".cache")
-    limit = spec.engine.max_model_len or checkpoint.context
-    if limit > checkpoint.context:
+    context = spec.engine.context(checkpoint.context)
+    limit = spec.engine.max_model_len or context
+    if limit > context:
         raise ConfigError(
-            f"engine.max_model_len: {limit} is more than the model's context of {checkpoint.context}. "
-            "Set a smaller value or null."
+            f"engine.max_model_len: {limit} is more than the model's context of {context}. Set a smaller value or null."
         )
     uses_patterns = any("regex_match" in name for scoring in _scorings(tasks) for name in scoring.quality)
     checked: set[PromptSet] = set()
@@ -196,7 +199,7 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> 
             transform.check(corpus)
         except TransformError as error:
             raise ConfigError(f"Point {point.name}: {error}.") from error
-        spec.engine.check(request_builder.sampling_of(point.config, ""))
+        _check_sampling(point.config, spec.engine, checkpoint)
         planned.append(
             PlannedPoint(
                 point=point,
@@ -209,6 +212,13 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> 
         )
     max_model_len = spec.engine.max_model_len or min(limit, max(_max_tokens(p) for p in planned))
     return EngineGroup(spec, checkpoint, planned[0].corpus.table, planned, max_model_len)
+
+
+def _check_sampling(config: SweepConfig, engine: EngineConfig, checkpoint: Checkpoint) -> None:
+    engine.check(request_builder.sampling_of(config, ""))
+    if args := {name: value for name, value in config.sampling.args.items() if value is not None}:
+        engine.check_args(args)
+        check_tokens(args, checkpoint.vocab_size)
 
 
 def _scorings(tasks: Sequence[Task]) -> list[ScoringConfig]:

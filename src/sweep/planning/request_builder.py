@@ -13,6 +13,7 @@ from sweep.config.schema import SweepConfig
 from sweep.core.seeds import derive_seed
 from sweep.core.values import Scores
 from sweep.engines.base import Request, Sampling
+from sweep.engines.sampling_args import as_text
 from sweep.errors import TransformError
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.tokenization import EncodedPrompt
@@ -181,4 +182,5 @@ def sampling_of(config: SweepConfig, prompt_id: str) -> Sampling:
         stop=tuple(sampling.stop),
         ignore_eos=sampling.ignore_eos,
         logprobs=config.scoring.logprobs,
+        args=as_text(sampling.args),
     )

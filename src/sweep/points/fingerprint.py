@@ -19,6 +19,7 @@ from sweep.config.schema import SamplingConfig
 from sweep.config.scoring_config import ScoringConfig
 from sweep.core.section import Section
 from sweep.engines import EngineConfig
+from sweep.engines.sampling_args import as_text
 from sweep.errors import ConfigError
 from sweep.inputs.config import ModelConfig, PromptsConfig
 from sweep.inputs.input_store import InputStore
@@ -252,7 +253,9 @@ def scorers_text(scoring: ScoringConfig) -> str:
 
 
 def _sampling_text(sampling: SamplingConfig) -> str:
-    return _text(asdict(sampling), "sampling")
+    values = asdict(sampling)
+    args = as_text(values.pop("args"))
+    return _text(values | ({"args": args} if args else {}), "sampling")
 
 
 def _scoring_text(scoring: ScoringConfig) -> str:

@@ -41,6 +41,7 @@ KEYS: Mapping[str, Effect] = {
     "transform.*": changes("All parameters count. Your own files and modules count by content, not by path."),
     **{f"sampling.{name}": changes("It decides how tokens are drawn.") for name in (
         "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "n", "stop", "ignore_eos",
+        "args",
     )},
     "scoring.logprobs": changes("The engine returns log-probabilities, which are recorded with the answer."),
     "scoring.confidence": no_change(_SCORES),

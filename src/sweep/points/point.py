@@ -95,6 +95,8 @@ class Point:
         flat: dict[str, Any] = {"transform": config.transform.name, "engine": config.engine.name, "seed": config.seed}
         for group in ("model", "prompts", "sampling", "engine"):
             values = asdict(getattr(config, group))
+            args = values.pop("args", {})
+            values |= {f"args.{key}": value for key, value in args.items()}
             flat |= {f"{group}.{key}": value for key, value in values.items() if key != "items" and value is not None}
         return flat | config.transform.parameters()
 

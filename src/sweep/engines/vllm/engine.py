@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from sweep.engines import sampling_args
 from sweep.engines.base import Completion, Engine, Failure, Generation, ModelFiles, Request, Sampling
 from sweep.engines.request_errors import request_error, summary
 from sweep.engines.vllm import failures, startup
+from sweep.engines.vllm.arguments import STRUCTURED
 from sweep.engines.vllm.config import VLLMConfig
-from sweep.errors import EngineDied, EngineError
+from sweep.errors import ConfigError, EngineDied, EngineError
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +61,8 @@ class VLLMEngine(Engine):
         self.llm: Any = None
         try:
             self.llm = startup.start(config, model, max_model_len, cache_dir, error_file)
+        except ConfigError:
+            raise
         except Exception as error:
             raise failures.start_error(error, error_file) from error
         finally:
@@ -156,9 +160,13 @@ class VLLMEngine(Engine):
 @lru_cache(maxsize=256)  # most requests of a sweep have the same parameters, and vLLM copies them
 def _sampling_params(sampling: Sampling, scored: bool) -> SamplingParams:
     from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     if scored:
         return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    args = sampling_args.from_text(sampling.args)
+    if structured := args.get(STRUCTURED):
+        args[STRUCTURED] = StructuredOutputsParams(**structured)
     return SamplingParams(
         n=sampling.n,
         max_tokens=sampling.max_tokens,
@@ -170,6 +178,7 @@ def _sampling_params(sampling: Sampling, scored: bool) -> SamplingParams:
         stop=list(sampling.stop),
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs or None,
+        **args,
     )
 
 
