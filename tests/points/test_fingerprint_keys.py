@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import PROMPTS
+from lora_adapters import make_adapter
 from sweep.config.schema import SweepConfig
 from sweep.points import fingerprint_keys
 from sweep.points.fingerprint import Fingerprints
@@ -32,6 +33,7 @@ VALUES: dict[str, Any] = {
     "model.dtype": "bfloat16",
     "model.trust_remote_code": True,
     "model.embedder": "transformers",
+    "model.lora": "",  # an adapter
     "prompts.items": [{"id": "hello", "prompt": "Other"}],
     "prompts.path": "",  # a file of other prompts
     "prompts.chat": False,
@@ -141,6 +143,8 @@ def test_listed_keys_match_the_fingerprint(
     value = VALUES[key]
     if key == "model.id":
         value = str(models[1])
+    elif key == "model.lora":
+        value = str(make_adapter(models[0], tmp_path / "adapter", ["q_proj"]))
     elif key == "prompts.path":
         (path := tmp_path / "p.txt").write_text("Other\n")
         value = str(path)

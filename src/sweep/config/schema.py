@@ -206,6 +206,7 @@ class SweepConfig:
 # these values, so that unchanged commands resume the sweeps of versions without the keys.
 ADDED: dict[str, dict[str, Any]] = {
     "engine": {"args": {}},
+    "model": {"lora": None},
     "prompts": {"choices_key": None},
     "sampling": {"args": {}},
     "scoring": scoring_config.ADDED,

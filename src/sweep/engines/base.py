@@ -59,6 +59,7 @@ class Request:
         embeds: (len(token_ids), hidden_size) in the engine's dtype, finite. None: send the token ids instead.
         scored: number of tokens at the end of the prompt that are a forced answer (teacher forcing). The engine reports
             the log-probability of each, given the tokens before it. The completions of such a request are meaningless.
+        adapter: folder of the LoRA adapter with which to answer; None: the model alone.
         finite: whether all entries of `embeds` are known to be finite, so that the engine can skip the check. For a
             large model the check takes a millisecond per request on the thread that feeds the engine.
     """
@@ -69,6 +70,7 @@ class Request:
     sampling: Sampling
     scored: int = 0
     finite: bool = False
+    adapter: str | None = None
 
 
 @compact
@@ -140,6 +142,7 @@ class EngineConfig(Section, ABC):
         packages: distributions to read the engine's version from; the first installed one counts. None: the
             distributions that contain the module of the configuration class.
         not_here: names of keys that only other engines have, each with an explanation that continues its name.
+        has_adapters: whether requests may name LoRA adapters.
         is_remote: whether the engine is run by someone else, so that only the engine itself knows its version.
         max_model_len: Longest sequence of prompt and answer, in tokens; 1 or more, null means what the sweep needs.
     """
@@ -149,6 +152,7 @@ class EngineConfig(Section, ABC):
     variables: ClassVar[Mapping[str, Effect]] = {}
     packages: ClassVar[tuple[str, ...] | None] = None
     not_here: ClassVar[Mapping[str, str]] = {"args": "passes arguments to vLLM in this process. Use engine=vllm"}
+    has_adapters: ClassVar[bool] = False
     is_remote: ClassVar[bool] = False
     max_model_len: int | None = None
 

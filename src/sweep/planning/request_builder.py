@@ -109,7 +109,8 @@ def build(
     if not math.isfinite(embeds.sum(dtype=rows.dtype)) and not embeds.isfinite().all():
         raise TransformError(f"{config.transform.name} made NaN or infinity (in {str(table.dtype)[6:]})")
     token_ids = _row_tokens(transformed, encoded.token_ids)
-    request = Request(key, token_ids, embeds.contiguous(), sampling_of(config, prompt_id), finite=True)
+    sampling = sampling_of(config, prompt_id)
+    request = Request(key, token_ids, embeds.contiguous(), sampling, finite=True, adapter=table.adapter_folder)
     max_neighbours = -(-config.scoring.nearest_rows // len(corpus.prompts))
     expose = partial(_expose, config, encoded, corpus, transformed, embeds, max_neighbours)
     return BuiltRequest(

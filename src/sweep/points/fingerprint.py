@@ -21,6 +21,7 @@ from sweep.core.section import Section
 from sweep.engines import EngineConfig
 from sweep.engines.sampling_args import as_text
 from sweep.errors import ConfigError
+from sweep.inputs import lora
 from sweep.inputs.config import ModelConfig, PromptsConfig
 from sweep.inputs.input_store import InputStore
 from sweep.inputs.tokenization import EncodedPrompt
@@ -165,6 +166,8 @@ class Fingerprints:
             "embedder": model.embedder,
             "trust_remote_code": model.trust_remote_code,
         }
+        if (adapter := self.inputs.adapter(model)) is not None:
+            content["lora"] = folder_digest(adapter.folder, lora.PATTERNS, cache)
         return _text(content)
 
     def _unify(self, points: Sequence[Point]) -> list[Point]:

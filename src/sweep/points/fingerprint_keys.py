@@ -25,6 +25,7 @@ KEYS: Mapping[str, Effect] = {
     "model.dtype": changes("The dtype in which the model runs counts: `auto` equals the dtype that it resolves to."),
     "model.trust_remote_code": changes("The model's own code may run instead of Transformers'."),
     "model.embedder": changes("It decides how the embedding rows are read."),
+    "model.lora": changes("The contents of the adapter's files count, whatever their path."),
     "prompts.items": changes(_RENDERED),
     "prompts.path": changes(f"{_RENDERED} The path itself does not count."),
     "prompts.chat": changes(_RENDERED),

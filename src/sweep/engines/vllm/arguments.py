@@ -29,6 +29,9 @@ OWN_KEYS: Mapping[str, str] = {
     "enable_prefix_caching": "engine.prefix_caching",
     "kv_cache_memory_bytes": "engine.kv_cache_gib",
     "seed": "sampling.seed",
+    "enable_lora": "model.lora",
+    "max_lora_rank": "model.lora",
+    "default_mm_loras": "model.lora",
 }
 # Arguments that must keep the value that this project gives them, and why.
 FIXED: Mapping[str, str] = {

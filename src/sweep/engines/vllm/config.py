@@ -56,6 +56,7 @@ class VLLMConfig(EngineConfig):
         "batch_invariant": changes("It selects other kernels, whose results do not depend on the batch."),
         "args": changes("Except those that concern only memory, loading or logs (`vllm/arguments.py`)."),
     }
+    has_adapters: ClassVar[bool] = True
     variables: ClassVar[Mapping[str, Effect]] = {
         **TF32_VARIABLES,
         "VLLM_FLOAT32_MATMUL_PRECISION": changes("It allows TF32 for float32 matrix products."),

@@ -34,6 +34,7 @@ from sweep.errors import ConfigError, EngineDied, EngineError
 if TYPE_CHECKING:
     import torch
     from vllm import RequestOutput, SamplingParams
+    from vllm.lora.request import LoRARequest
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,12 @@ class VLLMEngine(Engine):
         self._dtype: torch.dtype = self.llm.model_config.dtype
         self._hidden_size: int = self.llm.model_config.get_hidden_size()
         self._processes = failures.EngineProcesses(self._engine, error_file)
+        self._adapters = {str(adapter.folder): number for number, adapter in enumerate(model.adapters, 1)}
+        try:
+            self._load_adapters()
+        except BaseException:
+            self.close()
+            raise
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Generation | Failure]:
         """Answer requests from one continuous batch; see `Engine.generate`."""
@@ -130,7 +137,10 @@ class VLLMEngine(Engine):
         before = len(self._engine.output_processor.request_states)
         try:
             internal_id = self.llm.enqueue(
-                [prompt], _sampling_params(request.sampling, bool(request.scored)), use_tqdm=False
+                [prompt],
+                _sampling_params(request.sampling, bool(request.scored)),
+                lora_request=self._lora_request(request.adapter),
+                use_tqdm=False,
             )[0]
         except Exception as error:
             if self._processes.is_crash(error):
@@ -139,6 +149,25 @@ class VLLMEngine(Engine):
             return f"vLLM rejected it: {summary(error)}"
         in_flight[str(internal_id).rsplit("-", 1)[0]] = request
         return None
+
+    def _load_adapters(self) -> None:
+        """Load the adapters once, so that vLLM refuses them before the first request.
+
+        Raises:
+            ConfigError: vLLM cannot use an adapter with this model.
+        """
+        for folder in self._adapters:
+            try:
+                self._engine.add_lora(self._lora_request(folder))
+            except Exception as error:
+                raise ConfigError(f"model.lora: vLLM cannot use {folder} with this model: {summary(error)}") from error
+
+    def _lora_request(self, folder: str | None) -> LoRARequest | None:
+        if folder is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(folder, self._adapters[folder], folder)
 
     def _step(self, in_flight: dict[str, Request]) -> list[RequestOutput]:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,15 @@ from typing import Any
 from sweep.engines.base import ModelFiles
 from sweep.engines.threads import threads_for
 from sweep.engines.vllm import invariance
-from sweep.engines.vllm.arguments import set_args
+from sweep.engines.vllm.arguments import SIGNATURES, set_args
 from sweep.engines.vllm.config import VLLMConfig
+from sweep.engines.vllm.signatures import parameters
 from sweep.errors import ConfigError
+from sweep.inputs.model_files import AdapterFiles
 from sweep.processes import parent_death
 
 CPU_KV_CACHE_GIB = 0.5
+MAX_LORAS = 8  # adapters in a batch; their matrices take memory next to the model's
 
 
 def start(config: VLLMConfig, model: ModelFiles, max_model_len: int, cache_dir: Path, error_file: Path) -> Any:
@@ -100,7 +103,17 @@ def _arguments(
         arguments["kv_cache_memory_bytes"] = int(gib * 2**30)
     if not on_gpu and not in_process and worker_count(config) == 1:
         arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-    return arguments | set_args(config.args)
+    return arguments | _lora_arguments(model.adapters) | set_args(config.args)
+
+
+def _lora_arguments(adapters: Sequence[AdapterFiles]) -> dict[str, Any]:
+    """Return the arguments for adapters; up to `MAX_LORAS` of them share a batch."""
+    if not adapters:
+        return {}
+    rank = max(adapter.rank for adapter in adapters)
+    allowed = [choice for choice in parameters(*SIGNATURES["engine"])["max_lora_rank"].choices if choice >= rank]
+    count = min(len(adapters), MAX_LORAS)
+    return {"enable_lora": True, "max_lora_rank": min(allowed, default=rank), "max_loras": count}
 
 
 def worker_count(config: VLLMConfig) -> int:
