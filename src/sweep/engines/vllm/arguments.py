@@ -32,6 +32,7 @@ OWN_KEYS: Mapping[str, str] = {
     "enable_lora": "model.lora",
     "max_lora_rank": "model.lora",
     "default_mm_loras": "model.lora",
+    "max_loras": "model.lora",
 }
 # Arguments that must keep the value that this project gives them, and why.
 FIXED: Mapping[str, str] = {
@@ -57,7 +58,7 @@ NO_CHANGE = frozenset(
         "enable_layerwise_nvtx_tracing", "enable_logging_iteration_details", "enable_mfu_metrics",
         "enable_mm_processor_stats", "fail_on_environ_validation", "hf_token", "jit_monitor_mode",
         "jit_monitor_verbose", "kv_cache_metrics", "kv_cache_metrics_sample", "log_config_file", "log_level",
-        "logging_config", "master_addr", "master_port", "max_cpu_loras", "max_loras", "max_parallel_loading_workers",
+        "logging_config", "master_addr", "master_port", "max_cpu_loras", "max_parallel_loading_workers",
         "numa_bind", "numa_bind_cpus", "numa_bind_nodes", "num_gpu_blocks_override", "otlp_traces_endpoint",
         "per_request_spec_decode_metrics", "profiler_config", "pt_load_map_location", "ray_workers_use_nsight",
         "renderer_num_workers", "safetensors_load_strategy", "safetensors_prefetch_block_size",

@@ -103,16 +103,20 @@ def _arguments(
         arguments["kv_cache_memory_bytes"] = int(gib * 2**30)
     if not on_gpu and not in_process and worker_count(config) == 1:
         arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-    return arguments | _lora_arguments(model.adapters) | set_args(config.args)
+    return arguments | _lora_arguments(model.adapters, on_gpu) | set_args(config.args)
 
 
-def _lora_arguments(adapters: Sequence[AdapterFiles]) -> dict[str, Any]:
-    """Return the arguments for adapters; up to `MAX_LORAS` of them share a batch."""
+def _lora_arguments(adapters: Sequence[AdapterFiles], on_gpu: bool) -> dict[str, Any]:
+    """Return the arguments for adapters; on a GPU, up to `MAX_LORAS` of them share a batch.
+
+    On a CPU, vLLM 0.32 applies the last slot to requests without an adapter that share a batch with others: their slot
+    is -1, which its PyTorch operations take as an index (`lora/ops/torch_ops`). So one slot more stays empty.
+    """
     if not adapters:
         return {}
     rank = max(adapter.rank for adapter in adapters)
     allowed = [choice for choice in parameters(*SIGNATURES["engine"])["max_lora_rank"].choices if choice >= rank]
-    count = min(len(adapters), MAX_LORAS)
+    count = min(len(adapters), MAX_LORAS) if on_gpu else len(adapters) + 1
     return {"enable_lora": True, "max_lora_rank": min(allowed, default=rank), "max_loras": count}
 
 
