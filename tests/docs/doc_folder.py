@@ -11,12 +11,15 @@ import torch
 from doc_pages import blocks
 from safetensors.torch import save_file
 
+from lora_adapters import make_adapter
 from tiny_models import make_model
 
 
 def make_files(made: Path) -> Path:
     """Write the files into a folder, and return it."""
-    make_model(made / "my-model")
+    model = make_model(made / "my-model")
+    make_adapter(model, made / "my-adapter", ["q_proj"])
+    make_adapter(model, made / "my-other-adapter", ["embed_tokens"])
     width, names = 64, ("happy", "rows")
     for name in names:
         save_file(

@@ -66,7 +66,7 @@ def test_given_answers_follow_each_transformed_prompt(group: EngineGroup, at_onc
         scores = {} if progress.is_floor else {(0, GIVEN, 0): -1.0, (2, GIVEN, 0): -1.0, (2, GIVEN, 1): -1.0}
         assert progress.forced == scores
     prompts = {cast(Key, r.key): r for r in requests if not r.scored}
-    table = group.table
+    table = group.points[0].corpus.table
     for key, request in given.items():
         prompt, tokens = prompts[Key(key.run, key.prompt)], request.token_ids[-request.scored :]
         assert tokens == group.points[0].given[key.prompt].sequences[key.sample]

@@ -162,7 +162,9 @@ def test_prompts_beyond_the_limit_are_built_again_by_the_pool(
 ) -> None:
     kept = forced_requests(forced_group, ThreadPool())
     first = forced_group.points[1].prompts[0]
-    monkeypatch.setattr(forcing, "MAX_KEPT_ENTRIES", len(first.token_ids) * forced_group.table.hidden_size)
+    monkeypatch.setattr(
+        forcing, "MAX_KEPT_ENTRIES", len(first.token_ids) * forced_group.points[0].corpus.table.hidden_size
+    )
     pool = CountingPool()
     again = forced_requests(forced_group, pool)
     counts = Counter(built for built in pool.built if built[0])  # without the control, which has two runs

@@ -137,7 +137,7 @@ def test_weights_that_change_between_plan_and_mapping_are_refused(
 ) -> None:
     folder, config = moved
     _, [group] = planned(Fingerprints(), config)
-    table = pickle.loads(pickle.dumps(group.table)) if elsewhere else group.table
+    table = pickle.loads(pickle.dumps(group.points[0].corpus.table)) if elsewhere else group.points[0].corpus.table
     overwrite(folder / "model.safetensors")
     with pytest.raises(ConfigError, match=r"model\.safetensors of .* has changed since this sweep read it"):
         table.rows([1])

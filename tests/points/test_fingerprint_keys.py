@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import PROMPTS
+from lora_adapters import make_adapter
 from sweep.config.schema import SweepConfig
 from sweep.inputs import prompt_files
 from sweep.points import fingerprint_keys
@@ -33,6 +34,7 @@ VALUES: dict[str, Any] = {
     "model.dtype": "bfloat16",
     "model.trust_remote_code": True,
     "model.embedder": "transformers",
+    "model.lora": "",  # an adapter
     "prompts.items": [{"id": "hello", "prompt": "Other"}],
     "prompts.path": "",  # a file of other prompts
     "prompts.format": "prompt",
@@ -68,6 +70,7 @@ VALUES: dict[str, Any] = {
     "sampling.n": 2,
     "sampling.stop": ["."],
     "sampling.ignore_eos": True,
+    "sampling.args": {"min_p": 0.1},
     "scoring.logprobs": 5,
     "scoring.confidence": 0.9,
     "scoring.nearest_rows": 0,
@@ -163,6 +166,8 @@ def test_listed_keys_match_the_fingerprint(
     value = VALUES[key]
     if key == "model.id":
         value = str(models[1])
+    elif key == "model.lora":
+        value = str(make_adapter(models[0], tmp_path / "adapter", ["q_proj"]))
     elif key == "prompts.path":
         (path := tmp_path / "p.txt").write_text("Other\n")
         value = str(path)

@@ -22,7 +22,7 @@ NOT_A_SWEEP = (
     *("--run", "-r", "--experimental-rerun"),
 )
 # Mappings whose keys are chosen by the user.
-OPEN = ("prompts.chat_template_kwargs.", "prompts.template_kwargs.", "prompts.map.")
+OPEN = ("prompts.chat_template_kwargs.", "prompts.template_kwargs.", "prompts.map.", "engine.args.", "sampling.args.")
 SWEEP = ("--multirun", "-m")  # the default
 TEMPLATES = ("prompts.template", "prompts.map.")  # values that may be Jinja templates, whose braces Hydra cannot read
 

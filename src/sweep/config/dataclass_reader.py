@@ -37,7 +37,10 @@ def build(key: str, values: Any, registry: Mapping[str, type[T]]) -> T:
     name = parameters.pop("name")
     require_choice(f"{key}.name", name, sorted(registry))
     known = [parameter.name for parameter in fields(registry[name])]  # type: ignore[arg-type]
+    elsewhere: Mapping[str, str] = getattr(registry[name], "not_here", {})
     for parameter in parameters:
+        if parameter in elsewhere and parameter not in known:
+            raise ConfigError(f"{key}.{parameter} {elsewhere[parameter]}; got {key}={name}.")
         require_choice(key, parameter, known, what=f"parameter of {name}")
     return read(registry[name], key, parameters)
 

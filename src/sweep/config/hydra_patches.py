@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep.config.combinations import combine
 from sweep.config.dataclass_reader import one_line
 from sweep.config.point_count import check_count
+from sweep.engines.vllm.arguments import argument_key
 from sweep.errors import ConfigError
 from sweep.transforms import TRANSFORMS
 from sweep.util.validators import did_you_mean, require
@@ -148,6 +149,8 @@ def explain(error: HydraException | OmegaConfBaseException, arguments: Sequence[
         parent, key = cause.parent_node, cause.key
         if isinstance(parent, DictConfig) and key is not None and key not in parent:
             full_key = cause.full_key or str(key)
+            if argument := argument_key(full_key):
+                return f"{full_key}: there is no such key. Set {argument} instead."
             keys = [str(name) for name in parent if name != "hydra"]
             return f"{full_key}: there is no such key. {did_you_mean(str(key), keys)}{_scope_hint(full_key, arguments)}"
         return one_line(cause)

@@ -17,7 +17,7 @@ from sweep.config.objective import Objective
 from sweep.config.report_config import ReportConfig
 from sweep.config.scoring_config import ScoringConfig
 from sweep.core.section import Section
-from sweep.engines import EngineConfig
+from sweep.engines import EngineConfig, sampling_args
 from sweep.errors import TooManyFailures
 from sweep.inputs import config as input_config
 from sweep.inputs.config import ModelConfig, PromptsConfig
@@ -40,6 +40,8 @@ class SamplingConfig(Section):
         n: Answers for each prompt; 1 or more, and above 1 only with temperature above 0.
         stop: Texts that end an answer; none of them empty.
         ignore_eos: Continue after the end-of-sequence token, up to max_tokens.
+        args: Further parameters by their names in vLLM's SamplingParams, as in sampling.args.min_p=0.05; null means
+            vLLM's default.
     """
 
     max_tokens: int = 128
@@ -51,6 +53,7 @@ class SamplingConfig(Section):
     n: int = 1
     stop: list[str] = field(default_factory=list)
     ignore_eos: bool = False
+    args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.max_tokens >= 1, "sampling.max_tokens", "must be at least 1", self.max_tokens)
@@ -66,6 +69,7 @@ class SamplingConfig(Section):
             differ, "sampling.n", "above 1 needs sampling.temperature above 0: greedy answers are all equal", self.n
         )
         require(all(self.stop), "sampling.stop", "must not contain an empty string", self.stop)
+        sampling_args.check_values(self.args, self.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +213,13 @@ class SweepConfig:
 
 # Keys that later versions added, with their defaults, by section. They do not count in a sweep's id where they have
 # these values, so that unchanged commands resume the sweeps of versions without the keys.
-ADDED: dict[str, dict[str, Any]] = {"prompts": input_config.ADDED, "scoring": scoring_config.ADDED}
+ADDED: dict[str, dict[str, Any]] = {
+    "engine": {"args": {}},
+    "model": {"lora": None},
+    "prompts": input_config.ADDED,
+    "sampling": {"args": {}},
+    "scoring": scoring_config.ADDED,
+}
 
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,

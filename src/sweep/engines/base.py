@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sweep.core.provenance import distributions_of, engine_version
 from sweep.core.section import Section
 from sweep.engines.settings import Effect
+from sweep.errors import ConfigError
 from sweep.inputs.model_files import ModelFiles as ModelFiles  # part of the contract
 from sweep.util.compact import compact
 
@@ -31,6 +32,7 @@ class Sampling:
     Attributes:
         logprobs: number of most probable tokens whose log-probabilities are reported at each step, in addition to the
             sampled token. 0: no log-probabilities.
+        args: further parameters as JSON, see `sampling_args`; empty if there are none.
     """
 
     max_tokens: int
@@ -43,6 +45,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int = 0
+    args: str = ""
 
 
 @compact
@@ -56,6 +59,7 @@ class Request:
         embeds: (len(token_ids), hidden_size) in the engine's dtype, finite. None: send the token ids instead.
         scored: number of tokens at the end of the prompt that are a forced answer (teacher forcing). The engine reports
             the log-probability of each, given the tokens before it. The completions of such a request are meaningless.
+        adapter: folder of the LoRA adapter with which to answer; None: the model alone.
         finite: whether all entries of `embeds` are known to be finite, so that the engine can skip the check. For a
             large model the check takes a millisecond per request on the thread that feeds the engine.
     """
@@ -66,6 +70,7 @@ class Request:
     sampling: Sampling
     scored: int = 0
     finite: bool = False
+    adapter: str | None = None
 
 
 @compact
@@ -136,6 +141,8 @@ class EngineConfig(Section, ABC):
         variables: the same for environment variables that the engine's libraries read.
         packages: distributions to read the engine's version from; the first installed one counts. None: the
             distributions that contain the module of the configuration class.
+        not_here: names of keys that only other engines have, each with an explanation that continues its name.
+        has_adapters: whether requests may name LoRA adapters.
         is_remote: whether the engine is run by someone else, so that only the engine itself knows its version.
         max_model_len: Longest sequence of prompt and answer, in tokens; 1 or more, null means what the sweep needs.
     """
@@ -144,6 +151,8 @@ class EngineConfig(Section, ABC):
     effects: ClassVar[Mapping[str, Effect]]
     variables: ClassVar[Mapping[str, Effect]] = {}
     packages: ClassVar[tuple[str, ...] | None] = None
+    not_here: ClassVar[Mapping[str, str]] = {"args": "passes arguments to vLLM in this process. Use engine=vllm"}
+    has_adapters: ClassVar[bool] = False
     is_remote: ClassVar[bool] = False
     max_model_len: int | None = None
 
@@ -176,6 +185,19 @@ class EngineConfig(Section, ABC):
         Raises:
             ConfigError: the engine does not support them.
         """
+
+    def check_args(self, args: Mapping[str, Any]) -> None:
+        """Reject further sampling parameters (`sampling.args`) that the engine does not have, before anything starts.
+
+        Raises:
+            ConfigError: names the first such parameter.
+        """
+        for name in args:
+            raise ConfigError(f"sampling.args.{name} is not available with engine={self.name}. Use engine=vllm.")
+
+    def context(self, trained: int) -> int:
+        """Return the longest sequence that the model allows, for the number of tokens that it was trained for."""
+        return trained
 
     def check_model(self, model: ModelFiles, cache_dir: Path) -> None:
         """Reject a model if a package that the engine needs for it is missing, before anything starts.

@@ -27,11 +27,13 @@ class IdentityPrompt:
     Attributes:
         id: the prompt's id, for messages.
         embeds: (len(token_ids), hidden_size), untransformed rows of the tokens in the engine's dtype.
+        adapter: folder of the LoRA adapter with which the prompt is decoded, and whose change the rows contain.
     """
 
     id: str
     token_ids: tuple[int, ...]
     embeds: Tensor
+    adapter: str | None = None
 
 
 def check_identity(engine: Engine, prompts: Sequence[IdentityPrompt], max_tokens: int) -> None:
@@ -49,21 +51,22 @@ def check_identity(engine: Engine, prompts: Sequence[IdentityPrompt], max_tokens
         ConfigError: the answers differ. The message names the prompt and shows both answers.
     """
     sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
-    by_ids = _answers(engine, [Request(p.id, p.token_ids, None, sampling) for p in prompts])
-    by_rows = _answers(engine, [Request(p.id, p.token_ids, p.embeds, sampling) for p in prompts])
-    for prompt in prompts:
-        if by_ids[prompt.id] != by_rows[prompt.id]:
+    by_ids = _answers(engine, [Request(p.id, p.token_ids, None, sampling, adapter=p.adapter) for p in prompts])
+    by_rows = _answers(engine, [Request(p.id, p.token_ids, p.embeds, sampling, adapter=p.adapter) for p in prompts])
+    for prompt, from_ids, from_rows in zip(prompts, by_ids, by_rows, strict=True):
+        if from_ids != from_rows:
+            adapter = f" with the adapter {prompt.adapter}" if prompt.adapter else ""
             raise ConfigError(
-                f"The model fails the identity check: the prompt {prompt.id!r} decodes to "
-                f"{list(by_ids[prompt.id])} from token ids, but to {list(by_rows[prompt.id])} from their embeddings. "
+                f"The model fails the identity check{adapter}: the prompt {prompt.id!r} decodes to "
+                f"{list(from_ids)} from token ids, but to {list(from_rows)} from their embeddings. "
                 "The rows of the embedding table are not the inputs that the engine feeds to the model."
             )
 
 
-def _answers(engine: Engine, requests: Sequence[Request]) -> dict[object, tuple[int, ...]]:
-    answers: dict[object, tuple[int, ...]] = {}
+def _answers(engine: Engine, requests: Sequence[Request]) -> list[tuple[int, ...]]:
+    answers: list[tuple[int, ...]] = []
     for answer in chain.from_iterable(engine.generate([request]) for request in requests):
         if isinstance(answer, Failure):
             raise ConfigError(f"The model fails the identity check: the prompt {answer.key!r} failed: {answer.reason}")
-        answers[answer.key] = answer.completions[0].token_ids
+        answers.append(answer.completions[0].token_ids)
     return answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 from sweep.engines.base import Request, Sampling
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 OUT_OF_MEMORY = re.compile(
     r"OutOfMemory|out of memory|MemoryError|bad_alloc|(can't|cannot) allocate memory|Free memory on device", re.I
 )
+
+VALIDATION = re.compile(r"\b1 validation error for \w+$")
 
 LEAST_TEMPERATURE = 0.01  # vLLM 0.32: `_MAX_TEMP` in sampling_params.py
 
@@ -68,5 +71,12 @@ def summary(error: Exception) -> str:
 
 
 def first_line(text: str) -> str:
-    """Return the first line that is not blank, at most 300 characters."""
-    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), "")
+    """Return the first line that is not blank, at most 300 characters.
+
+    Pydantic writes only the number of errors there, so the first error follows it.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and VALIDATION.search(lines[0]):
+        details = takewhile(lambda line: not line.startswith("For further information"), lines[1:])
+        lines = [": ".join([lines[0], *(line.partition(" [type=")[0] for line in details)])]
+    return lines[0][:300] if lines else ""

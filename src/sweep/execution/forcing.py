@@ -33,7 +33,8 @@ def forced_request(key: Hashable, prompt: EmbeddedPrompt, answer: tuple[int, ...
     """
     ids, rows = prompt
     embeds = torch.cat([rows, table.rows(answer).to(rows.dtype)])
-    return Request(key, ids + answer, embeds, Sampling(max_tokens=1), scored=len(answer))
+    sampling, adapter = Sampling(max_tokens=1), table.adapter_folder
+    return Request(key, ids + answer, embeds, sampling, scored=len(answer), adapter=adapter)
 
 
 class KeptPrompts:

@@ -18,6 +18,7 @@ from sweep.errors import EngineError, SweepError
 from sweep.execution.request_stream import GroupRun, RequestStream
 from sweep.execution.resume import ResumeIndex
 from sweep.execution.scheduler import RequestScheduler
+from sweep.inputs.lora import LoraAdapter
 from sweep.planning.plan import EngineGroup
 from sweep.points.point import EngineSpec
 from sweep.publishing.scoring_stage import ScoringStage
@@ -46,6 +47,7 @@ class GroupExecutor:
         self._settings, self._journal, self._resume, self._pool = settings, journal, resume, pool
         self._costs, self._terminal = costs, terminal
         self._engine: tuple[EngineSpec, int, Supervisor] | None = None
+        self._adapters: set[LoraAdapter] = set()  # with which the open engine has passed the identity check
         self._closed_engine_starts = self._taken_engine_starts = 0
         self._stream = RequestStream()
         self._answers: Iterator[Generation | Failure] | None = None
@@ -227,7 +229,11 @@ class GroupExecutor:
         """Return the open engine if the group can use it, else start one that passes the identity check."""
         if self._engine is not None:
             spec, max_model_len, engine = self._engine
-            if spec == group.spec and max_model_len >= group.max_model_len:
+            if (
+                spec == group.spec
+                and max_model_len >= group.max_model_len
+                and self._adapters.issuperset(group.adapters)
+            ):
                 return engine
             self.drain()
             self.close()
@@ -235,9 +241,9 @@ class GroupExecutor:
         name = f"{group.spec.engine.name}, {group.spec.model.id}"
         with self._terminal.waiting(f"Engine ({name})"), self._costs.timing("engine_start_seconds"):
             engine = Supervisor(group.spec.engine, _EngineOpener(group, cache, self._resume))
-            self._engine = (group.spec, group.max_model_len, engine)
+            self._engine, self._adapters = (group.spec, group.max_model_len, engine), set(group.adapters)
             try:
-                check_identity(engine, _identity_prompts(group), _identity_tokens(group))
+                _check_identity(engine, group)
             except Exception:  # the next shard must not use an engine that failed the check
                 self.close()
                 raise
@@ -255,12 +261,12 @@ class _EngineOpener:
         self._group, self._cache, self._resume, self._is_restart = group, cache, resume, False
 
     def __call__(self, config: EngineConfig) -> Engine:
-        engine = config.open(self._group.checkpoint.files, self._group.max_model_len, self._cache)
+        engine = config.open(self._group.files, self._group.max_model_len, self._cache)
         try:
-            self._group.checkpoint.expect_unchanged()
+            self._group.expect_unchanged()
             self._resume.confirm_origin(self._group.spec.engine, engine.origin)
             if self._is_restart:
-                check_identity(engine, _identity_prompts(self._group), _identity_tokens(self._group))
+                _check_identity(engine, self._group)
         except BaseException:
             engine.close()
             raise
@@ -268,14 +274,13 @@ class _EngineOpener:
         return engine
 
 
-def _identity_prompts(group: EngineGroup) -> list[IdentityPrompt]:
-    encoded = group.points[0].prompts[:IDENTITY_CHECK_PROMPTS]
-    return [
-        IdentityPrompt(e.prompt.id, e.token_ids, group.table.rows(e.token_ids).to(group.table.dtype)) for e in encoded
+def _check_identity(engine: Engine, group: EngineGroup) -> None:
+    """Run the identity check on the first prompts, once with each adapter. See `check_identity` for errors."""
+    corpora = {planned.corpus.table.adapter_folder: planned.corpus for planned in group.points}
+    prompts = [
+        IdentityPrompt(e.prompt.id, e.token_ids, corpus.table.rows(e.token_ids).to(corpus.table.dtype), adapter)
+        for adapter, corpus in corpora.items()
+        for e in corpus.prompts[:IDENTITY_CHECK_PROMPTS]
     ]
-
-
-def _identity_tokens(group: EngineGroup) -> int:
-    """Return how many tokens the identity check generates."""
-    longest = max(len(e.token_ids) for e in group.points[0].prompts[:IDENTITY_CHECK_PROMPTS])
-    return min(IDENTITY_CHECK_TOKENS, group.max_model_len - longest)
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    check_identity(engine, prompts, min(IDENTITY_CHECK_TOKENS, group.max_model_len - longest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
 from sweep.inputs import dtype as dtypes
-from sweep.inputs import packaged_model
+from sweep.inputs import packaged_model, peft
 from sweep.inputs.config import ModelConfig
 from sweep.inputs.dtype import Dtype
 from sweep.inputs.model_files import ModelFiles
@@ -227,11 +228,32 @@ def find(model: ModelConfig, packages: Packages | None = None) -> Checkpoint:
     folder = Path(model.id).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            _refuse_adapter(model, folder)
             raise ConfigError(f"model.id: the folder {model.id!r} is not a model: it has no config.json.")
         return Checkpoint(model, folder.resolve())
     if folder.exists() or model.id.startswith(("/", ".", "~")) or model.id.count("/") > 1:
         raise ConfigError(f"model.id: there is no folder {model.id!r}.")
     return Checkpoint(model, _download(model))
+
+
+def _refuse_adapter(model: ModelConfig, folder: Path) -> None:
+    """Refuse a folder that holds an adapter of PEFT instead of a model.
+
+    Raises:
+        ConfigError: names the adapter's type, its model and `model.lora`.
+    """
+    path = folder / peft.CONFIG
+    if not path.is_file():
+        return
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        kind, base = values.get("peft_type", "unknown"), values.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        kind, base = "unknown", None
+    advice = f"Set model.id={base or 'ITS_MODEL'} model.lora={model.id}"
+    if kind in peft.PROMPTS:
+        advice = f"Set model.id={base or 'ITS_MODEL'} transform=soft_prompt transform.path={model.id}"
+    raise ConfigError(f"model.id: {model.id!r} is not a model, but a PEFT adapter of type {kind}. {advice}.")
 
 
 def _download(model: ModelConfig) -> Path:
@@ -278,5 +300,6 @@ def _download(model: ModelConfig) -> Path:
             f"({type(error).__name__}). `model=demo` works offline; `model=smollm2` needs a package index only."
         ) from error
     if not (folder / "config.json").is_file():
+        _refuse_adapter(model, folder)
         raise ConfigError(f"model.id: {model.id!r} on the hub is not a Transformers model: it has no config.json.")
     return folder

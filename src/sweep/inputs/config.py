@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ class ModelConfig(Section):
         trust_remote_code: Allow the model's repository to run its own Python code.
         embedder: Source of the embedding rows: safetensors (read from the checkpoint file) or transformers (from the
             loaded model).
+        lora: LoRA adapter saved by PEFT: a folder or a hub id; null means none.
     """
 
     id: str = "demo"
@@ -29,11 +30,18 @@ class ModelConfig(Section):
     dtype: str = "auto"
     trust_remote_code: bool = False
     embedder: str = "safetensors"
+    lora: str | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.id.strip()), "model.id", "must name a hub id or a folder", self.id)
         require_choice("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         require_choice("model.embedder", self.embedder, ("safetensors", "transformers"))
+        require(self.lora is None or bool(self.lora.strip()), "model.lora", "must name a folder or a hub id", self.lora)
+
+    @property
+    def base(self) -> ModelConfig:
+        """The model without the adapter."""
+        return self if self.lora is None else replace(self, lora=None)
 
 
 SPECIAL_TOKENS = ("warn", "refuse", "escape", "allow")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from sweep.errors import ConfigError
 from sweep.inputs import weights
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.embedding_table import EmbeddingTable
+from sweep.inputs.lora import LoraAdapter
 from sweep.inputs.model_class import auto_class
 from sweep.util.install_check import advice
 
@@ -43,14 +45,41 @@ TABLE_NAMES = (
 )
 
 
-def open_table(checkpoint: Checkpoint) -> EmbeddingTable:
-    """Return a checkpoint's embedding table, read as `model.embedder` says.
+def open_table(checkpoint: Checkpoint, adapter: LoraAdapter | None = None) -> EmbeddingTable:
+    """Return a checkpoint's embedding table, read as `model.embedder` says, with the change of an adapter.
 
     Without safetensors in the folder, the model is loaded with Transformers instead, and a warning is logged.
 
     Raises:
-        ConfigError: no table is found, or its shape does not match the model's configuration.
+        ConfigError: no table is found, or its shape does not match the model's configuration, or the adapter does not
+            fit it.
     """
+    table = _open_table(checkpoint)
+    if adapter is None:
+        return table
+    _require_fit(adapter, table)
+    return replace(table, adapter=adapter)
+
+
+def _require_fit(adapter: LoraAdapter, table: EmbeddingTable) -> None:
+    """Refuse an adapter whose change of the table has another shape, or belongs to another table."""
+    change = adapter.embedding
+    if change is not None and (change.a.shape[1] < table.size or change.b.shape[0] != table.hidden_size):
+        shape = [change.a.shape[1], change.b.shape[0]]
+        raise ConfigError(
+            f"model.lora: {adapter.name!r} changes an embedding table of shape {shape}, but the model's is "
+            f"[{table.size}, {table.hidden_size}]. It belongs to another model."
+        )
+    if (saved := adapter.base_table()) is not None:
+        kept = saved[: table.size].to(table.weight.dtype)
+        if kept.shape != table.weight[: table.size].shape or not kept.equal(table.weight[: table.size]):
+            raise ConfigError(
+                f"model.lora: {adapter.name!r} holds another embedding table than the model, such as one with new "
+                "tokens, which vLLM does not load. Merge it into the model with PEFT."
+            )
+
+
+def _open_table(checkpoint: Checkpoint) -> EmbeddingTable:
     use_safetensors = checkpoint.model.embedder == "safetensors"
     indexed = (checkpoint.folder / weights.INDEX).is_file()  # then `from_safetensors` reports missing files
     if use_safetensors and not indexed and not any(checkpoint.folder.glob("*.safetensors")):

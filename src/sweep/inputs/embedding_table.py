@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sweep.inputs.lora import LoraAdapter
+
 log = logging.getLogger(__name__)
 
 PIECE_ENTRIES = 2**22  # table entries widened to fp32 at a time: 16 MiB, about the size of a CPU cache
@@ -41,6 +43,7 @@ class EmbeddingTable:
         hidden_size: width of a row.
         engine_dtype: name of the engine's dtype, such as `bfloat16`.
         multiplier: factor that the family's embedding layer applies to rows; None for most.
+        adapter: adapter with which engines run the model; its change of the table is part of all rows.
     """
 
     open: Callable[[], Tensor]
@@ -48,10 +51,11 @@ class EmbeddingTable:
     hidden_size: int
     engine_dtype: str
     multiplier: float | None = None
+    adapter: LoraAdapter | None = None
 
     def __reduce__(self) -> tuple[type[EmbeddingTable], tuple[Any, ...], dict[str, Any]]:
         """Pickle without the table's data, but with statistics that were computed from all of it."""
-        arguments = self.open, self.size, self.hidden_size, self.engine_dtype, self.multiplier
+        arguments = self.open, self.size, self.hidden_size, self.engine_dtype, self.multiplier, self.adapter
         return EmbeddingTable, arguments, {name: value for name, value in vars(self).items() if name in COMPUTED}
 
     @cached_property
@@ -62,6 +66,11 @@ class EmbeddingTable:
             ConfigError: the table cannot be read.
         """
         return self.open()
+
+    @property
+    def adapter_folder(self) -> str | None:
+        """Folder of the adapter, which requests with these rows name; None without one."""
+        return None if self.adapter is None else str(self.adapter.folder)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -83,7 +92,7 @@ class EmbeddingTable:
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= self.size):
             outside = next(token for token in ids.tolist() if not 0 <= token < self.size)
             raise TransformError(f"the token {outside} is beyond the model's embedding table of {self.size} rows")
-        return self._as_engine(self.weight.index_select(0, ids)).float()
+        return self._as_engine(self.weight.index_select(0, ids), ids).float()
 
     @cached_property
     def std(self) -> float:
@@ -169,7 +178,7 @@ class EmbeddingTable:
 
     @cached_property
     def _search(self) -> GpuSearch | None:
-        return open_search(self._as_engine(self.weight[: self.size]))
+        return open_search(self._slice(0, self.size))
 
     def gaps(self, token_ids: Sequence[int], *, on_gpu: bool = False) -> Tensor:
         """Return the L2 distance from each token's row to the nearest other token's row: (len(token_ids),), float32.
@@ -210,17 +219,23 @@ class EmbeddingTable:
     def _wide(self) -> Tensor | None:
         """The table in fp32, if it is small enough to keep."""
         small = self.size * self.hidden_size * 4 <= KEPT_BYTES
-        return self._as_engine(self.weight[: self.size]).float() if small else None
+        return self._slice(0, self.size).float() if small else None
 
     def _pieces(self) -> Iterator[tuple[int, Tensor]]:
         piece = max(PIECE_ENTRIES // self.hidden_size, 1)
         for start in range(0, self.size, piece):
             stop = min(start + piece, self.size)
             kept = self._wide
-            yield start, self._as_engine(self.weight[start:stop]).float() if kept is None else kept[start:stop]
+            yield start, self._slice(start, stop).float() if kept is None else kept[start:stop]
 
-    def _as_engine(self, rows: Tensor) -> Tensor:
+    def _slice(self, start: int, stop: int) -> Tensor:
+        return self._as_engine(self.weight[start:stop], slice(start, stop))
+
+    def _as_engine(self, rows: Tensor, token_ids: Tensor | slice) -> Tensor:
+        """Return rows of the table, for the tokens, as the engine's embedding layer returns them."""
         import torch
 
         rows = rows.to(self.dtype)
+        if self.adapter is not None and self.adapter.embedding is not None:
+            rows = (rows.float() + self.adapter.embedding.rows(token_ids, self.dtype)).to(self.dtype)
         return rows if self.multiplier is None else rows * torch.tensor(self.multiplier, dtype=self.dtype)

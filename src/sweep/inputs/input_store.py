@@ -8,13 +8,14 @@ from pathlib import Path
 
 from sweep.errors import ConfigError
 from sweep.inputs import checkpoint as checkpoints
-from sweep.inputs import prompts
+from sweep.inputs import lora, prompts
 from sweep.inputs.chat_template import KWARGS
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.clock import SweepClock
 from sweep.inputs.config import ModelConfig, PromptsConfig
 from sweep.inputs.embedding_loader import open_table
 from sweep.inputs.embedding_table import EmbeddingTable
+from sweep.inputs.lora import LoraAdapter
 from sweep.inputs.packaged_model import Packages
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import Prompt
@@ -39,6 +40,7 @@ class InputStore:
         self._prompts: dict[str, list[Prompt]] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
         self._encoded: dict[tuple[Path, bool, str], list[EncodedPrompt]] = {}
+        self._adapters: dict[str, LoraAdapter] = {}
         self._tables: dict[str, EmbeddingTable] = {}
         self._corpora: dict[tuple[str, str], PromptSet] = {}
         self._digests: dict[Path, str] = {}
@@ -52,11 +54,21 @@ class InputStore:
 
     def checkpoint(self, model: ModelConfig) -> Checkpoint:
         """Return a model's checkpoint and record its file versions. See `checkpoint.find` for errors."""
+        model = model.base
         key = model.content_digest
         if key not in self._checkpoints:
             self._checkpoints[key] = checkpoints.find(model, self._packages)
             _ = self._checkpoints[key].versions
         return self._checkpoints[key]
+
+    def adapter(self, model: ModelConfig) -> LoraAdapter | None:
+        """Return a model's LoRA adapter and record its file versions; None without one. See `lora.find` for errors."""
+        if model.lora is None:
+            return None
+        if model.lora not in self._adapters:
+            self._adapters[model.lora] = lora.find(model.lora)
+            _ = self._adapters[model.lora].versions
+        return self._adapters[model.lora]
 
     def encoded(self, model: ModelConfig, config: PromptsConfig) -> list[EncodedPrompt]:
         """Return prompts encoded for a model. See `encode` for errors.
@@ -90,7 +102,7 @@ class InputStore:
         if key not in self._corpora:
             checkpoint, encoded = self.checkpoint(model), self.encoded(model, config)
             if model.content_digest not in self._tables:
-                self._tables[model.content_digest] = open_table(checkpoint)
+                self._tables[model.content_digest] = open_table(checkpoint, self.adapter(model))
             table = self._tables[model.content_digest]
             check_tokens(encoded, table.size, checkpoint)
             self._corpora[key] = PromptSet(encoded, table, checkpoint)

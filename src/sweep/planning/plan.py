@@ -11,14 +11,16 @@ from sweep.config.scoring_config import ScoringConfig
 from sweep.engines.identity_check import IDENTITY_CHECK_TOKENS
 from sweep.errors import ConfigError, TransformError
 from sweep.inputs.checkpoint import Checkpoint
-from sweep.inputs.config import PromptsConfig
-from sweep.inputs.embedding_table import EmbeddingTable
+from sweep.inputs.config import ModelConfig, PromptsConfig
 from sweep.inputs.given_answers import GivenAnswers
 from sweep.inputs.input_store import InputStore
+from sweep.inputs.lora import LoraAdapter
+from sweep.inputs.model_files import ModelFiles
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.prompts import Prompt, summarise
 from sweep.inputs.tokenization import EncodedPrompt, check_lengths
 from sweep.planning import request_builder
+from sweep.planning.engine_checks import adapters_of, check_sampling
 from sweep.planning.given import GivenPlanner
 from sweep.points.fingerprint import PointFingerprint
 from sweep.points.point import EngineSpec, Point
@@ -95,16 +97,27 @@ class EngineGroup:
     Attributes:
         spec: the model and the engine's configuration.
         checkpoint: files of the model.
-        table: embedding table of the model.
         points: the points, each control before its points.
         max_model_len: largest number of tokens in prompt and answer together.
+        adapters: LoRA adapters of the points.
     """
 
     spec: EngineSpec
     checkpoint: Checkpoint
-    table: EmbeddingTable
     points: list[PlannedPoint]
     max_model_len: int
+    adapters: tuple[LoraAdapter, ...] = ()
+
+    @property
+    def files(self) -> ModelFiles:
+        """The model's files, with those of the adapters."""
+        return replace(self.checkpoint.files, adapters=tuple(adapter.files for adapter in self.adapters))
+
+    def expect_unchanged(self) -> None:
+        """Raise `ConfigError` if a file of the model or of an adapter has changed since it was first read."""
+        self.checkpoint.expect_unchanged()
+        for adapter in self.adapters:
+            adapter.expect_unchanged()
 
     @property
     def max_prompt_len(self) -> int:
@@ -155,25 +168,26 @@ def make_plan(tasks: Sequence[Task], inputs: InputStore, *, dry_run: bool = Fals
     for group in planned if not dry_run else ():
         _try_transforms(group)
     for group in planned:
-        group.checkpoint.expect_unchanged()
+        group.expect_unchanged()
     return planned
 
 
 def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> EngineGroup:
     checkpoint = inputs.checkpoint(spec.model)
     checkpoint.check_supported()
+    adapters = adapters_of(spec.engine, [task.point.config.model for task in tasks], inputs)
     spec.engine.check_model(checkpoint.files, tasks[0].point.config.sweep.root / ".cache")
-    limit = spec.engine.max_model_len or checkpoint.context
-    if limit > checkpoint.context:
+    context = spec.engine.context(checkpoint.context)
+    limit = spec.engine.max_model_len or context
+    if limit > context:
         raise ConfigError(
-            f"engine.max_model_len: {limit} is more than the model's context of {checkpoint.context}. "
-            "Set a smaller value or null."
+            f"engine.max_model_len: {limit} is more than the model's context of {context}. Set a smaller value or null."
         )
     uses_patterns = any("regex_match" in name for scoring in _scorings(tasks) for name in scoring.quality)
     checked: set[PromptSet] = set()
 
-    def corpus_of(config: PromptsConfig) -> PromptSet:
-        corpus = inputs.corpus(spec.model, config)
+    def corpus_of(model: ModelConfig, config: PromptsConfig) -> PromptSet:
+        corpus = inputs.corpus(model, config)
         if corpus not in checked:
             checked.add(corpus)
             if uses_patterns:
@@ -188,7 +202,7 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> 
 
     planned, given = [], GivenPlanner()
     for task in tasks:
-        point, corpus = task.point, corpus_of(task.point.config.prompts)
+        point, corpus = task.point, corpus_of(task.point.config.model, task.point.config.prompts)
         transform = point.config.transform.pinned(inputs.digest)
         if transform is not point.config.transform:
             point = replace(point, config=replace(point.config, transform=transform))
@@ -196,7 +210,7 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> 
             transform.check(corpus)
         except TransformError as error:
             raise ConfigError(f"Point {point.name}: {error}.") from error
-        spec.engine.check(request_builder.sampling_of(point.config, ""))
+        check_sampling(point.config, spec.engine, checkpoint)
         planned.append(
             PlannedPoint(
                 point=point,
@@ -208,7 +222,7 @@ def _plan_group(spec: EngineSpec, tasks: Sequence[Task], inputs: InputStore) -> 
             )
         )
     max_model_len = spec.engine.max_model_len or min(limit, max(_max_tokens(p) for p in planned))
-    return EngineGroup(spec, checkpoint, planned[0].corpus.table, planned, max_model_len)
+    return EngineGroup(spec, checkpoint, planned, max_model_len, adapters)
 
 
 def _scorings(tasks: Sequence[Task]) -> list[ScoringConfig]:
@@ -286,6 +300,7 @@ def describe(groups: Sequence[EngineGroup], count: int, shards: int | None = Non
             f"{counted(len(group.points), 'point')}, {counted(group.requests, 'request')}, "
             f"{counted(group.prompt_tokens, 'prompt token')}, up to {counted(group.max_output_tokens, 'output token')}"
             + (f", {counted(group.given_answers, 'given answer')}" if group.given_answers else "")
+            + (f", {counted(len(group.adapters), 'LoRA adapter')}" if group.adapters else "")
         )
         for planned in group.points[:MAX_LISTED_POINTS]:
             name, fingerprint = planned.point.name, planned.point_fingerprint.fingerprint[:12]

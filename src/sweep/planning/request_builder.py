@@ -13,6 +13,7 @@ from sweep.config.schema import SweepConfig
 from sweep.core.seeds import derive_seed
 from sweep.core.values import Scores
 from sweep.engines.base import Request, Sampling
+from sweep.engines.sampling_args import as_text
 from sweep.errors import TransformError
 from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.tokenization import EncodedPrompt
@@ -108,7 +109,8 @@ def build(
     if not math.isfinite(embeds.sum(dtype=rows.dtype)) and not embeds.isfinite().all():
         raise TransformError(f"{config.transform.name} made NaN or infinity (in {str(table.dtype)[6:]})")
     token_ids = _row_tokens(transformed, encoded.token_ids)
-    request = Request(key, token_ids, embeds.contiguous(), sampling_of(config, prompt_id), finite=True)
+    sampling = sampling_of(config, prompt_id)
+    request = Request(key, token_ids, embeds.contiguous(), sampling, finite=True, adapter=table.adapter_folder)
     max_neighbours = -(-config.scoring.nearest_rows // len(corpus.prompts))
     expose = partial(_expose, config, encoded, corpus, transformed, embeds, max_neighbours)
     return BuiltRequest(
@@ -181,4 +183,5 @@ def sampling_of(config: SweepConfig, prompt_id: str) -> Sampling:
         stop=tuple(sampling.stop),
         ignore_eos=sampling.ignore_eos,
         logprobs=config.scoring.logprobs,
+        args=as_text(sampling.args),
     )

@@ -19,7 +19,9 @@ from sweep.config.schema import SamplingConfig
 from sweep.config.scoring_config import ScoringConfig
 from sweep.core.section import Section
 from sweep.engines import EngineConfig
+from sweep.engines.sampling_args import as_text
 from sweep.errors import ConfigError
+from sweep.inputs import lora
 from sweep.inputs.config import ModelConfig, PromptsConfig
 from sweep.inputs.input_store import InputStore
 from sweep.inputs.tokenization import EncodedPrompt
@@ -164,6 +166,8 @@ class Fingerprints:
             "embedder": model.embedder,
             "trust_remote_code": model.trust_remote_code,
         }
+        if (adapter := self.inputs.adapter(model)) is not None:
+            content["lora"] = folder_digest(adapter.folder, lora.PATTERNS, cache)
         return _text(content)
 
     def _unify(self, points: Sequence[Point]) -> list[Point]:
@@ -252,7 +256,9 @@ def scorers_text(scoring: ScoringConfig) -> str:
 
 
 def _sampling_text(sampling: SamplingConfig) -> str:
-    return _text(asdict(sampling), "sampling")
+    values = asdict(sampling)
+    args = as_text(values.pop("args"))
+    return _text(values | ({"args": args} if args else {}), "sampling")
 
 
 def _scoring_text(scoring: ScoringConfig) -> str:

@@ -25,6 +25,7 @@ KEYS: Mapping[str, Effect] = {
     "model.dtype": changes("The dtype in which the model runs counts: `auto` equals the dtype that it resolves to."),
     "model.trust_remote_code": changes("The model's own code may run instead of Transformers'."),
     "model.embedder": changes("It decides how the embedding rows are read."),
+    "model.lora": changes("The contents of the adapter's files count, whatever their path."),
     "prompts.items": changes(_RENDERED),
     "prompts.path": changes(f"{_RENDERED} The path itself does not count."),
     "prompts.format": changes(_RENDERED),
@@ -54,6 +55,7 @@ KEYS: Mapping[str, Effect] = {
     "transform.*": changes("All parameters count. Your own files and modules count by content, not by path."),
     **{f"sampling.{name}": changes("It decides how tokens are drawn.") for name in (
         "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "n", "stop", "ignore_eos",
+        "args",
     )},
     "scoring.logprobs": changes("The engine returns log-probabilities, which are recorded with the answer."),
     "scoring.confidence": no_change(_SCORES),

@@ -28,7 +28,7 @@ _STEP = re.compile(r"transform\.\d+\.name")
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """A model and an engine configuration. Points with equal specs share an engine."""
+    """A model and an engine configuration. Points with equal specs share an engine, also if their adapters differ."""
 
     model: ModelConfig
     engine: EngineConfig
@@ -72,7 +72,7 @@ class Point:
     @property
     def engine_spec(self) -> EngineSpec:
         """The engine that this point needs."""
-        return EngineSpec(self.config.model, self.config.engine)
+        return EngineSpec(self.config.model.base, self.config.engine)
 
     @cached_property
     def control_key(self) -> str:
@@ -95,6 +95,8 @@ class Point:
         flat: dict[str, Any] = {"transform": config.transform.name, "engine": config.engine.name, "seed": config.seed}
         for group in ("model", "prompts", "sampling", "engine"):
             values = asdict(getattr(config, group))
+            args = values.pop("args", {})
+            values |= {f"args.{key}": value for key, value in args.items()}
             flat |= {f"{group}.{key}": value for key, value in values.items() if key != "items" and value is not None}
         return flat | config.transform.parameters()
 

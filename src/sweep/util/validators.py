@@ -45,10 +45,15 @@ def require_choice(key: str, value: str, choices: Sequence[str], what: str = "va
 
 def did_you_mean(name: str, choices: Sequence[str]) -> str:
     """Return a sentence with the closest choice, and the choices (at most 24)."""
-    near = difflib.get_close_matches(str(name), choices, 1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
+    hint = closest(name, choices)
     shown = ", ".join(choices) if len(choices) <= 24 else f"{', '.join(choices[:24])} …"
-    return f"{hint}Available: {shown or 'none'}."
+    return f"{hint}{' ' if hint else ''}Available: {shown or 'none'}."
+
+
+def closest(name: str, choices: Sequence[str]) -> str:
+    """Return a question with the closest choice; empty if none is close."""
+    near = difflib.get_close_matches(str(name), choices, 1)
+    return f"Did you mean {near[0]!r}?" if near else ""
 
 
 def require_finite(key: str, value: float) -> None:

@@ -7,16 +7,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sweep.engines.base import Engine, EngineConfig, ModelFiles, Origin, Sampling
 from sweep.engines.request_errors import require_temperature
 from sweep.engines.settings import MAX_MODEL_LEN, Effect, changes, no_change
 from sweep.errors import ConfigError
 from sweep.util.redaction import redact
-from sweep.util.validators import require
+from sweep.util.validators import require, require_choice
 
 KEY_VARIABLE = "VLLM_API_KEY"  # vLLM's server reads it, too
+
+# Fields of the completions API from vLLM 0.26 on. A server ignores fields that it does not know.
+SAMPLING_ARGS = (
+    *("allowed_token_ids", "frequency_penalty", "include_stop_str_in_output", "logit_bias", "min_p", "min_tokens"),
+    *("presence_penalty", "skip_special_tokens", "spaces_between_special_tokens", "stop_token_ids"),
+    "structured_outputs",
+)
 
 _ADDRESS = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::\d{1,5})?(?:/[\w.~/-]*)?")
 
@@ -86,6 +93,11 @@ class ServerConfig(EngineConfig):
         require_temperature(sampling, self.name)
         rule = "must be 1 with engine=server, because the server applies it without the prompt's tokens"
         require(sampling.repetition_penalty == 1, "sampling.repetition_penalty", rule, sampling.repetition_penalty)
+
+    def check_args(self, args: Mapping[str, Any]) -> None:
+        """Reject parameters that older servers ignore, or that the API does not have; see `EngineConfig.check_args`."""
+        for name in args:
+            require_choice("sampling.args", name, SAMPLING_ARGS, what="parameter that engine=server can send")
 
     def contact(self) -> Origin:
         """Return the origin that the server reports; see `EngineConfig.contact`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sweep.engines import sampling_args
 from sweep.engines.base import Completion, Request
 
 # Limits for the size of an answer, several times what vLLM sends: a fixed part, and bytes per prompt token, per
@@ -60,6 +61,7 @@ def completion_request(model: str, request: Request, max_tokens: int) -> ServerR
         "ignore_eos": sampling.ignore_eos,
         "logprobs": sampling.logprobs or None,
     }
+    fields |= sampling_args.from_text(sampling.args)
     return _with_prompt(fields, request.token_ids, request.embeds)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sweep.core.provenance import PACKAGES
 from sweep.engines.base import Engine, EngineConfig, ModelFiles
@@ -13,6 +13,10 @@ from sweep.engines.settings import MAX_MODEL_LEN, TF32_VARIABLES, Effect, change
 from sweep.util.validators import require, require_choice
 
 DEVICES = ("cpu", "cuda", "mps")
+SAMPLING_ARGS = (
+    *("allowed_token_ids", "frequency_penalty", "logit_bias", "min_p", "min_tokens", "presence_penalty"),
+    "stop_token_ids",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,11 @@ class TransformersConfig(EngineConfig):
             require(value is None or value >= 1, f"engine.{key}", "must be at least 1", value)
         if self.device is not None:
             require_choice("engine.device", self.device, DEVICES)
+
+    def check_args(self, args: Mapping[str, Any]) -> None:
+        """Reject parameters that this engine does not have; see `EngineConfig.check_args`."""
+        for name in args:
+            require_choice("sampling.args", name, SAMPLING_ARGS, what="parameter that engine=transformers has")
 
     def open(self, model: ModelFiles, max_model_len: int, cache_dir: Path) -> Engine:
         """Load the model; see `EngineConfig.open`.

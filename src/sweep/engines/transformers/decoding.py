@@ -10,6 +10,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
+from sweep.engines import sampling_args
 from sweep.engines.base import Completion, Failure, Generation, Request, Sampling
 
 LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny  # the smallest normal number of float32
@@ -70,7 +71,10 @@ class Sample:
         self.answer, self.sampling, self.finish_reason = answer, sampling, ""
         self.token_ids: list[int] = []
         self._text, self._max_tokens = text, max_tokens
-        self._stop_ids = () if sampling.ignore_eos else stop_ids
+        self._args = sampling_args.from_text(sampling.args)
+        self._stop_ids = {*(() if sampling.ignore_eos else stop_ids), *self._args.get("stop_token_ids", ())}
+        self._min_tokens = int(self._args.get("min_tokens", 0))
+        self._unstopped = 0  # characters before `min_tokens`, in which stop strings do not count
         self._logprobs: list[dict[int, float]] = []
         self._generator = torch.Generator()
         if sampling.seed is None:
@@ -89,11 +93,12 @@ class Sample:
         Args:
             logits: (vocabulary,), float32; not modified.
         """
-        adjusted = self._apply_penalty(logits)
+        adjusted = self._apply_penalties(self._apply_args(logits))
         if self.sampling.temperature == 0:
             token = int(adjusted.argmax())
         else:
             adjusted = apply_temperature(adjusted, self.sampling.temperature)
+            adjusted = apply_min_p(adjusted, float(self._args.get("min_p", 0)))
             adjusted = apply_top_k_top_p(adjusted, self.sampling.top_k, self.sampling.top_p)
             # argmax(p / q) with q ~ Exp(1) samples from p. The noise comes from the CPU, so it is equal on all devices.
             noise = torch.empty(len(adjusted)).exponential_(generator=self._generator)
@@ -109,14 +114,33 @@ class Sample:
         """Return the finished completion."""
         return Completion(self._text.text, tuple(self.token_ids), self.finish_reason, tuple(self._logprobs))
 
-    def _apply_penalty(self, logits: Tensor) -> Tensor:
-        """Return logits with the repetition penalty for tokens of prompt and completion (arXiv:1909.05858)."""
+    def _apply_args(self, logits: Tensor) -> Tensor:
+        """Return logits with `allowed_token_ids` and `logit_bias`, and without ends before `min_tokens`."""
+        if allowed := self._args.get("allowed_token_ids"):
+            kept = torch.tensor(allowed, device=logits.device)
+            logits = torch.full_like(logits, -math.inf).index_copy(0, kept, logits[kept])
+        for token, bias in self._args.get("logit_bias", {}).items():
+            logits = logits.index_add(0, torch.tensor([token], device=logits.device), logits.new_tensor([bias]))
+        if len(self.token_ids) < self._min_tokens and self._stop_ids:
+            logits = logits.index_fill(0, torch.tensor(sorted(self._stop_ids), device=logits.device), -math.inf)
+        return logits
+
+    def _apply_penalties(self, logits: Tensor) -> Tensor:
+        """Return logits with the penalties on repeated tokens.
+
+        The repetition penalty counts tokens of prompt and completion (arXiv:1909.05858). Frequency and presence penalty
+        count those of the completion, as in OpenAI's API.
+        """
         penalty = self.sampling.repetition_penalty
-        if penalty == 1:
-            return logits
-        seen = torch.tensor(sorted({*self.answer.request.token_ids, *self.token_ids}), device=logits.device)
-        values = logits[seen]
-        return logits.index_put((seen,), torch.where(values > 0, values / penalty, values * penalty))
+        if penalty != 1:
+            seen = torch.tensor(sorted({*self.answer.request.token_ids, *self.token_ids}), device=logits.device)
+            values = logits[seen]
+            logits = logits.index_put((seen,), torch.where(values > 0, values / penalty, values * penalty))
+        frequency, presence = (float(self._args.get(f"{name}_penalty", 0)) for name in ("frequency", "presence"))
+        if (frequency or presence) and self.token_ids:
+            counts = torch.bincount(torch.tensor(self.token_ids), minlength=len(logits)).to(logits.device)
+            logits = logits - frequency * counts - presence * (counts > 0)
+        return logits
 
     def _add(self, token: int) -> None:
         self.token_ids.append(token)
@@ -124,9 +148,12 @@ class Sample:
             self.finish_reason = "stop"
             return
         self._text.add(token)
-        if self._text.cut(self.sampling.stop):
+        if len(self.token_ids) <= self._min_tokens:
+            self._unstopped = len(self._text.text)
+        elif self._text.cut(self.sampling.stop, self._unstopped):
             self.finish_reason = "stop"
-        elif len(self.token_ids) >= self._max_tokens:
+            return
+        if len(self.token_ids) >= self._max_tokens:
             self.finish_reason = "length"
 
 
@@ -159,9 +186,15 @@ class Text:
             self._stream = DecodeStream(skip_special_tokens=True)
             self.text += self._stream.step(self._backend, token) or ""
 
-    def cut(self, stops: Sequence[str]) -> bool:
-        """Cut the text before the stop string that ends first; return whether there is one."""
-        ends = [(start + len(stop), start) for stop in stops if (start := self.text.find(stop)) >= 0]
+    def cut(self, stops: Sequence[str], ignored: int = 0) -> bool:
+        """Cut the text before the stop string that ends first; return whether there is one.
+
+        Args:
+            stops: the stop strings.
+            ignored: number of characters at the beginning; strings that end in them do not count.
+        """
+        found = ((stop, self.text.find(stop, max(0, ignored + 1 - len(stop)))) for stop in stops)
+        ends = [(start + len(stop), start) for stop, start in found if start >= 0]
         if ends:
             self.text = self.text[: min(ends)[1]]
         return bool(ends)
@@ -177,6 +210,19 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     if temperature < 0.01:  # shift the maximum to 0, so that the division cannot overflow
         logits = logits - logits.max()
     return logits / max(temperature, LEAST_TEMPERATURE)
+
+
+def apply_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Return logits with -inf for tokens less probable than `min_p` times the most probable (arXiv:2407.01082).
+
+    Args:
+        logits: (vocabulary,), float32, after temperature.
+        min_p: in [0, 1]; 0: all tokens are kept.
+    """
+    if min_p == 0:
+        return logits
+    probabilities = logits.softmax(0)
+    return logits.masked_fill(probabilities < min_p * probabilities.max(), -math.inf)
 
 
 def apply_top_k_top_p(logits: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from sweep.engines.base import Engine, EngineConfig, ModelFiles, Sampling
 from sweep.engines.request_errors import require_temperature
 from sweep.engines.settings import MAX_MODEL_LEN, TF32_VARIABLES, Effect, changes, no_change
 from sweep.engines.vllm import companions, invariance
+from sweep.engines.vllm.arguments import check_engine_args, check_sampling_args, fingerprint_args
 from sweep.util.validators import require
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class VLLMConfig(EngineConfig):
         threads: OpenMP threads of a CPU engine; 1 or more, null means 1 for small models, else one for each core.
         prefix_caching: Reuse the KV cache of equal beginnings, such as system prompts that no transform changes.
         batch_invariant: Make results independent of the batch, at half the speed; only on GPUs that vLLM supports.
+        args: Further arguments of vLLM's EngineArgs by name, as in engine.args.quantization=fp8; null means vLLM's
+            default.
     """
 
     name: ClassVar[str] = "vllm"
@@ -51,7 +54,9 @@ class VLLMConfig(EngineConfig):
         "threads": changes("Sums are split between threads, which changes their last bits."),
         "prefix_caching": changes("Rows of a prompt are computed in other chunks, which changes their last bits."),
         "batch_invariant": changes("It selects other kernels, whose results do not depend on the batch."),
+        "args": changes("Except those that concern only memory, loading or logs (`vllm/arguments.py`)."),
     }
+    has_adapters: ClassVar[bool] = True
     variables: ClassVar[Mapping[str, Effect]] = {
         **TF32_VARIABLES,
         "VLLM_FLOAT32_MATMUL_PRECISION": changes("It allows TF32 for float32 matrix products."),
@@ -70,6 +75,7 @@ class VLLMConfig(EngineConfig):
     threads: int | None = None
     prefix_caching: bool = False
     batch_invariant: bool = False
+    args: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for key in ("max_model_len", "max_num_seqs", "window", "tensor_parallel_size", "threads"):
@@ -79,6 +85,7 @@ class VLLMConfig(EngineConfig):
         require(gib is None or 0 < gib < math.inf, "engine.kv_cache_gib", "must be above 0, and finite", gib)
         fraction = self.gpu_memory_utilization
         require(0 < fraction <= 1, "engine.gpu_memory_utilization", "must be in (0, 1]", fraction)
+        check_engine_args(self.args)
 
     def open(self, model: ModelFiles, max_model_len: int, cache_dir: Path) -> Engine:
         """Start vLLM; see `EngineConfig.open`."""
@@ -89,6 +96,18 @@ class VLLMConfig(EngineConfig):
     def check(self, sampling: Sampling) -> None:
         """Reject temperatures that vLLM would raise; see `EngineConfig.check`."""
         require_temperature(sampling, self.name)
+
+    def context(self, trained: int) -> int:
+        """Return the longest sequence of the model with `hf_overrides`; see `EngineConfig.context`."""
+        overrides = self.args.get("hf_overrides") or {}
+        if isinstance(overrides.get("max_position_embeddings"), int):
+            return int(overrides["max_position_embeddings"])
+        is_scaled = any("rope" in name for name in overrides)  # vLLM computes and checks the length
+        return max(trained, self.max_model_len or 0) if is_scaled else trained
+
+    def check_args(self, args: Mapping[str, Any]) -> None:
+        """Check `sampling.args` against the installed vLLM; see `EngineConfig.check_args`."""
+        check_sampling_args(args)
 
     def check_model(self, model: ModelFiles, cache_dir: Path) -> None:
         """Reject vision models whose packages are missing; see `EngineConfig.check_model`."""
@@ -107,6 +126,8 @@ class VLLMConfig(EngineConfig):
         """Return the settings that change generations; $VLLM_BATCH_INVARIANT counts as `batch_invariant`."""
         # Not `super()`: a dataclass with slots is created twice, and `super()` would refer to the first class.
         settings = EngineConfig.generation_settings(self)
+        args = fingerprint_args(settings.pop("args"))
+        settings |= {"args": args} if args else {}
         return settings | {"batch_invariant": self.batch_invariant or invariance.USER_INVARIANT == "1"}
 
     def for_restart(self) -> VLLMConfig:

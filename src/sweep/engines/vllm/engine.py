@@ -23,15 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from sweep.engines import sampling_args
 from sweep.engines.base import Completion, Engine, Failure, Generation, ModelFiles, Request, Sampling
 from sweep.engines.request_errors import request_error, summary
 from sweep.engines.vllm import failures, startup
+from sweep.engines.vllm.arguments import STRUCTURED
 from sweep.engines.vllm.config import VLLMConfig
-from sweep.errors import EngineDied, EngineError
+from sweep.errors import ConfigError, EngineDied, EngineError
 
 if TYPE_CHECKING:
     import torch
     from vllm import RequestOutput, SamplingParams
+    from vllm.lora.request import LoRARequest
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class VLLMEngine(Engine):
         self.llm: Any = None
         try:
             self.llm = startup.start(config, model, max_model_len, cache_dir, error_file)
+        except ConfigError:
+            raise
         except Exception as error:
             raise failures.start_error(error, error_file) from error
         finally:
@@ -72,6 +77,12 @@ class VLLMEngine(Engine):
         self._dtype: torch.dtype = self.llm.model_config.dtype
         self._hidden_size: int = self.llm.model_config.get_hidden_size()
         self._processes = failures.EngineProcesses(self._engine, error_file)
+        self._adapters = {str(adapter.folder): number for number, adapter in enumerate(model.adapters, 1)}
+        try:
+            self._load_adapters()
+        except BaseException:
+            self.close()
+            raise
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Generation | Failure]:
         """Answer requests from one continuous batch; see `Engine.generate`."""
@@ -126,7 +137,10 @@ class VLLMEngine(Engine):
         before = len(self._engine.output_processor.request_states)
         try:
             internal_id = self.llm.enqueue(
-                [prompt], _sampling_params(request.sampling, bool(request.scored)), use_tqdm=False
+                [prompt],
+                _sampling_params(request.sampling, bool(request.scored)),
+                lora_request=self._lora_request(request.adapter),
+                use_tqdm=False,
             )[0]
         except Exception as error:
             if self._processes.is_crash(error):
@@ -135,6 +149,25 @@ class VLLMEngine(Engine):
             return f"vLLM rejected it: {summary(error)}"
         in_flight[str(internal_id).rsplit("-", 1)[0]] = request
         return None
+
+    def _load_adapters(self) -> None:
+        """Load the adapters once, so that vLLM refuses them before the first request.
+
+        Raises:
+            ConfigError: vLLM cannot use an adapter with this model.
+        """
+        for folder in self._adapters:
+            try:
+                self._engine.add_lora(self._lora_request(folder))
+            except Exception as error:
+                raise ConfigError(f"model.lora: vLLM cannot use {folder} with this model: {summary(error)}") from error
+
+    def _lora_request(self, folder: str | None) -> LoRARequest | None:
+        if folder is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(folder, self._adapters[folder], folder)
 
     def _step(self, in_flight: dict[str, Request]) -> list[RequestOutput]:
         try:
@@ -156,9 +189,13 @@ class VLLMEngine(Engine):
 @lru_cache(maxsize=256)  # most requests of a sweep have the same parameters, and vLLM copies them
 def _sampling_params(sampling: Sampling, scored: bool) -> SamplingParams:
     from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     if scored:
         return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    args = sampling_args.from_text(sampling.args)
+    if structured := args.get(STRUCTURED):
+        args[STRUCTURED] = StructuredOutputsParams(**structured)
     return SamplingParams(
         n=sampling.n,
         max_tokens=sampling.max_tokens,
@@ -170,6 +207,7 @@ def _sampling_params(sampling: Sampling, scored: bool) -> SamplingParams:
         stop=list(sampling.stop),
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs or None,
+        **args,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,15 @@ from typing import Any
 from sweep.engines.base import ModelFiles
 from sweep.engines.threads import threads_for
 from sweep.engines.vllm import invariance
+from sweep.engines.vllm.arguments import SIGNATURES, set_args
 from sweep.engines.vllm.config import VLLMConfig
+from sweep.engines.vllm.signatures import parameters
+from sweep.errors import ConfigError
+from sweep.inputs.model_files import AdapterFiles
 from sweep.processes import parent_death
 
 CPU_KV_CACHE_GIB = 0.5
+MAX_LORAS = 8  # adapters in a batch; their matrices take memory next to the model's
 
 
 def start(config: VLLMConfig, model: ModelFiles, max_model_len: int, cache_dir: Path, error_file: Path) -> Any:
@@ -28,11 +33,17 @@ def start(config: VLLMConfig, model: ModelFiles, max_model_len: int, cache_dir: 
         error_file: path that does not exist yet. A process of vLLM that fails writes its exception there.
 
     Raises:
+        ConfigError: the machine cannot run this configuration.
         Exception: any exception of vLLM.
     """
     import torch
 
     on_gpu, in_process = placement(config)
+    if not on_gpu and worker_count(config) > config.tensor_parallel_size:  # 0.32: its workers need a warm-up run
+        raise ConfigError(
+            "engine.args.pipeline_parallel_size must be 1 on a CPU, where vLLM's pipelines fail without compilation. "
+            "Set engine.tensor_parallel_size instead."
+        )
     threads = 1 if on_gpu else config.threads or threads_for(model.folder)
     # If the core runs in another process or on a GPU, little work is left here. With a thread per core, OpenMP keeps
     # all cores busy for 20 ms after each tensor.
@@ -90,9 +101,28 @@ def _arguments(
     gib = config.kv_cache_gib or (None if on_gpu else CPU_KV_CACHE_GIB)
     if gib is not None:
         arguments["kv_cache_memory_bytes"] = int(gib * 2**30)
-    if not on_gpu and not in_process and config.tensor_parallel_size == 1:
+    if not on_gpu and not in_process and worker_count(config) == 1:
         arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-    return arguments
+    return arguments | _lora_arguments(model.adapters, on_gpu) | set_args(config.args)
+
+
+def _lora_arguments(adapters: Sequence[AdapterFiles], on_gpu: bool) -> dict[str, Any]:
+    """Return the arguments for adapters; on a GPU, up to `MAX_LORAS` of them share a batch.
+
+    On a CPU, vLLM 0.32 applies the last slot to requests without an adapter that share a batch with others: their slot
+    is -1, which its PyTorch operations take as an index (`lora/ops/torch_ops`). So one slot more stays empty.
+    """
+    if not adapters:
+        return {}
+    rank = max(adapter.rank for adapter in adapters)
+    allowed = [choice for choice in parameters(*SIGNATURES["engine"])["max_lora_rank"].choices if choice >= rank]
+    count = min(len(adapters), MAX_LORAS) if on_gpu else len(adapters) + 1
+    return {"enable_lora": True, "max_lora_rank": min(allowed, default=rank), "max_loras": count}
+
+
+def worker_count(config: VLLMConfig) -> int:
+    """Return the number of processes that share the model."""
+    return config.tensor_parallel_size * int(config.args.get("pipeline_parallel_size") or 1)
 
 
 def _set_environment(config: VLLMConfig, in_process: bool, on_gpu: bool, cache_dir: Path) -> None:
@@ -110,7 +140,7 @@ def _set_environment(config: VLLMConfig, in_process: bool, on_gpu: bool, cache_d
     }
     if not on_gpu:
         settings |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_HOST_IP": "127.0.0.1"}
-        if config.tensor_parallel_size > 1:  # otherwise each process needs a NUMA node of its own
+        if worker_count(config) > 1:  # otherwise each process needs a NUMA node of its own
             settings["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     for key, value in settings.items():
         os.environ.setdefault(key, value)
