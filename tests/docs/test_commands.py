@@ -1,7 +1,7 @@
 """Commands and Python blocks of README and docs run.
 
 Fast: `scripts/sweep …` as a dry run in this process, Python blocks on a small sweep. Slow: the same commands for real, on
-the scripted engine, and `scripts/test …` as a collection. All others are in `NOT_RUN`, each with the reason.
+the scripted engine, and `scripts/test …` as a collection. All others are in `listed_commands.NOT_RUN`, each with the reason.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pytest
 import yaml
 from doc_folder import make_files
 from doc_pages import ROOT, Block, Command, blocks, commands, docs_script
+from listed_commands import ANSWERS, DRY_ONLY, FRESH, NOT_RUN
 
 from sweep.cli.vectors import main as list_vectors
 from sweep.engines import ENGINES
@@ -29,50 +30,6 @@ from sweep.inputs.readers import READERS
 from sweep.transforms import TRANSFORMS
 
 CommandLine = Callable[..., tuple[int, str, str]]
-# Commands that no test here runs, by how they begin, and why.
-NOT_RUN = {
-    "scripts/ui": "a server that runs until it is stopped; tests/tracking has its parts",
-    "vllm serve": "a server on a GPU; tests/engines/test_server.py has one on a CPU",
-    "pip install": "changes the environment and needs a network",
-    "pip uninstall": "changes the environment",
-    "crontab": "replaces the user's crontab; tests/schedules/test_cron.py has it",
-    "scrontab": "needs Slurm",
-    "mkdir -p": "a step before the next command",
-    "cp scripts/schedule/systemd/*": "changes the user's systemd units; tests/schedules/test_systemd.py has it",
-    "systemctl": "changes the user's systemd units; tests/schedules/test_systemd.py has it",
-    "loginctl": "changes the user's systemd units",
-    "kubectl": "needs a Kubernetes cluster; tests/schedules/test_kubernetes.py checks the manifests",
-    "scripts/schedule/kubernetes/shards/run": "needs a Kubernetes cluster; tests/schedules/test_kubernetes.py has it",
-    ".venv/bin/python scripts/bench/": "takes minutes to hours, some of it on a GPU",
-    "echo $?": "a step after a sweep",
-    "grep -rn": "a search in the repository",
-}
-# Commands that this process answers before Hydra does, or that need no sweep.
-ANSWERS = ("--help", "--version")
-# Sweeps that cannot be made of the command line in this process, and why. They are run as processes, if slow tests are.
-FRESH = {"hydra/launcher=serial": "Hydra looks for plugins when a process starts"}
-# Sweeps that are not run for real, and why; their dry runs are.
-DRY_ONLY = {
-    "hydra/launcher=slurm": "needs a cluster; tests/launch/test_slurm.py has one",
-    "hydra/launcher=ray": "needs a cluster; tests/launch/test_ray.py has one",
-    "hydra.launcher.workers=8": "starts eight engines; tests/launch/test_shards.py has workers",
-    "engine=server": "needs a server; tests/engines/test_server.py has one",
-    "tracking.uri=http": "needs a server; tests/tracking/test_tracking_server.py has one",
-    "experiment=scale_demo": "takes a minute",
-    "experiment=noise_seeds": "takes minutes, and a package of 93 MB",
-    "experiment=equivalence": "takes minutes with the model that it is about",
-    "experiment=likelihoods": "takes minutes, and a package of 93 MB",
-    "experiment=recovery": "takes minutes, and a package of 93 MB",
-    "scoring.recovery=[nearest,rotation,linear]": "takes minutes; tests/report/test_recovery_report.py has a small one",
-    "divergence/sentence_similarity": "downloads an encoder; tests/scoring/test_similarity.py has one",
-    "scoring.judge.url=": "needs a judge; tests/scoring/test_judge.py has one",
-    "experiment=contrast": "downloads a model and takes minutes",
-    "experiment=turning": "downloads a model and takes minutes",
-    "engine.args.": "arguments of vLLM; tests/engines/test_engine_args.py has them",
-    "sampling.args.": "parameters that the scripted engine lacks; tests/engines/test_sampling_args.py has them",
-    "model.lora=": "the scripted engine has no adapters; tests/engines/test_lora.py has them",
-    "engine=constant": "the example engine gives token ids that mean nothing",
-}
 REGISTRIES: tuple[dict[str, Any], ...] = (TRANSFORMS, ENGINES, READERS, FORMATS)
 # Arguments that need the tiny model in the place of another one: their files of vectors have its width.
 MODEL_KEYS = ("model", "experiment=", "transform.path", "transform.vector.path")
@@ -82,6 +39,11 @@ def sweeps() -> list[Command]:
     """Return the different commands that start a sweep, or check one."""
     found = {frozenset(_apart(command.sweep)): command for command in commands() if command.sweep is not None}
     return [command for command in found.values() if not set(command.words) & {*ANSWERS, "-sc", "vectors"}]
+
+
+def selections() -> list[Command]:
+    """Return the commands that run some of the tests."""
+    return [c for c in commands() if c.words[:1] == ["scripts/test"] and set(c.words[1:]) - {"--all"}]
 
 
 def _apart(arguments: list[str]) -> list[str]:
@@ -310,9 +272,9 @@ def test_a_launcher_of_the_docs(here: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in commands() if c.words[:1] == ["scripts/test"]], ids=key)
+@pytest.mark.parametrize("command", selections(), ids=key)
 def test_test_commands_find_tests(command: Command) -> None:
-    given = [word for word in command.words[1:] if word != "--all"]
+    given = command.words[1:]
     collect = [sys.executable, "-m", "pytest", *given, "-n", "0", "-m", "", "--collect-only"]
     done = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + shlex.join(collect)
