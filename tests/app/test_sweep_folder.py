@@ -16,6 +16,7 @@ from sweep.app.sweep_app import SweepApp
 from sweep.app.sweep_folder import make_sweep_id, numbered
 from sweep.config.schema import ADDED, SECTIONS
 from sweep.config.scoring_config import SHOWN_ONLY
+from sweep.engines import VLLMConfig
 
 CommandLine = Callable[..., tuple[int, str, str]]
 
@@ -94,8 +95,9 @@ def test_keys_that_later_versions_added_keep_the_sweeps_of_unchanged_commands(mo
 
 
 def test_added_keys_have_their_defaults() -> None:
+    sections = SECTIONS | {"engine": VLLMConfig}
     for section, added in ADDED.items():
-        defaults = {field.name: field for field in fields(SECTIONS[section])}
+        defaults = {field.name: field for field in fields(sections[section])}
         for key, value in added.items():
             field = defaults[key]
             default = field.default_factory() if field.default_factory is not MISSING else field.default

@@ -57,7 +57,7 @@ class NanOnLong(Transform):
 def test_an_engine_that_fails_the_identity_check_is_not_reused(
     runner: SweepRunner, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(input_store, "open_table", lambda checkpoint: replace(open_table(checkpoint), multiplier=-1.0))
+    monkeypatch.setattr(input_store, "open_table", lambda *opened: replace(open_table(*opened), multiplier=-1.0))
     with runner:
         for factor in (1.5, 2.0):
             with pytest.raises(ConfigError, match="fails the identity check"):

@@ -43,6 +43,6 @@ DRY_ONLY = {
     "experiment=turning": "downloads a model and takes minutes",
     "engine.args.": "arguments of vLLM; tests/engines/test_engine_args.py has them",
     "sampling.args.": "parameters that the scripted engine lacks; tests/engines/test_sampling_args.py has them",
-    "model.lora=": "the scripted engine has no adapters; tests/engines/test_lora.py has them",
+    "model.lora=": "the scripted engine has no adapters; tests/engines/test_lora_answers.py has them",
     "engine=constant": "the example engine gives token ids that mean nothing",
 }

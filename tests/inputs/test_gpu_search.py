@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def search_of(table: EmbeddingTable, budget: int) -> GpuSearch:
-    return GpuSearch(table._as_engine(table.weight[: table.size]), CPU, budget)
+    return GpuSearch(table._slice(0, table.size), CPU, budget)
 
 
 def rows_of(table: EmbeddingTable, count: int = 300) -> torch.Tensor:
