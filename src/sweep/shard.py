@@ -73,7 +73,7 @@ def serve(requests: TextIO, answers: TextIO, log: str) -> None:
         with terminal.divert(Path(log), verbose=False), ShardWorker(terminal) as worker:
             finishing = BackgroundThread("finishing", partial(_finish, answers))
             lines: queue.Queue[str | None] = queue.Queue()
-            threading.Thread(target=_read, args=(requests, lines), daemon=True).start()
+            threading.Thread(target=_read, args=(requests, lines), name="requests", daemon=True).start()
             while True:
                 worker.drain(until=lambda: not lines.empty())
                 if (line := lines.get()) is None:
@@ -91,9 +91,11 @@ def serve(requests: TextIO, answers: TextIO, log: str) -> None:
 
 
 def _read(requests: TextIO, lines: queue.Queue[str | None]) -> None:
-    for line in requests:
-        lines.put(line)
-    lines.put(None)
+    try:
+        for line in requests:
+            lines.put(line)
+    finally:
+        lines.put(None)
 
 
 def _finish(answers: TextIO, generated: tuple[int, Callable[[], None]]) -> None:

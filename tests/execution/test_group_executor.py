@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from sweep.console.terminal import Terminal
 from sweep.core.timing import SharedCosts
 from sweep.engines.base import Failure, Generation, Request
 from sweep.engines.supervisor import Supervisor
-from sweep.errors import EngineError, SweepHeld, TooManyFailures
+from sweep.errors import EngineError, JournalError, SweepHeld, TooManyFailures
+from sweep.execution import prefetch
 from sweep.execution.group_executor import GroupExecutor
 from sweep.execution.request_stream import GroupRun
 from sweep.execution.resume import ResumeIndex
-from sweep.planning.plan import EngineGroup, Task, make_plan
+from sweep.planning.plan import EngineGroup, PlannedPoint, Task, make_plan
 from sweep.planning.results import PointResult
 from sweep.points.fingerprint import Fingerprints
 from sweep.points.point import Point, with_controls
@@ -44,9 +46,9 @@ class Groups:
         self.archive = Archive(folder / "points")
         self.pool = ThreadPool()
         journal = Journal(folder / "journal")
-        resume = ResumeIndex(self.archive, journal, "s", "true")
+        self.resume = ResumeIndex(self.archive, journal, "s", "true")
         settings = self.configure(sweep={"dir": str(folder), "on_error": "stop"}).sweep
-        self.executor = GroupExecutor(settings, journal, resume, self.pool, SharedCosts(), Terminal())
+        self.executor = GroupExecutor(settings, journal, self.resume, self.pool, SharedCosts(), Terminal())
 
     def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         generate = Supervisor.generate
@@ -190,3 +192,70 @@ def test_an_engine_that_fails_ends_all_groups(groups: Groups) -> None:
     assert third.error is None
     third_stage.close()
     assert groups.names()["factor=3.5"] is False and groups.names()["factor=4"] is True
+
+
+def test_a_journal_that_cannot_be_closed_ends_only_its_group(groups: Groups) -> None:
+    def refuse() -> None:
+        raise JournalError("the disk is full")
+
+    stages = [groups.stage(), groups.stage()]
+    first = groups.begin(stages[0], 1.5, 4.0)
+    first.journal.close = refuse  # type: ignore[method-assign]
+    second = groups.begin(stages[1], 2.5, 3.0)
+    groups.executor.drain()
+    assert isinstance(first.error, JournalError) and first.ended.is_set() and second.error is None
+    for stage in stages:
+        stage.close()
+
+
+def test_answers_that_cannot_be_recalled_end_only_their_group(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "AHEAD", 1)
+    recall, calls = groups.resume.recall, list[str]()
+
+    def failing(planned: PlannedPoint) -> Any:
+        calls.append(planned.point.name)
+        if planned.point.name == "factor=3":
+            raise JournalError("no permission")
+        return recall(planned)
+
+    monkeypatch.setattr(groups.resume, "recall", failing)
+    stages = [groups.stage(), groups.stage()]
+    first = groups.begin(stages[0], 1.5, 4.0)
+    second = groups.begin(stages[1], 2.5, 3.0)
+    groups.executor.drain()
+    assert first.error is None and isinstance(second.error, JournalError) and calls[-1] == "factor=3"
+    stages[0].close()
+    assert len(groups.results) == 4 and not any(groups.names().values())
+    stages[1].abandon(0.0)
+
+
+def test_a_point_that_lacks_only_the_score_of_its_reference_is_finished(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the engine has no room to ask for a further request after the last one."""
+    items = [{"prompt": "Hi", "reference": "ho"}, {"prompt": "Ho", "reference": "hi"}]
+    monkeypatch.setattr(f"{__name__}.WINDOW", 1)
+    made = Groups(
+        partial(configure, prompts={"items": items}, scoring={"reference_logprob": True, "noise_floor": False}),
+        tmp_path,
+    )
+    stage = made.stage()
+    made.executor.run_group(made.plan(1.5), stage, lambda: None, on_answer=lambda n: None)
+    stage.close()
+    complete = made.names()
+    assert len(complete) == 2
+    recall = made.resume.recall
+
+    def incomplete(planned: PlannedPoint) -> Any:
+        kinds = recall(planned)
+        unknown = () if planned.point.is_control else {kind for kind, _ in kinds if kind not in ("answer", "floor")}
+        return {key: answer for key, answer in kinds.items() if key[0] not in unknown}
+
+    monkeypatch.setattr(made.resume, "recall", incomplete)
+    made.results.clear()
+    stage = made.stage()
+    made.executor.run_group(made.plan(1.5), stage, lambda: None, on_answer=lambda n: None)
+    stage.close()
+    assert made.names() == complete
+    made.executor.close()
+    made.pool.close()

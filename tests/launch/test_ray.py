@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -72,16 +73,16 @@ from hydra_plugins.sweep_launchers import _ray_backend
 class Actor:
     def look(self):
         visible = os.environ["CUDA_VISIBLE_DEVICES"].split(",")  # in any order
-        return sorted(map(str, ray.get_gpu_ids())), sorted(filter(None, visible))
+        threads = int(os.environ["OMP_NUM_THREADS"])
+        return threads, sorted(map(str, ray.get_gpu_ids())), sorted(filter(None, visible))
 
 def look(backend):
     backend._set_default_gpus()
-    backend._set_default_cpus()
     actors = [backend._start_actor() for _ in range(backend._room())]  # keep all: a dropped actor returns its GPU
     seen = sorted(ray.get([actor.look.remote() for actor in actors]))
     for actor in actors:
         ray.kill(actor)
-    return backend._cpus, seen
+    return seen
 
 _ray_backend.ShardActor = Actor
 there, tried = json.loads(sys.argv[1])
@@ -97,25 +98,33 @@ backends[0].close()
 """
 
 
-def look_at_gpus(there: int, *tried: int | None) -> list[tuple[int, list[list[list[str]]]]]:
-    """Return the CPUs of an actor, and the GPUs that Ray assigns and shows to each, for each number of GPUs per actor.
+def look_at_gpus(there: int, *tried: int | None) -> list[list[list[Any]]]:
+    """Return threads, assigned GPUs and visible GPUs of each actor, for each number of GPUs per actor.
 
     The machine has four CPUs.
     """
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0,1"}
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, "-c", PROBE, json.dumps([there, tried])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(
+        command,
+        env=environment | {"CUDA_VISIBLE_DEVICES": "0,1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    return [(cpus, seen) for cpus, seen in json.loads(done.stdout.splitlines()[-1])]
+    found: list[list[list[Any]]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def test_actor_sees_only_its_gpus_and_has_its_share_of_cpus() -> None:
+def test_actor_sees_only_its_gpus_and_uses_its_share_of_cpus() -> None:
     one_each, all_to_one, hidden = look_at_gpus(2, None, 2, 0)
-    assert one_each == (2, [[["0"], ["0"]], [["1"], ["1"]]])
-    assert all_to_one == (4, [[["0", "1"], ["0", "1"]]])
-    assert hidden == (1, [[[], []]] * 4)
+    assert one_each == [[2, ["0"], ["0"]], [2, ["1"], ["1"]]]
+    assert all_to_one == [[4, ["0", "1"], ["0", "1"]]]
+    assert hidden == [[1, [], []]] * 4
 
 
 def test_actor_without_gpus_sees_none() -> None:
-    [(cpus, actors)] = look_at_gpus(0, None)
-    assert cpus == 1 and [ids for ids, _ in actors] == [[]] * 4
+    [actors] = look_at_gpus(0, None)
+    assert [(threads, ids) for threads, ids, _ in actors] == [(1, [])] * 4

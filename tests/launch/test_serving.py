@@ -5,6 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweep.console import signals
+from sweep.console.terminal import Terminal
+from sweep.launch.manifest import Manifest
+from sweep.launch.shard_worker import ShardWorker
 
 SCRIPT = """
 import os, sys
@@ -43,3 +53,23 @@ def test_a_shard_that_cannot_be_finished_ends_the_worker(tmp_path: os.PathLike[s
         process.stdin.close()
     with open(os.path.join(tmp_path, "log"), encoding="utf-8") as log:
         assert "Shard 1 cannot be finished." in log.read()
+
+
+def test_a_shard_that_is_interrupted_after_its_requests_is_left_in_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its lock is released, so that another worker need not wait until it expires."""
+    left: list[type | None] = []
+
+    def generate(worker: ShardWorker, manifest: Manifest, index: int, patience: float, cleanup: ExitStack) -> None:
+        cleanup.push(lambda kind, error, traceback: left.append(kind))
+
+    def interrupted(worker: ShardWorker, until: Any = None) -> None:
+        raise signals.Interrupted(143)
+
+    monkeypatch.setattr(ShardWorker, "_generate", generate)
+    monkeypatch.setattr(ShardWorker, "drain", interrupted)
+    manifest = Manifest(folder=tmp_path, sweep_id="s", command="", workdir=".", parent=None, shards=1, written=0.0)
+    with pytest.raises(signals.Interrupted):
+        ShardWorker(Terminal()).work(manifest, 0)
+    assert left == [signals.Interrupted]

@@ -40,8 +40,8 @@ class RayBackend(ShardBackend):
         actors: number of actors. None: as many as the cluster has room for.
         address: address of a running cluster. None: start one on this machine, which ends with this process.
         gpus: GPUs per actor. None: 1 if the cluster has GPUs, else 0. With 0, an actor sees no GPU.
-        cpus: CPUs per actor. None: an equal share of a machine's CPUs for each GPU, or 1 without GPUs. Ray limits
-            numerical libraries to as many threads.
+        cpus: CPUs that an actor reserves, and threads of its numerical libraries. None: it reserves one CPU, and has
+            as many threads as there are CPUs for each of its GPUs, or one without GPUs.
         shards: number of shards per plan. None: as many as are worth an engine start.
         say: prints a message to the user.
     """
@@ -155,7 +155,6 @@ class RayBackend(ShardBackend):
             raise ConfigError(f"hydra.launcher.address: cannot connect to Ray: {reason}") from error
         self._connected = True
         self._set_default_gpus()
-        self._set_default_cpus()
         if self._address is None and self._count and self._count > (room := self._room()):
             rule = f"needs more CPUs or GPUs than this machine has: room for {room} actors (see cpus and gpus)"
             require(False, "hydra.launcher.actors", rule, self._count)
@@ -166,15 +165,17 @@ class RayBackend(ShardBackend):
         if self._gpus is None:
             self._gpus = 1 if self._resource("GPU") else 0
 
-    def _set_default_cpus(self) -> None:
-        """Set the number of CPUs per actor if it is not configured."""
+    def _default_threads(self) -> int:
+        """Return an actor's share of the CPUs of the machine with the fewest for each GPU.
+
+        The CPUs are not reserved: one that another process holds would keep the actor from starting.
+        """
         import ray
 
-        if self._cpus is None:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            gpus = self._gpus or 0
-            shares = [node.get("CPU", 0) * gpus / node["GPU"] for node in nodes if gpus and node.get("GPU", 0) >= gpus]
-            self._cpus = max(1, int(min(shares, default=1)))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = self._gpus or 0
+        shares = [node.get("CPU", 0) * gpus / node["GPU"] for node in nodes if gpus and node.get("GPU", 0) >= gpus]
+        return max(1, int(min(shares, default=1)))
 
     def _resource(self, name: str) -> float:
         """Return how much of a resource the cluster has in all."""
@@ -204,16 +205,24 @@ class RayBackend(ShardBackend):
 
     def _room(self) -> int:
         """Return how many actors the cluster's total resources allow."""
-        limits = [self._resource("CPU") / self._cpus] if self._cpus else []
+        cpus = self._reserved_cpus
+        limits = [self._resource("CPU") / cpus] if cpus else []
         limits += [self._resource("GPU") / self._gpus] if self._gpus else []
         return int(min(limits, default=1))
+
+    @property
+    def _reserved_cpus(self) -> float:
+        return 1 if self._cpus is None else self._cpus
 
     def _start_actor(self) -> Any:
         import ray
 
-        options: dict[str, Any] = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_restarts": 0}
-        if self._hide_gpus:
-            options["runtime_env"] = {"env_vars": NO_GPUS}
+        options: dict[str, Any] = {"num_cpus": self._reserved_cpus, "num_gpus": self._gpus, "max_restarts": 0}
+        variables = dict(NO_GPUS) if self._hide_gpus else {}
+        if self._cpus is None and "OMP_NUM_THREADS" not in os.environ:
+            variables["OMP_NUM_THREADS"] = str(self._default_threads())  # else Ray sets it to the reserved CPUs
+        if variables:
+            options["runtime_env"] = {"env_vars": variables}
         return ray.remote(**options)(ShardActor).remote()
 
 

@@ -35,7 +35,8 @@ class RayLauncher(BatchLauncher):
             machine for this sweep.
         actors: number of actors. None: as many as the cluster has room for.
         gpus: GPUs per actor. None: 1 if the cluster has GPUs, else 0.
-        cpus: CPUs per actor. None: an equal share of a machine's CPUs for each GPU, or 1 without GPUs.
+        cpus: CPUs that an actor reserves, and threads of its numerical libraries. None: one CPU, and the threads that
+            the machine has for each GPU.
         shards: number of shards. None: as many as are worth an engine start.
     """
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from sweep.config.schema import SweepSettings
@@ -14,7 +15,7 @@ from sweep.core.timing import SharedCosts
 from sweep.engines.base import Engine, EngineConfig, Failure, Generation
 from sweep.engines.identity_check import IDENTITY_CHECK_TOKENS, IdentityPrompt, check_identity
 from sweep.engines.supervisor import Supervisor
-from sweep.errors import EngineError, SweepError
+from sweep.errors import EngineError, JournalError, SweepError
 from sweep.execution.request_stream import GroupRun, RequestStream
 from sweep.execution.resume import ResumeIndex
 from sweep.execution.scheduler import RequestScheduler
@@ -29,7 +30,7 @@ IDENTITY_CHECK_PROMPTS = 4
 
 
 class GroupExecutor:
-    """Runs engine groups one after the other. Answers go to the journal first, then to scoring.
+    """Runs engine groups. Answers go to the journal first, then to scoring.
 
     Opens an engine only when a group has a request for it, and keeps it open while the next groups can use it.
     Owned by the main thread. Call `close` to end the engine.
@@ -109,9 +110,10 @@ class GroupExecutor:
         external_controls: Collection[str] = (),
         on_end: Callable[[], object] = lambda: None,
     ) -> GroupRun:
-        """Generate a group's answers until the engine has received all requests. `drain` receives the other answers.
+        """Generate a group's answers until the engine has drawn all of its requests.
 
-        So does the next group, whose requests thus follow without a pause.
+        Later calls of this method or of `drain` receive the other answers. The requests of the next group thus follow
+        without a pause.
 
         Args:
             group: the points to run.
@@ -143,16 +145,20 @@ class GroupExecutor:
             on_end=on_end,
         )
         self._stream.add(run)
-        if self._continues(run) and engine is None:
-            self._end(run)
-        self._receive(lambda: run.is_submitted or run.ended.is_set())
+        try:
+            if self._continues(run) and engine is None:
+                self._end(run)
+            self._receive(lambda: run.is_submitted or run.ended.is_set())
+        except BaseException:  # the caller cleans up what the run would use
+            self._stream.remove(run)
+            raise
         return run
 
     def drain(self, until: Callable[[], bool] = lambda: False) -> None:
         """Receive the answers of all groups that have begun.
 
         Args:
-            until: called after each answer. Stop early once it returns True.
+            until: called before each answer. Stop early once it returns True.
         """
         self._receive(until)
 
@@ -170,8 +176,10 @@ class GroupExecutor:
             while self._stream.runs and not done():
                 self._receive_one()
         except BaseException:
+            self._answers = None
             for run in self._stream.runs:
-                run.journal.close()
+                with suppress(JournalError):
+                    run.journal.close()
             raise
 
     def _receive_one(self) -> None:
@@ -190,25 +198,29 @@ class GroupExecutor:
                 run.fail(error)
             return
         signals.check()
+        now = time.monotonic()
+        self._costs.count(0, now - self._last_answer)
+        self._last_answer = now
         if answer is None:
             self._answers = None
-            for run in self._stream.runs:  # a point whose last answers were recalled since is finished, too
-                if self._continues(run):
+        elif (delivered := self._stream.deliver(answer)) is not None:
+            self._deliver(*delivered)
+        for run in self._stream.runs:
+            # Looking for the last request can finish a point whose other answers were recalled. Hence this order.
+            if run.is_submitted or answer is None:
+                is_answered = answer is None or run.is_answered()
+                if run.error is not None:
+                    self._end(run, run.error)
+                elif self._continues(run) and is_answered:
                     self._end(run)
-            return
-        delivered = self._stream.deliver(answer)
-        now = time.monotonic()
-        seconds, self._last_answer = now - self._last_answer, now
-        if delivered is None:
-            return
-        run, answer = delivered
+
+    def _deliver(self, run: GroupRun, answer: Generation | Failure) -> None:
         try:
-            self._costs.count(run.receive(answer), seconds)
+            self._costs.count(run.receive(answer), 0.0)
         except SweepError as error:
             self._end(run, error)
-            return
-        if self._continues(run) and run.is_answered():
-            self._end(run)
+        else:
+            self._continues(run)
 
     def _continues(self, run: GroupRun) -> bool:
         """Pass the group's finished points to scoring. End the group if too many have failed."""
@@ -218,11 +230,12 @@ class GroupExecutor:
             self._end(run, error)
         return not run.ended.is_set()
 
-    def _end(self, run: GroupRun, error: SweepError | None = None) -> None:
+    def _end(self, run: GroupRun, error: Exception | None = None) -> None:
         self._stream.remove(run)
-        if not self._stream.runs and self._engine is not None:
-            self._answers = None  # requests of failed points are aborted
+        if self._engine is not None:
             self._costs.gpu_memory_gib = self._engine[2].memory_gib()
+        if not self._stream.runs:
+            self._answers = None  # requests of failed points are aborted
         run.end(error)
 
     def _open_engine(self, group: EngineGroup) -> Supervisor:
@@ -237,6 +250,9 @@ class GroupExecutor:
                 return engine
             self.drain()
             self.close()
+            if spec == group.spec:  # later shards may need any of these adapters
+                adapters = dict.fromkeys([*group.adapters, *sorted(self._adapters, key=str)])
+                group = replace(group, adapters=tuple(adapters))
         cache = self._settings.root / ".cache"
         name = f"{group.spec.engine.name}, {group.spec.model.id}"
         with self._terminal.waiting(f"Engine ({name})"), self._costs.timing("engine_start_seconds"):

@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator
@@ -13,9 +14,12 @@ from dataclasses import dataclass, field, replace
 
 from sweep.console.terminal import Advance
 from sweep.engines.base import Failure, Generation, Request
+from sweep.errors import SweepError
 from sweep.execution.scheduler import Key, RequestScheduler
 from sweep.publishing.scoring_stage import ScoringStage
 from sweep.storage.journal_writer import JournalWriter
+
+log = logging.getLogger(__name__)
 
 CONTROL_UNFINISHED = "its control was not finished"
 
@@ -31,7 +35,7 @@ class GroupRun:
         external_controls: `control_key` of the controls that another process generates.
         advance: called with the number of tokens of each answer.
         on_end: called once, when the group has ended.
-        is_submitted: whether the engine has received all requests that there are at the moment.
+        is_submitted: whether the engine has drawn all requests that there are at the moment.
         ended: set once all points are finished or failed, or `error` is set. Other threads may wait for it.
         error: what ended the group early.
     """
@@ -51,13 +55,16 @@ class GroupRun:
         """Return the next request.
 
         Raises:
-            StopIteration: there is no request at the moment.
+            StopIteration: there is no request at the moment, or `error` is set: the journal cannot be read.
         """
         try:
             request = next(self.scheduler)
         except StopIteration:
             self.is_submitted = True
             raise
+        except SweepError as error:  # not raised in the engine's generator, which answers other groups, too
+            self.error, self.is_submitted = error, True
+            raise StopIteration from error
         assert isinstance(request.key, Key)
         self._in_flight[request.key.run] += 1
         self.is_submitted = self.scheduler.is_exhausted()
@@ -106,23 +113,36 @@ class GroupRun:
         return not any(run in self.scheduler.active for run in self._in_flight)
 
     def end(self, error: Exception | None = None) -> None:
-        """End the group. Points that still wait for their control fail, but not after an error."""
-        self.journal.close()
+        """End the group. Points that still wait for their control fail, but not after an error.
+
+        Does not raise: an exception becomes `error`, unless there is one already.
+        """
+        try:
+            self.journal.close()
+            if error is None:
+                for progress in self.scheduler.active.values():
+                    if progress.planned.point.control_key not in self.external_controls:
+                        self.scoring.fail(progress, CONTROL_UNFINISHED)
+                self.scoring.end_waiting(CONTROL_UNFINISHED)
+        except Exception as problem:
+            error = error or problem
+        try:
+            self.on_end()
+        except Exception as problem:
+            error = error or problem
         self.error = error
-        if error is None:
-            for progress in self.scheduler.active.values():
-                if progress.planned.point.control_key not in self.external_controls:
-                    self.scoring.fail(progress, CONTROL_UNFINISHED)
-            self.scoring.end_waiting(CONTROL_UNFINISHED)
-        self.on_end()
         self.ended.set()
 
     def fail(self, error: Exception) -> None:
         """End the group after the engine failed permanently: complete points are scored, begun points fail."""
-        for progress in self.scheduler.active.values():
-            if not progress.is_floor:
-                self.scoring.fail(progress, str(error))
-        self.scoring.end_waiting(CONTROL_UNFINISHED, for_floors=False)
+        try:
+            self.hand_over()
+            for progress in self.scheduler.active.values():
+                if not progress.is_floor:
+                    self.scoring.fail(progress, str(error))
+            self.scoring.end_waiting(CONTROL_UNFINISHED, for_floors=False)
+        except Exception:  # the engine's error is the one to report
+            log.exception("Points cannot be handed to scoring.")
         self.end(error)
 
 

@@ -90,12 +90,11 @@ class ShardRun:
     def generate(self, cleanup: ExitStack) -> None:
         """Generate all points and give them to scoring, after the controls of other shards.
 
-        Without such controls, this returns once the engine has received all requests.
+        Without such controls, this returns once the engine has drawn all requests.
 
         Args:
             cleanup: closed by the caller later, or on an error: waits until all points are generated, scored and
-                published. The thread that closes it is not the one that receives the answers, see
-                `GroupExecutor.drain`.
+                published. Close it on another thread, or after `GroupExecutor.drain`.
         """
         todo = [task for task in self._to_generate if not task.done]
         if not todo:
@@ -116,7 +115,10 @@ class ShardRun:
             external_controls = self._controls_elsewhere(todo)
         runs: list[GroupRun] = []
         cleanup.push(partial(self._await_runs, runs))
-        self._unscored = self._generate(todo, external_controls, runs)
+        try:
+            self._unscored = self._generate(todo, external_controls, runs)
+        finally:
+            self._count_starts()
 
     def _controls_elsewhere(self, todo: Sequence[Task]) -> set[str]:
         """Return the control keys of points whose control is neither finished nor in this shard."""

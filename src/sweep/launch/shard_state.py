@@ -28,7 +28,7 @@ class ShardState:
         requests: number of requests of the shard.
         done: number of requests that are answered.
         tokens: number of generated tokens.
-        engine_starts: engine starts for this shard, by all its workers. 0 if the worker already had an open engine.
+        engine_starts: engine starts while this shard was run, by all its workers. Of shards that overlap, one counts them.
         costs: costs of the shard once its worker has left it, see `SharedCosts.sums`.
         reason: why the shard failed, or None.
         host: host of the worker.
@@ -52,7 +52,10 @@ class ShardState:
 
 
 class StateFile:
-    """Writes a shard's state to disk, at most once per `PERIOD`. Owned by the worker's main thread."""
+    """Writes a shard's state to disk, at most once per `PERIOD`.
+
+    Owned by the worker's main thread until all answers are received, then by the thread that finishes the shard.
+    """
 
     def __init__(self, path: Path) -> None:
         previous = read_state(path) or ShardState()

@@ -60,15 +60,15 @@ class ShardWorker:
 
         Arguments and errors are those of `generate` and of its result.
         """
-        finish = self.generate(manifest, index, patience)
-        self.drain()
-        finish()
+        with ExitStack() as cleanup:
+            self._generate(manifest, index, patience, cleanup)
+            self.drain()
 
     def drain(self, until: Callable[[], bool] = lambda: False) -> None:
         """Receive the answers of all shards that have begun.
 
         Args:
-            until: called after each answer. Stop early once it returns True.
+            until: called before each answer. Stop early once it returns True.
         """
         if self._executor is not None:
             self._executor.drain(until)
@@ -95,24 +95,28 @@ class ShardWorker:
             EngineError, TooManyFailures: see `GroupExecutor.run_group`.
         """
         with ExitStack() as cleanup:
-            finished = self._unfinished[manifest.folder, index] = threading.Event()
-            cleanup.callback(finished.set)
-            lock = _acquire_lock(manifest, index, patience)
-            cleanup.callback(lock.release)
-            if manifest.is_replaced:
-                raise SweepHeld(f"{manifest.path}: a later run of the sweep has replaced this plan.")
-            state_file = StateFile(manifest.state(index))
-            state_file.write(now=True)
-            cleanup.push(partial(self._record, state_file, lock))
-            times = [time.monotonic()]
-            cleanup.callback(_log_times, index, times)
-            shard = read_shard(manifest, index)
-            resources = self._resources(shard.points[0], manifest)
-            run = ShardRun(resources, manifest, index, shard, state_file, lock)
-            times.append(time.monotonic())
-            run.generate(cleanup)
-            times.append(time.monotonic())
+            self._generate(manifest, index, patience, cleanup)
             return cleanup.pop_all().close
+
+    def _generate(self, manifest: Manifest, index: int, patience: float, cleanup: ExitStack) -> None:
+        """Generate a shard; `cleanup` finishes it, or leaves it to another worker after an error."""
+        finished = self._unfinished[manifest.folder, index] = threading.Event()
+        cleanup.callback(finished.set)
+        lock = _acquire_lock(manifest, index, patience)
+        cleanup.callback(lock.release)
+        if manifest.is_replaced:
+            raise SweepHeld(f"{manifest.path}: a later run of the sweep has replaced this plan.")
+        state_file = StateFile(manifest.state(index))
+        state_file.write(now=True)
+        cleanup.push(partial(self._record, state_file, lock))
+        times = [time.monotonic()]
+        cleanup.callback(_log_times, index, times)
+        shard = read_shard(manifest, index)
+        resources = self._resources(shard.points[0], manifest)
+        run = ShardRun(resources, manifest, index, shard, state_file, lock)
+        times.append(time.monotonic())
+        run.generate(cleanup)
+        times.append(time.monotonic())
 
     def _record(
         self, state_file: StateFile, lock: SweepLock, kind: object, error: BaseException | None, traceback: object
@@ -158,7 +162,9 @@ class ShardWorker:
 
     def _settle(self, folder: Path, indices: Collection[int], done: Callable[[], bool]) -> None:
         """Wait for shards that this worker has begun and not finished, or until `done()`."""
-        events = [event for index in indices if (event := self._unfinished.get((folder, index)))]
+        events = [event for index in indices if (event := self._unfinished.get((folder, index))) and not event.is_set()]
+        if not events:
+            return
         self.drain(until=_throttled(done, SETTLE_SECONDS))
         for event in events:
             while not event.wait(SETTLE_SECONDS) and not done():
