@@ -28,7 +28,8 @@ class ShardState:
         requests: number of requests of the shard.
         done: number of requests that are answered.
         tokens: number of generated tokens.
-        engine_starts: engine starts while this shard was run, by all its workers. Of shards that overlap, one counts them.
+        engine_starts: engine starts while this shard was run, by all its workers. One of several shards that overlap
+            counts them.
         costs: costs of the shard once its worker has left it, see `SharedCosts.sums`.
         reason: why the shard failed, or None.
         host: host of the worker.

@@ -25,8 +25,9 @@ UNSCORED = 64  # maximum number of finished points that wait for scoring before 
 class ScoringStage:
     """Scores points as they finish; points wait for their control and its second run.
 
-    Methods are called by the thread that drives the engine; `close` also by the one that finishes a shard. The worker pool scores, and the background thread "scoring"
-    collects the results, so the engine waits neither for scoring nor for MLflow.
+    Methods are called by the thread that drives the engine, `close` also by the one that finishes a shard. The
+    worker pool scores, and the background thread "scoring" collects the results, so the engine waits neither for
+    scoring nor for MLflow.
 
     Attributes:
         controls: the controls' answers, by `Point.control_key`.

@@ -44,7 +44,8 @@ _CLAIM = re.compile(r"(\d{8})\.json")
 class SweepLock:
     """Lock on a sweep, held from `acquire` to `release` or for a `with` block.
 
-    Owned by the main thread; a worker's shard is released by the thread that finishes it. While the lock is held, a daemon thread renews it.
+    Owned by the main thread; a worker's shard is released by the thread that finishes it. While the
+    lock is held, a daemon thread renews it.
 
     Attributes:
         lost: set when another process has taken the lock, or when the lock could not be renewed for so long that
