@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prompt_entries import load_file, refuse_file
+from prompt_entries import ANSWER, USER, load_file, read, refusal, refuse_file
 
 from sweep.errors import ConfigError
 from sweep.inputs.formats import FORMATS
@@ -133,6 +134,47 @@ def test_formats_of_other_tools_are_read(name: str, texts: list[str], references
 def test_formats_that_cannot_be_read_are_named(name: str, message: str) -> None:
     found = refuse_file(FOLDER / name)
     assert message in found and name in found and "\n" not in found
+
+
+def test_an_own_prompt_next_to_the_keys_of_a_log_stays_the_prompt() -> None:
+    [prompt] = read({"prompt": "p0", "input": "inp", "target": "t", "output": "out"})
+    assert (prompt.text, prompt.references, prompt.reading.form) == ("p0", (), "")
+    [logged] = read({"messages": [USER, ANSWER], "input": "inp", "target": "t", "output": {}})
+    assert (logged.text, logged.references, logged.reading.form) == ("inp", ("t",), "Inspect samples")
+
+
+@pytest.mark.parametrize(
+    ("label", "good"),
+    [*((label, True) for label in (True, 1, "True", "true", "1")), *((b, False) for b in (False, 0, "False", "false", "0"))],
+)  # fmt: skip
+def test_labels_of_kto_say_whether_a_completion_is_good(label: Any, good: bool) -> None:
+    assert read({"prompt": "q", "completion": "A", "label": label})[0].references == (("A",) if good else ())
+
+
+def test_other_labels_are_refused_unless_there_is_another_reference() -> None:
+    entry = {"prompt": "q", "completion": "A", "label": "sports"}
+    assert "'label' (TRL) must say whether 'completion' is good: true, false, 1 or 0; got 'sports'" in refusal(entry)
+    assert read(entry, map={"reference": "completion"})[0].references == ("A",)
+    assert read(entry | {"reference": "R"})[0].references == ("R",)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"input": [USER, {"role": "assistant", "content": "It is"}], "target": "Tokyo"},
+        {"input": [USER, {"role": "assistant", "content": "It is"}], "ideal": "Tokyo"},
+        {
+            "doc_id": 0,
+            "doc": {},
+            "target": "Tokyo",
+            "arguments": [[json.dumps([USER, {"role": "assistant", "content": "It is"}]), {}]],
+        },
+    ],
+)
+def test_a_chat_that_the_model_continues_needs_the_key_for_it(entry: dict[str, Any]) -> None:
+    message = "the chat to send ends with an assistant message. Set prompts.continue_final_message=true"
+    assert message in refusal(entry)
+    assert chat(read(entry, continue_final_message=True)[0])[-1] == ("assistant", "It is")
 
 
 def test_every_format_has_a_file() -> None:

@@ -46,6 +46,36 @@ def test_templates_are_jinja(entry: Any, template: str, text: str) -> None:
     assert read(entry, template=template)[0].text == text
 
 
+def test_a_mapped_value_that_is_missing_is_not_taken_from_another_key() -> None:
+    rows = [
+        {
+            "question": "q",
+            "short": "S",
+            "reference": "LONG",
+            "id": "a",
+            "name": "n",
+            "system": "s",
+            "tools": [],
+            "who": "w",
+        },
+        {"question": "r", "short": None, "reference": "LONG2", "id": "b", "name": None, "system": "s", "who": None},
+    ]
+    mapped = {"prompt": "question", "reference": "short", "id": "name", "system": "who"}
+    [first, second] = read(*rows, map=mapped)
+    assert (first.id, first.references, (first.messages or ())[0]["content"]) == ("n", ("S",), "w")
+    assert (second.id, second.references, [m["role"] for m in second.messages or ()]) == ("p0001", (), ["user"])
+    assert second.reading.unused == ("reference", "id", "system")
+    squad = {**SQUAD, "short": None}, {**SQUAD, "id": "z", "short": "A2"}
+    assert [p.references for p in read(*squad, map={"reference": "{{ short }}"})] == [(), ("A2",)]
+    turns_given = {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "LONG"}]}
+    assert [
+        p.references for p in read(turns_given | {"s": None}, turns_given | {"s": "S"}, map={"reference": "s"})
+    ] == [
+        (),
+        ("S",),
+    ]
+
+
 def test_ids_and_references_of_a_recognised_format_stay() -> None:
     [prompt] = read(SQUAD, template="{{question}}")
     assert (prompt.id, prompt.text, prompt.references) == ("q", "Q?", ("A",))

@@ -100,29 +100,31 @@ class EntryReader:
             reference = result.reference
         else:  # the project's own keys also apply to foreign formats
             used = _without(used, result.reference_keys)
-        if "reference" in mapped:
-            reference = mapped["reference"]
+        columns = {} if self.map is None else self.map.columns  # a mapped value that is missing stays missing
+        if "reference" in columns:
+            reference = mapped.get("reference")
             used = _without(used, (*result.reference_keys, config.reference_key))
-        if "id" in mapped:
-            identifier = mapped["id"]
+        if "id" in columns:
+            identifier = mapped.get("id")
             used = _without(used, (*result.id_keys, config.id_key))
         elif identifier is not None and config.id_key not in result.id_keys:
             used = _without(used, result.id_keys)
-        if self.map is not None:
-            used = (*used, *(key for name, keys in self.map.columns.items() if name in mapped for key in keys))
-        kept = {key: mapped[key] if key in mapped else fields.get(key) for key in ("system", "tools", "values")}
+        elif identifier is None:
+            identifier = result.id
+        used = (*used, *(key for names in columns.values() for key in names))
+        kept = {key: (mapped if key in columns else fields).get(key) for key in ("system", "tools", "values")}
         choices = None if config.choices_key is None else get(config.choices_key)
         document = raw if isinstance(raw, DocumentEntry) else None
         return PromptEntry(
             text=result.text,
             messages=result.messages,
             answer=result.answer,
-            id=result.id if identifier is None else identifier,
+            id=identifier,
             reference=reference,
-            choices=mapped.get("choices", choices),
+            choices=mapped.get("choices") if "choices" in columns else choices,
             values=kept["values"],
             system=None if kept["system"] is None else _system(kept["system"], place),
-            tools=result.tools
+            tools=(() if "tools" in columns else result.tools)
             or (() if kept["tools"] is None else read_tools(parsed(kept["tools"]), f"{place}: tools")),
             form=document.form if document and document.form else result.form,
             unused=self._unused_keys(keys, used) + result.unused + (document.unused if document else ()),

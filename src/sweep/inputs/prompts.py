@@ -124,6 +124,11 @@ def _prompt(entry: PromptEntry, place: str, index: int, config: PromptsConfig, s
     messages = _chat(entry, place, config)
     if config.continue_final_message:
         _require_prefill(messages, place)
+    elif messages and messages[-1]["role"] in ASSISTANT_ROLES:
+        raise ConfigError(
+            f"{place}: the chat to send ends with an assistant message. Set prompts.continue_final_message=true to let "
+            "the model continue it."
+        )
     texts = [message["content"] for message in messages] if messages is not None else [entry.text or ""]
     if not texts[-1] and (messages is None or messages[-1]["role"] == "user"):
         raise ConfigError(f"{place}: the prompt's text is empty.")
@@ -138,7 +143,7 @@ def _prompt(entry: PromptEntry, place: str, index: int, config: PromptsConfig, s
     choices = read_choices(entry.choices, f"{place}: {config.choices_key!r}")
     references = named_choices(_references(entry.reference, place, config), choices)
     answer = entry.answer["content"] if entry.answer else ""
-    if answer_is_reference := not references and bool(answer.strip()):
+    if answer_is_reference := not references and "reference" not in config.map and bool(answer.strip()):
         references = (answer,)
     reading = Reading(
         form=entry.form,

@@ -16,6 +16,7 @@ from sweep.inputs.messages import describe_type, is_chat, read_chat, read_tools,
 OPENAI_CHAT = "OpenAI chat"
 SHAREGPT_FORM = "ShareGPT conversations"
 PREFERENCE = ("chosen", "rejected")
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}  # of TRL's KTO, in any case
 
 
 def read_messages(
@@ -81,7 +82,7 @@ def read_prompt(fields: Fields, place: str, config: PromptsConfig) -> PromptEntr
     prompt, key = lookup(fields, config.prompt_key), config.prompt_key
     if is_chat(prompt) or (isinstance(prompt, str) and prompt.startswith("[{") and is_chat(parsed(prompt))):
         entry = read_messages(prompt, f"{place}: {key}", config, f"messages under {key!r}")
-        entry = _completion(replace(entry, used=(key,)), fields)
+        entry = _completion(replace(entry, used=(key,)), fields, place, config)
         truth = lookup(fields, "reward_model.ground_truth")
         if isinstance(truth, str | int | float):
             unused = _rest(fields["reward_model"], "reward_model", ("ground_truth",))
@@ -94,20 +95,34 @@ def read_prompt(fields: Fields, place: str, config: PromptsConfig) -> PromptEntr
         actual = "an empty string" if prompt == "" else describe_type(prompt)
         rule = "must be a non-empty string or a list of messages"
         raise ConfigError(f"{place}: {key!r} {rule}; got {actual}.")
-    return _completion(PromptEntry(text=prompt, used=(key,)), fields)
+    return _completion(PromptEntry(text=prompt, used=(key,)), fields, place, config)
 
 
-def _completion(entry: PromptEntry, fields: Fields) -> PromptEntry:
-    """Take TRL's completion as the reference."""
-    completion = fields.get("completion")
-    if completion is None or fields.get("label") is False:
+def _completion(entry: PromptEntry, fields: Fields, place: str, config: PromptsConfig) -> PromptEntry:
+    """Take TRL's completion as the reference.
+
+    Raises:
+        ConfigError: `label` says neither that it is good nor that it is bad, and there is no other reference.
+    """
+    completion, label = fields.get("completion"), fields.get("label")
+    if completion is None:
+        return entry
+    good = None if label is None else LABELS.get(str(label).strip().lower())
+    if good is None and label is not None:
+        if "reference" in config.map or lookup(fields, config.reference_key) is not None:
+            return entry
+        raise ConfigError(
+            f"{place}: 'label' (TRL) must say whether 'completion' is good: true, false, 1 or 0; got "
+            f"{str(label)[:40]!r}. Rename it, or set prompts.map.reference=completion."
+        )
+    if good is False:
         return entry
     text: Any = completion
     if is_chat(completion) and len(completion) == 1:
         text = completion[0].get("content")
     if not isinstance(text, str) or not text.strip():
         return entry
-    keys = ("completion", "label") if fields.get("label") is True else ("completion",)
+    keys = ("completion", "label") if good else ("completion",)
     form = "TRL prompt and completion"
     return replace(entry, reference=text.strip(), form=form, used=(*entry.used, *keys), reference_keys=keys)
 

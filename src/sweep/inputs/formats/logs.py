@@ -95,7 +95,9 @@ def _sample(fields: Fields, place: str, target_key: str) -> PromptEntry:
 def _is_inspect(fields: Mapping[str, Any]) -> bool:
     if "input" not in fields or "target" not in fields or not isinstance(fields["input"], str | list):
         return False
-    return not {"prompt", "messages"} & fields.keys() or any(key in fields for key in INSPECT_LOG)
+    if "prompt" in fields:
+        return False
+    return "messages" not in fields or any(key in fields for key in INSPECT_LOG)
 
 
 def _is_evals(fields: Mapping[str, Any]) -> bool:
