@@ -177,6 +177,45 @@ def test_a_chat_that_the_model_continues_needs_the_key_for_it(entry: dict[str, A
     assert chat(read(entry, continue_final_message=True)[0])[-1] == ("assistant", "It is")
 
 
+def test_each_document_of_lm_eval_is_read_once(tmp_path: Path) -> None:
+    sample = json.loads((FOLDER / "samples_gsm8k.jsonl").read_text())
+    samples = [
+        sample | {"doc_id": i, "filter": name, "arguments": [[f"Q{i}", {}]]}
+        for name in ("strict", "flexible")
+        for i in range(3)
+    ]
+    path = tmp_path / "samples.jsonl"
+    path.write_text("\n".join(map(json.dumps, samples)))
+    loaded, said = load_file(path)
+    assert [(p.id, p.text) for p in loaded] == [("0", "Q0"), ("1", "Q1"), ("2", "Q2")]
+    assert "filter[flexible]" in said and "filter[strict]" not in said
+    assert len(load_file(path, template="{{ doc.question }}")[0]) == 3
+    path.write_text("\n".join(json.dumps(s) for s in (samples[0], samples[3] | {"arguments": [["other", {}]]})))
+    assert "the id '0' is already used" in refuse_file(path)  # another prompt is not left out
+
+
+def promptfoo(folder: Path, prompt: str, variables: dict[str, Any]) -> Path:
+    path = folder / "promptfoo.json"
+    path.write_text(json.dumps({"prompts": [prompt], "tests": [{"vars": variables}]}))
+    return path
+
+
+def test_variables_of_promptfoo_refer_to_variables(tmp_path: Path) -> None:
+    variables = {"a": "x {{b}} {{ other }}", "b": ["{{c}}1", "2"], "c": "C", "d": "D", "e": "100 {% of {{d}}"}
+    loaded, said = load_file(promptfoo(tmp_path, "Say {{d}} {{e}}: {{a | upper}}", variables | {"other": "o"}))
+    assert [p.text for p in loaded] == ["Say D 100 {% of {{d}}: X C1 O", "Say D 100 {% of {{d}}: X 2 O"]
+    assert "vars." not in said
+    assert [p.text for p in load_file(promptfoo(tmp_path, "{{a}}", {"a": "{{unknown}}"}))[0]] == ["{{unknown}}"]
+    circle = refuse_file(promptfoo(tmp_path, "{{a}}", {"a": "{{b}}", "b": "{{a}}"}))
+    assert "tests[0]: vars.a (promptfoo) refers to itself, or to too long a chain of variables." in circle
+
+
+def test_too_many_combinations_of_promptfoo_are_refused(tmp_path: Path) -> None:
+    numbers = [str(i) for i in range(150)]
+    found = refuse_file(promptfoo(tmp_path, "{{a}}{{b}}", {"a": numbers, "b": numbers}))
+    assert "tests[0]: vars (promptfoo) have 22,500 combinations; the limit is 10,000. Shorten the lists." in found
+
+
 def test_every_format_has_a_file() -> None:
     read = {prompt.reading.form for path in FOLDER.iterdir() for prompt in _loaded(path)}
     assert len(read) > len(FORMATS)  # with documents, and without those that are refused

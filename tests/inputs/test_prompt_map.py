@@ -178,12 +178,14 @@ def test_shots_come_from_a_file_or_split(tmp_path: Path) -> None:
         ({"shots": 8}, "has only 7 other examples with a reference for the prompt 's0'; 8 are needed"),
         ({"shots": 1, "shots_from": "train"}, "'train' is neither a file nor a split"),
         ({"shots": -1}, "prompts.shots must be 0 (none) or more"),
-        ({"shots_from": "train"}, "prompts.shots_from needs prompts.shots above 0"),
-        ({"shots_seed": 3}, "prompts.shots_seed needs prompts.shots above 0"),
     ],
 )
 def test_wrong_shots_are_refused(config: dict[str, Any], message: str) -> None:
     assert message in refusal(*SUMS, map=MAP, **config)
+
+
+def test_no_shots_are_the_control_of_some() -> None:
+    assert read(*SUMS, map=MAP, shots=0, shots_seed=3, shots_from="train") == read(*SUMS, map=MAP)
 
 
 @pytest.mark.parametrize("chat", [True, False])

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,32 @@ def test_excel_sheets_and_values(tmp_path: Path) -> None:
     assert "p.xlsx:2: has 2 cells; expected 1" in refuse_file(path)
     path.write_bytes(excel([["prompt", None, "x"], ["a", "b", "c"]]))
     assert "p.xlsx:1: columns must have different names" in refuse_file(path)
+
+
+def test_excel_formulas_need_a_stored_result(tmp_path: Path) -> None:
+    path = tmp_path / "p.xlsx"
+    path.write_bytes(excel([["prompt", "reference", "note"], ["a", "b", "=1+1"], [], ["c", '=A2&"x"', None]]))
+    assert "p.xlsx:4: the formula in B4 has no stored result. Open and save the workbook" in refuse_file(path)
+    path.write_bytes(excel([["prompt"], ["a"], ['=A2&"x"']]))
+    assert "p.xlsx:3: the formula in A3 has no stored result" in refuse_file(path)
+    path.write_bytes(excel([["prompt", "reference", "note"], ["a", "b", "=1+1"]]))
+    assert load_file(path)[0][0].references == ("b",)
+    made = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(made, "w") as new:  # as Excel stores an empty text
+        for member in old.namelist():
+            sheet = member == "xl/worksheets/sheet1.xml"
+            cell, text = b'<c r="B2" t="inlineStr"><is><t>b</t></is></c>', old.read(member)
+            assert not sheet or cell in text
+            new.writestr(member, text.replace(cell, b'<c r="B2" t="str"><f>""</f><v></v></c>'))
+    path.write_bytes(made.getvalue())
+    assert load_file(path)[0][0].references == ()
+
+
+def test_completions_in_tables_are_texts_unless_they_are_chats(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    chat = '"[{""role"": ""assistant"", ""content"": ""A""}]"'
+    path.write_text(f'prompt,completion\nList?,"[1, 2, 3]"\nObject?,"{{""a"": 1}}"\nName?,{chat}\n')
+    assert [p.references for p in load_file(path)[0]] == [("[1, 2, 3]",), ('{"a": 1}',), ("A",)]
 
 
 def test_shards_by_pattern_are_read_in_order(tmp_path: Path) -> None:

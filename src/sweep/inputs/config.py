@@ -137,9 +137,6 @@ class PromptsConfig(Section):
             require(value is None or self.dataset is not None, f"prompts.{key}", "needs prompts.dataset", value)
         require(self.split is None or named, "prompts.split", "needs prompts.dataset or prompts.path", self.split)
         require(self.shots >= 0, "prompts.shots", "must be 0 (none) or more", self.shots)
-        shots = self.shots > 0
-        require(shots or self.shots_from is None, "prompts.shots_from", "needs prompts.shots above 0", self.shots_from)
-        require(shots or self.shots_seed == 0, "prompts.shots_seed", "needs prompts.shots above 0", self.shots_seed)
         require(self.limit is None or self.limit >= 1, "prompts.limit", "must be at least 1", self.limit)
         require_choice("prompts.special_tokens", self.special_tokens, SPECIAL_TOKENS)
         require(self.chat or self.system is None, "prompts.system", "needs prompts.chat=true", None)

@@ -16,6 +16,7 @@ from sweep.inputs.config import PromptsConfig
 from sweep.inputs.entries import EntryReader, as_mapping, has_system
 from sweep.inputs.entry_keys import check_configured_keys
 from sweep.inputs.formats import PromptEntry
+from sweep.inputs.formats.logs import without_other_filters
 from sweep.inputs.messages import ASSISTANT_ROLES, Message, describe_type
 from sweep.inputs.placeholders import PLACEHOLDER, Place, fill, filled_by_name, read_values, require_filled
 from sweep.inputs.plain_entries import PlainReader, half_character, numbered_id
@@ -49,7 +50,7 @@ def load(config: PromptsConfig) -> list[Prompt]:
 
 def _read(source: Source, config: PromptsConfig) -> list[Prompt]:
     where = source.name or "prompts.items"
-    raw = list(_limited(source.entries, where, config))
+    raw = list(_limited(without_other_filters(source.entries, config), where, config))
     if not raw:
         raise ConfigError(f"The prompt list is empty: {where} holds no prompt.")
     reader = EntryReader(config)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sweep.errors import ConfigError
 from sweep.inputs.choices import as_text
 from sweep.inputs.entry_keys import is_missing
-from sweep.inputs.jinja_text import JinjaText, render_limited
+from sweep.inputs.jinja_text import JinjaText, is_template, render_limited
 from sweep.inputs.messages import describe_type, is_chat
 
 MATCHES = ("equals", "contains", "icontains", "contains-any", "icontains-any", "starts-with", "similar")
 TEST_KEYS = ("vars", "assert")
+MAX_COMBINATIONS = 10_000  # of the values of one test's variables
+MAX_DEPTH = 5  # variables that refer to variables, as in promptfoo
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,10 @@ def promptfoo_entries(document: Mapping[str, Any], name: str) -> Iterator[tuple[
         variables = _variables(default, name, "defaultTest") | _variables(test, name, place)
         unused = top + tuple(f"tests.{key}" for key in test if key not in TEST_KEYS)
         references, rest = _references([*_asserts(default), *_asserts(test)])
-        combinations = _combinations(variables)
+        combinations = [_resolved(values, f"{name}:{place}") for values in _combinations(variables, f"{name}:{place}")]
         for i, template in enumerate(templates):
+            read = _with_inner(template.variables, variables)
+            not_read = tuple(f"vars.{key}" for key in variables if key not in read)
             for number, values in enumerate(combinations):
                 where = f"{name}:{place}"
                 entry = _rendered(render_limited(template, values, where)) | {
@@ -98,7 +103,6 @@ def promptfoo_entries(document: Mapping[str, Any], name: str) -> Iterator[tuple[
                 if references:
                     filled = [_filled(reference, values, where) for reference in references]
                     entry["reference"] = filled if len(filled) > 1 else filled[0]
-                not_read = tuple(f"vars.{key}" for key in variables if key not in template.variables)
                 yield place, DocumentEntry(entry, "promptfoo", unused + rest + not_read)
 
 
@@ -106,7 +110,7 @@ def _filled(text: str, values: Mapping[str, Any], where: str) -> str:
     return render_limited(JinjaText(text, f"{where}.assert"), values, where)
 
 
-def _id(prompt: int, prompts: int, test: int, number: int, combinations: list[dict[str, str]]) -> str:
+def _id(prompt: int, prompts: int, test: int, number: int, combinations: list[dict[str, Any]]) -> str:
     parts = [f"prompt{prompt}"] if prompts > 1 else []
     parts.append(f"test{test:04d}")
     return "-".join([*parts, *([str(number)] if len(combinations) > 1 else [])])
@@ -143,12 +147,54 @@ def _variables(test: Mapping[str, Any], name: str, where: str) -> dict[str, Any]
     return {str(key): value for key, value in variables.items()}
 
 
-def _combinations(variables: Mapping[str, Any]) -> list[dict[str, str]]:
+def _combinations(variables: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """Return all combinations of the values of variables that are lists, as promptfoo runs them."""
-    options = [value if isinstance(value, list) and value else [value] for value in variables.values()]
-    return [
-        dict(zip(variables, values, strict=True)) for values in itertools.islice(itertools.product(*options), 10_000)
-    ]
+    options = [_options(value) for value in variables.values()]
+    if (count := math.prod(map(len, options))) > MAX_COMBINATIONS:
+        raise ConfigError(
+            f"{where}: vars (promptfoo) have {count:,} combinations; the limit is {MAX_COMBINATIONS:,}. "
+            "Shorten the lists."
+        )
+    return [dict(zip(variables, values, strict=True)) for values in itertools.product(*options)]
+
+
+def _options(value: Any) -> list[Any]:
+    return value if isinstance(value, list) and value else [value]
+
+
+def _inner(value: Any, names: Collection[str]) -> frozenset[str]:
+    """Return the variables that the text of a variable refers to."""
+    if not isinstance(value, str) or not is_template(value):
+        return frozenset()
+    try:
+        return JinjaText(value, "").variables & set(names)
+    except ConfigError:  # a text about templates
+        return frozenset()
+
+
+def _with_inner(read: frozenset[str], variables: Mapping[str, Any]) -> frozenset[str]:
+    """Return the variables that a prompt reads, and those that their texts refer to."""
+    for _ in range(MAX_DEPTH):
+        read = read.union(*(_inner(v, variables) for key in read & variables.keys() for v in _options(variables[key])))
+    return read
+
+
+def _resolved(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the values of variables with those that they refer to filled in.
+
+    Raises:
+        ConfigError: they refer to each other in a circle, or see `render_limited`.
+    """
+    for _ in range(MAX_DEPTH):
+        referring = [key for key, value in values.items() if _inner(value, values)]
+        if not referring:
+            return values
+        values = values | {
+            key: render_limited(JinjaText(values[key], f"vars.{key}"), values, where) for key in referring
+        }
+    raise ConfigError(
+        f"{where}: vars.{referring[0]} (promptfoo) refers to itself, or to too long a chain of variables."
+    )
 
 
 def _asserts(test: Mapping[str, Any]) -> list[Any]:

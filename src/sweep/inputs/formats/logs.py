@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from sweep.errors import ConfigError
 from sweep.inputs.config import PromptsConfig
+from sweep.inputs.entry_keys import lookup
 from sweep.inputs.formats.base import Fields, Format, PromptEntry, register_format
+from sweep.inputs.formats.documents import DocumentEntry
 from sweep.inputs.messages import describe_type, is_chat, read_chat
 
 LETTER = re.compile(r"[A-Z]")
@@ -55,6 +57,27 @@ def read_lm_eval(fields: Fields, place: str, config: PromptsConfig) -> PromptEnt
     if not pair[0]:
         raise ConfigError(f"{place}: 'arguments' (lm-eval sample) has an empty prompt.")
     return entry
+
+
+def without_other_filters(entries: Iterator[tuple[str, Any]], config: PromptsConfig) -> Iterator[tuple[str, Any]]:
+    """Yield entries without the repetitions of lm-evaluation-harness, which logs each document once per filter.
+
+    The first one names the other filters as unused, once these are reached.
+    """
+    first: dict[Any, DocumentEntry] = {}
+    for place, entry in entries:
+        sample = isinstance(entry, dict) and "filter" in entry and _is_lm_eval(entry)
+        if not sample or lookup(entry, config.prompt_key) is not None:
+            yield place, entry
+            continue
+        key = json.dumps([entry.get("doc_id"), entry["arguments"]], sort_keys=True, default=str)
+        if key not in first:
+            first[key] = DocumentEntry(entry, "")
+            yield place, first[key]
+        elif first[key]["filter"] == entry["filter"]:
+            yield place, entry
+        else:
+            first[key].unused += (f"filter[{entry['filter']}]",)
 
 
 def read_inspect(fields: Fields, place: str, config: PromptsConfig) -> PromptEntry:

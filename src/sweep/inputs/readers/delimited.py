@@ -9,12 +9,13 @@ from typing import Any, BinaryIO
 
 from sweep.errors import ConfigError
 from sweep.inputs.config import PromptsConfig
+from sweep.inputs.messages import is_chat
 from sweep.inputs.readers import base
 from sweep.inputs.readers.base import Entries, lines, parse_json, register_reader
 from sweep.inputs.relevance import is_relevant
 
 JSON_COLUMNS = ("messages", "conversations", "tools", "values")  # cells that hold JSON
-FORMAT_COLUMNS = ("turns", "answers", "choices", "body", "completion")  # the same, if the text is a JSON list or object
+FORMAT_COLUMNS = ("turns", "answers", "choices", "body", "completion")  # the same, if it is a list or object
 
 
 def read_delimited(file: BinaryIO, name: str, config: PromptsConfig, delimiter: str | None = None) -> Entries:
@@ -94,9 +95,10 @@ def cell(column: str, text: str, place: str, config: PromptsConfig) -> Any:
                 raise ConfigError(f"{place}: {column!r} must hold JSON ({error}).") from error
     elif column in FORMAT_COLUMNS and stripped[0] in "[{":
         try:
-            return parse_json(stripped)
+            value = parse_json(stripped)
         except ValueError:
             return text
+        return text if column == "completion" and not is_chat(value) else value
     return text
 
 

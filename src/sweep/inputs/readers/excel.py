@@ -10,6 +10,7 @@ from sweep.errors import ConfigError
 from sweep.inputs.config import PromptsConfig
 from sweep.inputs.readers.base import Entries, register_reader
 from sweep.inputs.readers.delimited import cell
+from sweep.inputs.relevance import is_relevant
 from sweep.util.validators import did_you_mean
 
 MAX_BYTES = 2**30  # maximum bytes of a workbook without compression
@@ -17,7 +18,11 @@ MAX_BYTES = 2**30  # maximum bytes of a workbook without compression
 
 @register_reader(".xlsx", ".xlsm")
 def read_excel(file: BinaryIO, name: str, config: PromptsConfig) -> Entries:
-    """Yield the rows of a sheet, whose first row names the columns. Formulas give their stored results."""
+    """Yield the rows of a sheet, whose first row names the columns. Formulas give their stored results.
+
+    Raises:
+        ConfigError: not a workbook, no sheet or several, cells without a column, or a formula without a stored result.
+    """
     try:
         from openpyxl import load_workbook
     except ImportError as error:
@@ -35,10 +40,13 @@ def read_excel(file: BinaryIO, name: str, config: PromptsConfig) -> Entries:
     except Exception as error:  # openpyxl raises what its parsers raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{name}: not an Excel workbook: {reason}.") from error
+    formulas = load_workbook(file, read_only=True)
     try:
-        yield from _rows(_sheet(book, name, config), name, config)
+        sheet = _sheet(book, name, config)
+        yield from _rows(sheet, formulas[sheet.title], name, config)
     finally:
         book.close()
+        formulas.close()
 
 
 def _sheet(book: Any, name: str, config: PromptsConfig) -> Any:
@@ -62,11 +70,21 @@ def _first_rows(sheet: Any) -> Any:
     return sheet.iter_rows(max_row=2, values_only=True)
 
 
-def _rows(sheet: Any, name: str, config: PromptsConfig) -> Entries:
-    rows = enumerate(sheet.iter_rows(values_only=True), 1)
+def _rows(sheet: Any, formulas: Any, name: str, config: PromptsConfig) -> Entries:
+    written = enumerate(formulas.iter_rows(), 1)  # advanced to rows with empty cells only
     header: list[str] = []
-    for number, row in rows:
-        values = list(row)
+    for number, row in enumerate(sheet.iter_rows(), 1):
+        values = [one.value for one in row]
+        # A stored result that is an empty text has the type "str".
+        if empty := [i for i, one in enumerate(row) if one.value is None and one.data_type != "str"]:
+            cells = next((cells for at, cells in written if at == number), ())
+            for i in empty:
+                relevant = not header or (i < len(header) and is_relevant(header[i], config))
+                if relevant and i < len(cells) and cells[i].data_type == "f":
+                    raise ConfigError(
+                        f"{name}:{number}: the formula in {cells[i].coordinate} has no stored result. Open and save "
+                        "the workbook in a spreadsheet program, or write the value."
+                    )
         while values and values[-1] is None:
             values.pop()
         if not values:
