@@ -13,6 +13,7 @@ from sweep.inputs.readers.delimited import cell
 from sweep.util.validators import did_you_mean
 
 MAX_BYTES = 2**30  # maximum bytes of a workbook without compression
+MAX_EMPTY = 100_000  # maximum empty rows; those that a file omits cost it nothing
 
 
 @register_reader(".xlsx", ".xlsm")
@@ -30,6 +31,8 @@ def read_excel(file: BinaryIO, name: str, config: PromptsConfig) -> Entries:
                 f"{name}: is larger than {MAX_BYTES // 2**20} MiB without compression. Write it as .jsonl."
             )
         book = load_workbook(file, read_only=True, data_only=True)
+        for sheet in book.worksheets:
+            sheet.reset_dimensions()  # else rows are padded to the declared size, whatever it is
     except ConfigError:
         raise
     except Exception as error:  # openpyxl raises what its parsers raise
@@ -65,11 +68,15 @@ def _first_rows(sheet: Any) -> Any:
 def _rows(sheet: Any, name: str, config: PromptsConfig) -> Entries:
     rows = enumerate(sheet.iter_rows(values_only=True), 1)
     header: list[str] = []
+    empty = 0
     for number, row in rows:
         values = list(row)
         while values and values[-1] is None:
             values.pop()
         if not values:
+            empty += 1
+            if empty > MAX_EMPTY:
+                raise ConfigError(f"{name}:{number}: has more than {MAX_EMPTY:,} empty rows. Remove them.")
             continue
         if not header:
             header = ["" if value is None else str(value) for value in values]
