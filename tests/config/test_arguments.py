@@ -209,3 +209,16 @@ def test_templates_need_no_quotes_for_hydra(argument: str, value: object) -> Non
     [translated] = _arguments.to_hydra_syntax([argument])
     parsed = OverridesParser.create().parse_override(translated)
     assert parsed.value() == value and parsed.is_sweep_override() is False
+
+
+@pytest.mark.parametrize("key", _arguments.OPEN)
+@pytest.mark.parametrize("value", ["{new: 1}", "{new: 1},{new: 2}"])
+def test_open_mappings_take_new_keys(key: str, value: str) -> None:
+    assert _arguments.to_hydra_syntax([f"{key}={value}", f"{key}.new=1"]) == [f"++{key}={value}", f"++{key}.new=1"]
+    unchanged = [f"++{key}={value}", f"{key}={{}}", f"{key}=null", "transform.span={role: user}"]
+    assert _arguments.to_hydra_syntax(unchanged) == unchanged
+
+
+def test_a_mapping_in_braces_reaches_the_prompts(dry: Sweep) -> None:
+    code, _, err = dry("prompts.items=[{question: Hi}]", "prompts.map={prompt: question}", "sampling.args={min_p: 0.1}")
+    assert code == 0, err

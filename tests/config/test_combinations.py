@@ -27,6 +27,9 @@ def points(*arguments: str, zipped: str | None = None, transform: str = "identit
     return None if combined is None else [" ".join(point) for point in combined]
 
 
+TWO = ("transform=scale,noise", "transform.scale.factor=1.2,1.5", "transform.noise.sigma=0.5")
+
+
 @pytest.mark.parametrize(
     ("arguments", "zipped", "expected"),
     [
@@ -36,6 +39,11 @@ def points(*arguments: str, zipped: str | None = None, transform: str = "identit
         (["a=1,1,2", "b=3,4,5", "a=1,2"], "a+b", "got a 2, b 3"),
         (["a=1", "b=3,4"], "a+b", "sweep.zip: zipped keys need equally many values; got a 1, b 2."),
         (["transform.factor=1,2"], "transform.facto+b", "sweep.zip: transform.facto is not swept. Did you mean 'transform.factor'?"),
+        (["engine.args.max_num_batched_tokens=2048,4096", "transform.factor=1,2"], "transform.factor+engine.args.max_num_batched_tokens", ["transform.factor=1 ++engine.args.max_num_batched_tokens=2048", "transform.factor=2 ++engine.args.max_num_batched_tokens=4096"]),
+        (["sampling.args={min_p: 0.1},{min_p: 0.2}", "seed=1,2"], "seed+sampling.args", ["seed=1 ++sampling.args={min_p:0.1}", "seed=2 ++sampling.args={min_p:0.2}"]),
+        (["+transform@transform.0=a,b", "seed=1,2"], "seed+transform@transform.0", ["seed=1 +transform@transform.0=a", "seed=2 +transform@transform.0=b"]),
+        ([*TWO[:2], "transform.noise.sigma=1,2"], "transform.scale.factor+transform.noise.sigma", "sweep.zip: no transform has two of transform.scale.factor, transform.noise.sigma, so no values are paired."),
+        (TWO[:2], "transform+transform.scale.factor", "sweep.zip: transform and transform.scale.factor cannot be zipped."),
         (["transform=scale,noise", "model=x,y"], "transform+model", ["transform=scale model=x", "transform=noise model=y"]),
     ],
 )  # fmt: skip
@@ -46,9 +54,6 @@ def test_zipped_lists(arguments: list[str], zipped: str, expected: list[str] | s
         assert expected in str(raised.value)
     else:
         assert points(*arguments, zipped=zipped) == expected
-
-
-TWO = ("transform=scale,noise", "transform.scale.factor=1.2,1.5", "transform.noise.sigma=0.5")
 
 
 @pytest.mark.parametrize(

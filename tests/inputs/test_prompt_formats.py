@@ -259,6 +259,34 @@ def test_format_overrides_the_guess(tmp_path: Path) -> None:
     assert "must hold a document in the format squad_json" in refuse_file(FOLDER / "alpaca.json", format="squad_json")
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("p.jsonl", {"split": "x"}, "prompts.split must be null: p.jsonl has no splits or sheets; got 'x'."),
+        ("p.csv.gz", {"split": "x"}, "prompts.split must be null: p.csv.gz has no splits or sheets; got 'x'."),
+        ("p.jsonl", {"format": "promptfoo"}, "prompts.format: promptfoo is a format of a file in JSON or YAML, which p.jsonl is not. Remove it."),
+        (None, {"format": "promptfoo"}, "prompts.format: promptfoo is a format of a file in JSON or YAML, which prompts.items is not. Remove it."),
+        (None, {"format": "csv"}, "prompts.format: csv is a format of a file, which prompts.items is not. Remove it."),
+        (None, {"format": "csv+alpaca"}, "prompts.format: csv is a format of a file, which prompts.items is not. Remove it."),
+    ],
+)  # fmt: skip
+def test_keys_without_effect_are_refused(
+    tmp_path: Path, name: str | None, config: dict[str, Any], message: str
+) -> None:
+    if name is None:
+        assert refuse_file(None, items=["a"], **config) == message
+    else:
+        (tmp_path / name).write_text("")
+        assert refuse_file(tmp_path / name, **config) == message
+
+
+def test_a_file_of_examples_may_use_the_format(tmp_path: Path) -> None:
+    path = tmp_path / "shots.log"
+    path.write_text("prompt,reference\na,b\n")
+    [prompt] = load_file(None, items=["c"], shots=1, shots_from=str(path), format="csv", chat=False)[0]
+    assert prompt.text.startswith("a")
+
+
 def test_readers_and_formats_of_plugins_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sweep.inputs.formats import Format, PromptEntry, register_format
     from sweep.inputs.readers import register_reader

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prompt_entries import load_file, read, refusal, refuse_file, summary
 
+from sweep.inputs import jinja_text
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.span import parse_span
 from sweep.inputs.tokenization import encode
@@ -76,6 +77,14 @@ def test_a_mapped_value_that_is_missing_is_not_taken_from_another_key() -> None:
     ]
 
 
+def test_constants_are_computed_only_for_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setitem(jinja_text._ENVIRONMENT.filters, "probe", lambda value: calls.append(value) or value)
+    template = jinja_text.JinjaText("{{ 6 * 7 }}{{ none }}{{ 'x' | probe }}{{ a | default(1 | probe) }}", "template")
+    assert (calls, template.variables) == ([], {"a"})
+    assert template.render({"a": 2}, "here") == "42x2" and calls == ["x", 1]
+
+
 def test_ids_and_references_of_a_recognised_format_stay() -> None:
     [prompt] = read(SQUAD, template="{{question}}")
     assert (prompt.id, prompt.text, prompt.references) == ("q", "Q?", ("A",))
@@ -98,6 +107,13 @@ def test_ids_and_references_of_a_recognised_format_stay() -> None:
         ({"template": "{{ level / 0 }}"}, "the template fails: division by zero"),
         ({"template": "{{ ''.__class__.__mro__ }}"}, "access to attribute '__class__' of 'str' object is unsafe"),
         ({"template": "{% for i in range(10**9) %}{% endfor %}"}, "the template fails: Range too big"),
+        ({"template": "{{question}}{{ (7 ** 6000) | string }}"}, "the template fails: Exceeds the limit (4300 digits)"),
+        (
+            {"template": "{{question}}{{ " + "1" * 5000 + " }}"},
+            "prompts.template: not a Jinja template: Exceeds the lim",
+        ),
+        ({"template": "{{ [question] | random }}"}, "prompts.template: not a Jinja template: No filter named 'random'"),
+        ({"template": "{{ lipsum() }}"}, "prompts.template: 'lipsum' is undefined"),
         ({"template": "{{ '' }}"}, "prompts.map or prompts.template gives an empty prompt"),
         ({"map": {"prompt": "questoin"}}, "prompts.map.prompt: no entry of prompts.items has 'questoin'"),
         ({"map": {"promt": "question"}}, "prompts.map: 'promt' is not a key of an entry. Did you mean 'prompt'?"),

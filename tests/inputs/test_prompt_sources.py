@@ -24,7 +24,9 @@ import pytest
 from prompt_entries import load_file, refuse_file
 
 from sweep.errors import ConfigError
+from sweep.inputs import readers
 from sweep.inputs.config import PromptsConfig
+from sweep.inputs.readers import packed
 
 ROWS = [{"id": "fr", "prompt": "Capital of France?", "reference": "Paris"}, {"id": "jp", "prompt": "Of Japan?"}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -120,6 +122,34 @@ def test_completions_in_tables_are_texts_unless_they_are_chats(tmp_path: Path) -
     chat = '"[{""role"": ""assistant"", ""content"": ""A""}]"'
     path.write_text(f'prompt,completion\nList?,"[1, 2, 3]"\nObject?,"{{""a"": 1}}"\nName?,{chat}\n')
     assert [p.references for p in load_file(path)[0]] == [("[1, 2, 3]",), ('{"a": 1}',), ("A",)]
+
+
+def test_sizes_of_archives_and_workbooks_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "MAX_BYTES", 2**30 // 2**10)
+    monkeypatch.setattr(packed, "BUFFER", 2**10)
+    text = b'{"prompt": "' + b"x" * 2**10 + b'"}\n'
+    for suffix, compress in {"gz": gzip.compress, "zst": zst, "bz2": bz2.compress, "xz": lzma.compress}.items():
+        for name in ("p.jsonl", "p.txt", "p.csv"):
+            path = tmp_path / f"{name}.{suffix}"
+            path.write_bytes(compress(b"prompt\n" + text * 2**10 if name == "p.csv" else text * 2**10))
+            if name == "p.jsonl":
+                assert len(load_file(path, limit=10)[0]) == 10
+            message = f"{path.name}: is larger than 0.000977 GiB without compression. Set prompts.limit."
+            assert refuse_file(path) == message
+    path = tmp_path / "p.xlsx"
+    path.write_bytes(excel([["prompt"], *[[None]] * 8, ["a"]]))
+    assert [p.text for p in load_file(path)[0]] == ["a"]
+    monkeypatch.setattr(readers.excel, "MAX_EMPTY", 7)
+    assert refuse_file(path) == "p.xlsx:9: has more than 7 empty rows. Remove them."
+
+
+def test_declared_dimensions_of_a_sheet_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, path = zipfile.ZipFile(io.BytesIO(excel([["prompt"], ["a"]]))), tmp_path / "p.xlsx"
+    with zipfile.ZipFile(path, "w") as book:
+        for name in source.namelist():
+            book.writestr(name, source.read(name).replace(b'ref="A1:A2"', b'ref="A1:C2000"'))
+    monkeypatch.setattr(readers.excel, "MAX_EMPTY", 7)
+    assert [p.text for p in load_file(path)[0]] == ["a"]
 
 
 def test_shards_by_pattern_are_read_in_order(tmp_path: Path) -> None:

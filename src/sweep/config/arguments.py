@@ -22,7 +22,7 @@ NOT_A_SWEEP = (
     *("--run", "-r", "--experimental-rerun"),
 )
 # Mappings whose keys are chosen by the user.
-OPEN = ("prompts.chat_template_kwargs.", "prompts.template_kwargs.", "prompts.map.", "engine.args.", "sampling.args.")
+OPEN = ("prompts.chat_template_kwargs", "prompts.template_kwargs", "prompts.map", "engine.args", "sampling.args")
 SWEEP = ("--multirun", "-m")  # the default
 TEMPLATES = ("prompts.template", "prompts.map.")  # values that may be Jinja templates, whose braces Hydra cannot read
 
@@ -78,11 +78,17 @@ def mark_scoped(arguments: Sequence[str]) -> list[str]:
 
 
 def open_mappings(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with `++` before keys of mappings whose keys are chosen by the user.
+    """Return the arguments with `++` before mappings whose keys are chosen by the user, and before their keys.
 
     Hydra requires `+` for a new key and refuses it for an existing one. `++` is valid for both.
     """
-    return [f"++{argument}" if argument.startswith(OPEN) else argument for argument in arguments]
+    return [f"++{argument}" if _adds_keys(argument) else argument for argument in arguments]
+
+
+def _adds_keys(argument: str) -> bool:
+    key, _, value = argument.partition("=")
+    inside = key.startswith(tuple(f"{name}." for name in OPEN))
+    return inside or (key in OPEN and "{" in value and value != "{}")
 
 
 def quote_equals(arguments: Sequence[str]) -> list[str]:

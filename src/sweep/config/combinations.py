@@ -55,7 +55,7 @@ def scope_of(key: str) -> tuple[str, str] | None:
 def unscoped(key: str) -> str:
     """Return the key that a point's configuration has: `transform.factor` for `transform.scale.factor`."""
     scope = scope_of(key)
-    return key if scope is None else f"{key[: len(key) - len(key.lstrip('+'))]}transform.{scope[1]}"
+    return key if scope is None else f"{_prefix(key)}transform.{scope[1]}"
 
 
 def combine(overrides: Sequence[Override], zipped: str | None, transform: str) -> list[list[str]] | None:
@@ -70,7 +70,8 @@ def combine(overrides: Sequence[Override], zipped: str | None, transform: str) -
         ConfigError: zipped lists differ in length, a parameter belongs to no chosen transform, or there are too many
             points.
     """
-    last = {override.get_key_element(): override for override in overrides}
+    last = {override.get_key_element().lstrip("+"): override for override in overrides}
+    prefixes = {key: _prefix(override.get_key_element()) for key, override in last.items()}
     groups = zip_groups(zipped)
     scopes = {key: scope[0] for key in last if (scope := scope_of(key)) is not None}
     if ZIP in last and last[ZIP].is_sweep_override():
@@ -81,6 +82,7 @@ def combine(overrides: Sequence[Override], zipped: str | None, transform: str) -
     _check_zips(groups, last, counts)
     choices = list(dict.fromkeys(_texts(last["transform"]))) if "transform" in last else [transform]
     _check_scopes(scopes, choices, list(last))
+    _check_pairs(groups, scopes, choices)
     followers = {key: group for group in groups for key in group}
     of_choice = {choice: _dimensions(choice, last, followers, scopes) for choice in choices}
     for dimensions in of_choice.values():
@@ -90,10 +92,15 @@ def combine(overrides: Sequence[Override], zipped: str | None, transform: str) -
     for choice, dimensions in of_choice.items():
         points += [
             [line for cell in cells for line in cell]
-            for cells in product(*(_cells(keys, values, choice) for keys in dimensions))
+            for cells in product(*(_cells(keys, values, choice, prefixes) for keys in dimensions))
         ]
     check_product({"all transforms": len(points)})
     return points
+
+
+def _prefix(key: str) -> str:
+    """Return the `+` or `++` before a key."""
+    return key[: len(key) - len(key.lstrip("+"))]
 
 
 def _is_parameter(name: str) -> bool:
@@ -131,6 +138,15 @@ def _check_scopes(scopes: Mapping[str, str], choices: Sequence[str], keys: Seque
             raise ConfigError(f"{key} and {unscoped(key)} set the same parameter of {name}. Remove one.")
 
 
+def _check_pairs(groups: Sequence[Sequence[str]], scopes: Mapping[str, str], choices: Sequence[str]) -> None:
+    for group in groups:
+        scoped = [key for key in group if key in scopes]
+        if scoped and "transform" in group:
+            raise ConfigError(f"{ZIP}: transform and {scoped[0]} cannot be zipped. Remove one.")
+        if all(sum(scopes.get(key, choice) == choice for key in group) < 2 for choice in choices):
+            raise ConfigError(f"{ZIP}: no transform has two of {', '.join(group)}, so no values are paired. {EXAMPLE}.")
+
+
 def _dimensions(
     choice: str, keys: Mapping[str, Override], followers: Mapping[str, list[str]], scopes: Mapping[str, str]
 ) -> list[list[str]]:
@@ -143,11 +159,13 @@ def _dimensions(
     return dimensions
 
 
-def _cells(keys: Sequence[str], values: Mapping[str, Sequence[str]], choice: str) -> list[tuple[str, ...]]:
+def _cells(
+    keys: Sequence[str], values: Mapping[str, Sequence[str]], choice: str, prefixes: Mapping[str, str]
+) -> list[tuple[str, ...]]:
     """Return the overrides of each value of a key, or of each tuple of values of zipped keys."""
     cells = []
     for texts in zip(*(values[key] for key in keys), strict=True):
         pairs = list(zip(keys, texts, strict=True))
         if all(key != "transform" or text == choice for key, text in pairs):
-            cells.append(tuple(f"{unscoped(key)}={text}" for key, text in pairs))
+            cells.append(tuple(f"{prefixes[key]}{unscoped(key)}={text}" for key, text in pairs))
     return list(dict.fromkeys(cells))

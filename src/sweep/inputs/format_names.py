@@ -5,8 +5,11 @@ from __future__ import annotations
 from sweep.errors import ConfigError
 from sweep.inputs.config import PromptsConfig
 from sweep.inputs.formats import DOCUMENTS, FORMATS, Format
-from sweep.inputs.readers import READERS
-from sweep.util.validators import did_you_mean
+from sweep.inputs.readers import BUILT_IN, READERS
+from sweep.util.validators import did_you_mean, require
+
+SHEETS = (".xlsx", ".xlsm")  # suffixes whose reader uses prompts.split
+TREES = (".json", ".yaml", ".yml")  # suffixes whose reader knows layouts of documents
 
 
 def file_suffix(config: PromptsConfig) -> str | None:
@@ -56,3 +59,25 @@ def check_format(config: PromptsConfig) -> list[str]:
     if len(set(kinds)) < len(kinds):
         raise ConfigError(f"prompts.format: {config.format!r} names two formats of one kind. Keep one of them.")
     return names
+
+
+def check_used(config: PromptsConfig, suffix: str | None, where: str) -> None:
+    """Refuse `prompts.split`, and names in `prompts.format`, that the reader of the prompts does not use.
+
+    Args:
+        config: the configuration.
+        suffix: the suffix of the prompts' file; None for entries that are not read from a file.
+        where: the file, data set or key that holds the prompts.
+
+    Raises:
+        ConfigError: a key has no effect.
+    """
+    if suffix is not None and READERS.get(suffix) is not BUILT_IN.get(suffix):
+        return  # the reader of a plugin may use both
+    if suffix is not None and suffix not in SHEETS:
+        require(config.split is None, "prompts.split", f"must be null: {where} has no splits or sheets", config.split)
+    for name in check_format(config):
+        is_layout = name in DOCUMENTS
+        if suffix not in TREES if is_layout else name not in FORMATS and suffix is None:
+            expected = "a file in JSON or YAML" if is_layout else "a file"
+            raise ConfigError(f"prompts.format: {name} is a format of {expected}, which {where} is not. Remove it.")

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta
+from jinja2 import StrictUndefined, UndefinedError, meta, nodes, pass_context
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sweep.errors import ConfigError
@@ -15,13 +16,30 @@ from sweep.inputs.entry_keys import describe_keys
 
 MARKERS = ("{{", "{%")
 
+
+@pass_context  # with `optimized`: else constant expressions are computed while a template is compiled, without limits
+def _finalize(context: Context, value: Any) -> Any:
+    return "" if value is None else value
+
+
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=StrictUndefined,
     keep_trailing_newline=True,
     trim_blocks=True,
     lstrip_blocks=True,
-    finalize=lambda value: "" if value is None else value,
+    finalize=_finalize,
+    optimized=False,
 )
+# The same configuration must always give the same prompts.
+del _ENVIRONMENT.filters["random"], _ENVIRONMENT.globals["lipsum"]
+
+
+def _variables(tree: nodes.Template) -> frozenset[str]:
+    """Return what `meta.find_undeclared_variables` does, which computes constants even with `optimized=False`."""
+    generator = meta.TrackingCodeGenerator(_ENVIRONMENT)
+    generator.optimizer = None
+    generator.visit(tree)
+    return frozenset(generator.undeclared_identifiers)
 
 
 def is_template(text: str) -> bool:
@@ -50,9 +68,10 @@ class JinjaText:
         try:
             tree = _ENVIRONMENT.parse(source)
             self._template = _ENVIRONMENT.from_string(source)
-        except TemplateError as error:
-            raise ConfigError(f"{where}: not a Jinja template: {error}.") from error
-        self.variables = frozenset(meta.find_undeclared_variables(tree))
+            self.variables = _variables(tree)
+        except Exception as error:  # Python's compiler and parser of numbers raise other errors than Jinja's
+            reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+            raise ConfigError(f"{where}: not a Jinja template: {reason}.") from error
 
     def render(self, values: Mapping[str, Any], where: str) -> str:
         """Return the text for a mapping.

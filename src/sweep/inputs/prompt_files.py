@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sweep.errors import ConfigError
 from sweep.inputs.config import PromptsConfig
-from sweep.inputs.format_names import check_format, file_suffix
+from sweep.inputs.format_names import check_format, check_used, file_suffix
 from sweep.inputs.readers import READERS, Entries
 from sweep.inputs.readers.base import open_regular
 from sweep.inputs.readers.hub import is_saved, read_dataset, read_saved, resolve_revision
@@ -42,6 +42,10 @@ class PromptFile:
     name: str
     path: Path
 
+    def suffix(self, config: PromptsConfig) -> str:
+        """Return the suffix whose reader reads the file."""
+        return file_suffix(config) or inner_suffix(self.path)[0]
+
     def entries(self, config: PromptsConfig) -> Entries:
         """Yield (place, entry) for each entry; the place is a line number, or `[i]` in JSON, YAML and tables.
 
@@ -49,8 +53,7 @@ class PromptFile:
             ConfigError: the suffix is unknown, the file cannot be read or has another format than its suffix says, or a
                 limit of `readers.base` is exceeded.
         """
-        suffix, compression = inner_suffix(self.path)
-        suffix = file_suffix(config) or suffix
+        suffix, compression = self.suffix(config), inner_suffix(self.path)[1]
         reader = READERS.get(suffix)
         if reader is None:
             raise ConfigError(
@@ -80,11 +83,14 @@ def open_source(config: PromptsConfig, path: str | None = None, split: str | Non
         split: split to read instead of `prompts.split`.
 
     Raises:
-        ConfigError: see `find_prompt_files`, `resolve_revision` and `check_format`.
+        ConfigError: see `find_prompt_files`, `resolve_revision`, `check_format` and `check_used`.
     """
     check_format(config)
+    own = path is None and config.shots_from is None  # a file of examples may use what the prompts do not
     split = config.split if path is None and split is None else split
     if path is None and config.dataset is not None:
+        if own:
+            check_used(config, None, "prompts.dataset")
         revision = resolve_revision(config)
         version = f"revision {revision[:12]}" if revision else None
         details = ", ".join(part for part in (config.dataset_config, split, version) if part)
@@ -93,12 +99,18 @@ def open_source(config: PromptsConfig, path: str | None = None, split: str | Non
         return Source(name, ((f"{config.dataset}:{place}", entry) for place, entry in entries))
     path = path or config.path
     if path is None:
+        if own:
+            check_used(config, None, "prompts.items")
         return Source("", ((f"prompts.items[{i}]", entry) for i, entry in enumerate(config.items or [])))
     folder = Path(path).expanduser()
     if is_saved(folder):
+        if own:
+            check_used(config, None, path)
         saved = read_saved(folder, path, config, split)
         return Source(path, ((f"{path}:{place}", entry) for place, entry in saved))
     files = find_prompt_files(path)
+    for file in files if own else ():
+        check_used(config, file.suffix(config), file.path.name)
     return Source(path, _all_entries(files, config))
 
 

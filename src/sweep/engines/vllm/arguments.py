@@ -47,6 +47,7 @@ FIXED: Mapping[str, str] = {
     "served_model_name": "has no effect without a server",
     "data_parallel_size": "must be 1; for several engines, set hydra.launcher.workers",
     "tokens_only": "must be false, because answers are decoded to text",
+    "override_generation_config": "has no effect, because every request sets its own sampling",
     "stream_interval": "has no effect on complete answers",
 }
 

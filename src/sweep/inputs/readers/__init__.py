@@ -3,4 +3,6 @@
 from sweep.inputs.readers import delimited, excel, tables, text
 from sweep.inputs.readers.base import READERS, Entries, Reader, register_reader
 
-__all__ = ["READERS", "Entries", "Reader", "delimited", "excel", "register_reader", "tables", "text"]
+BUILT_IN = dict(READERS)  # those of this package, not of plugins
+
+__all__ = ["BUILT_IN", "READERS", "Entries", "Reader", "delimited", "excel", "register_reader", "tables", "text"]

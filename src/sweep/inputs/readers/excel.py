@@ -14,6 +14,7 @@ from sweep.inputs.relevance import is_relevant
 from sweep.util.validators import did_you_mean
 
 MAX_BYTES = 2**30  # maximum bytes of a workbook without compression
+MAX_EMPTY = 100_000  # maximum empty rows; those that a file omits cost it nothing
 
 
 @register_reader(".xlsx", ".xlsm")
@@ -35,6 +36,8 @@ def read_excel(file: BinaryIO, name: str, config: PromptsConfig) -> Entries:
                 f"{name}: is larger than {MAX_BYTES // 2**20} MiB without compression. Write it as .jsonl."
             )
         book = load_workbook(file, read_only=True, data_only=True)
+        for sheet in book.worksheets:
+            sheet.reset_dimensions()  # else rows are padded to the declared size, whatever it is
     except ConfigError:
         raise
     except Exception as error:  # openpyxl raises what its parsers raise
@@ -43,6 +46,7 @@ def read_excel(file: BinaryIO, name: str, config: PromptsConfig) -> Entries:
     formulas = load_workbook(file, read_only=True)
     try:
         sheet = _sheet(book, name, config)
+        formulas[sheet.title].reset_dimensions()
         yield from _rows(sheet, formulas[sheet.title], name, config)
     finally:
         book.close()
@@ -73,12 +77,13 @@ def _first_rows(sheet: Any) -> Any:
 def _rows(sheet: Any, formulas: Any, name: str, config: PromptsConfig) -> Entries:
     written = enumerate(formulas.iter_rows(), 1)  # advanced to rows with empty cells only
     header: list[str] = []
+    empty = 0
     for number, row in enumerate(sheet.iter_rows(), 1):
         values = [one.value for one in row]
         # A stored result that is an empty text has the type "str".
-        if empty := [i for i, one in enumerate(row) if one.value is None and one.data_type != "str"]:
+        if missing := [i for i, one in enumerate(row) if one.value is None and one.data_type != "str"]:
             cells = next((cells for at, cells in written if at == number), ())
-            for i in empty:
+            for i in missing:
                 relevant = not header or (i < len(header) and is_relevant(header[i], config))
                 if relevant and i < len(cells) and cells[i].data_type == "f":
                     raise ConfigError(
@@ -88,6 +93,9 @@ def _rows(sheet: Any, formulas: Any, name: str, config: PromptsConfig) -> Entrie
         while values and values[-1] is None:
             values.pop()
         if not values:
+            empty += 1
+            if empty > MAX_EMPTY:
+                raise ConfigError(f"{name}:{number}: has more than {MAX_EMPTY:,} empty rows. Remove them.")
             continue
         if not header:
             header = ["" if value is None else str(value) for value in values]
