@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sweep.engines import VLLMConfig
 from sweep.engines.request_errors import first_line
 from sweep.engines.vllm.signatures import Parameter, parameters
+from sweep.errors import ConfigError
 
 SCRIPT = """
 import json, sys
@@ -129,6 +131,62 @@ def test_types_of_arguments(name: str, valid: Any, invalid: Any) -> None:
     parameter = parameters("engine.arg_utils", "EngineArgs")[name]
     assert parameter.accepts(valid) and parameter.accepts(None)
     assert invalid is None or not parameter.accepts(invalid)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"hf_overrides": "foo"}, "hf_overrides must be a mapping with names as keys; got 'foo'."),
+        ({"hf_overrides": {1: 2}}, "hf_overrides must be a mapping with names as keys; got {1: 2}."),
+        ({"hf_token": "hf_x"}, "hf_token is a secret, and arguments are recorded. Set $HF_TOKEN instead. Remove it."),
+        (
+            {"model_loader_extra_config": {"s3_secret_access_key": "x"}},
+            "model_loader_extra_config.s3_secret_access_key is a secret, and arguments are recorded. Remove it, and set "
+            "the environment variable that its library reads, such as $AWS_SECRET_ACCESS_KEY.",
+        ),
+    ],
+)
+def test_refused_arguments(args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        VLLMConfig(args=args)
+    assert str(caught.value) == f"engine.args.{message}"
+
+
+FILES: list[tuple[str, str, dict[str, Any]]] = [
+    ("counts", "own_code/processors.py", {"logits_processors": ["own_code.processors:Mine"]}),
+    ("counts", "own_code/processors.py", {"worker_extension_cls": "own_code.processors.Mine"}),
+    ("counts", "own_code/processors.py", {"compilation_config": {"backend": "own_code.processors.Mine"}}),
+    ("counts", "own_plugin.py", {"reasoning_parser_plugin": "own_plugin"}),
+    ("counts", "own_plugin.py", {"reasoning_parser_plugin": "own_plugin.py"}),
+    ("counts", "draft/model.safetensors", {"speculative_config": {"model": "draft", "num_speculative_tokens": 2}}),
+    ("counts", "draft/config.json", {"hf_config_path": "./draft"}),
+    ("counts", "draft/generation_config.json", {"generation_config": "draft"}),
+    ("ignored", "draft/model.safetensors", {"hf_config_path": "draft"}),  # only its configuration is read
+    ("ignored", "auto", {"kv_cache_dtype": "auto"}),
+    ("ignored", "own_plugin.py", {"speculative_config": {"model": "org/own_plugin", "num_speculative_tokens": 2}}),
+]
+
+
+@pytest.mark.parametrize(("kind", "file", "args"), FILES)
+def test_files_and_modules_count_by_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, file: str, args: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for _, name, _ in FILES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit  # one")  # nothing is imported
+    config = VLLMConfig(args=args)
+    before = config.generation_settings()
+    assert config.generation_settings() == before
+    (tmp_path / file).write_text("raise SystemExit  # two, and longer")
+    assert (config.generation_settings() != before) is (kind == "counts")
+    assert before["args"] | {"contents": None} == args | {"contents": None}
+
+
+def test_arguments_without_files_count_as_they_are() -> None:
+    args = {"worker_cls": "vllm.v1.worker.gpu_worker.Worker", "quantization": "fp8", "hf_overrides": {"a": "b.c/d"}}
+    assert VLLMConfig(args=args).generation_settings()["args"] == args
 
 
 def test_signatures_equal_those_of_the_imported_classes() -> None:

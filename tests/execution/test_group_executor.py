@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import sweep.testing.scripted  # noqa: F401 - registers the engine
 from sweep.config.schema import SweepConfig
 from sweep.console.terminal import Terminal
 from sweep.core.timing import SharedCosts
-from sweep.engines.base import Failure, Generation, Request
+from sweep.engines.base import Engine, Failure, Generation, ModelFiles, Request
 from sweep.engines.supervisor import Supervisor
 from sweep.errors import EngineError, JournalError, SweepHeld, TooManyFailures
 from sweep.execution import prefetch
 from sweep.execution.group_executor import GroupExecutor
 from sweep.execution.request_stream import GroupRun
 from sweep.execution.resume import ResumeIndex
+from sweep.inputs.lora import LoraAdapter
 from sweep.planning.plan import EngineGroup, PlannedPoint, Task, make_plan
 from sweep.planning.results import PointResult
 from sweep.points.fingerprint import Fingerprints
@@ -27,6 +28,7 @@ from sweep.points.point import Point, with_controls
 from sweep.publishing.scoring_stage import ScoringStage
 from sweep.storage.archive import Archive
 from sweep.storage.journal import Journal
+from sweep.testing.scripted import ScriptedConfig
 from sweep.workers.thread_pool import ThreadPool
 
 Configure = Callable[..., SweepConfig]
@@ -171,6 +173,37 @@ def test_too_many_failures_end_their_group_only(groups: Groups, monkeypatch: pyt
     assert isinstance(first.error, TooManyFailures) and second.error is None
     for stage in stages:
         stage.close()
+
+
+def test_shards_with_other_adapters_reopen_the_engine_with_all(
+    groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each new adapter restarts the engine once, changes between shards do not. Shards have one `max_model_len`."""
+    opened: list[list[str]] = []
+    opening = ScriptedConfig.open
+
+    def watched(config: ScriptedConfig, model: ModelFiles, max_model_len: int, cache_dir: Path) -> Engine:
+        opened.append([adapter.folder.name for adapter in model.adapters])
+        return opening(config, model, max_model_len, cache_dir)
+
+    monkeypatch.setattr(ScriptedConfig, "open", watched)
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text('{"r": 4}')
+    names = ("one", "two", "one", "two", "three", "one", None)
+    for factor, used in zip((3.0, 2.0, 3.1, 2.1, 2.2, 3.2, 2.3), names, strict=True):
+        adapters: tuple[LoraAdapter, ...] = ()
+        if used is not None:
+            adapters = (LoraAdapter(used, tmp_path / used / "adapter_model.safetensors"),)
+        stage = groups.stage()
+        run = groups.executor.begin_group(
+            replace(groups.plan(factor), adapters=adapters, max_model_len=128), stage, lambda: None, lambda n: None
+        )
+        groups.executor.drain()
+        stage.close()
+        assert run.error is None
+    assert [set(names) for names in opened] == [{"one"}, {"one", "two"}, {"one", "two", "three"}]
+    assert groups.executor.engine_starts == 3
 
 
 def test_an_engine_that_fails_ends_all_groups(groups: Groups) -> None:

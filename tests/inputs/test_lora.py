@@ -7,12 +7,13 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -84,7 +85,17 @@ def test_an_adapter_that_changes_is_refused(attention: Path, tmp_path: Path) -> 
         ({"trainable_token_indices": [3]}, r"has trainable_token_indices=\[3\], which vLLM"),
         ({"peft_type": "IA3"}, "is a PEFT adapter of type IA3, not LORA. Merge it"),
         ({"peft_type": "PROMPT_TUNING"}, "of type PROMPT_TUNING, not LORA. Use transform=soft_prompt for it"),
-        ({"r": 0}, "has r=0; expected a whole number of at least 1|r=0"),
+        ({"arrow_config": {"top_k": 2}}, r"has arrow_config=\{'top_k': 2\}, which vLLM"),
+        ({"kasa_config": {"beta": 1.0}}, r"has kasa_config=\{'beta': 1\.0\}, which vLLM"),
+        ({"init_lora_weights": "corda"}, "has init_lora_weights=corda, for which PEFT changes .*weight_conversion"),
+        ({"init_lora_weights": "loftq"}, "has init_lora_weights=loftq, for which PEFT changes the model's weights"),
+        ({"r": 0}, "has r=0; expected a whole number of at least 1"),
+        ({"r": True}, "has r=True; expected a whole number"),
+        ({"rank_pattern": {"q_proj": "8"}}, "has rank_pattern='8'; expected a whole number of at least 1"),
+        ({"rank_pattern": {"(": 8}}, r"has rank_pattern=\{'\(': 8\}; expected a mapping with regular expressions"),
+        ({"alpha_pattern": ["q_proj"]}, r"has alpha_pattern=\['q_proj'\]; expected a mapping"),
+        ({"alpha_pattern": {"q_proj": None}}, "has alpha_pattern=None; expected a finite number"),
+        ({"lora_alpha": "a"}, "has lora_alpha='a'; expected a finite number"),
     ],
 )
 def test_refused_adapters(attention: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -93,6 +104,42 @@ def test_refused_adapters(attention: Path, tmp_path: Path, changes: dict[str, An
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ConfigError, match=rf"^model\.lora: .*{message}"):
         lora.find(str(folder))
+
+
+@pytest.mark.parametrize("init", [*lora.PLAIN_INITIALIZATIONS, "olora", "pissa", "pissa_niter_4"])
+def test_initializations_that_change_the_model_are_refused(
+    tiny: Path, attention: Path, tmp_path: Path, init: str
+) -> None:
+    """PEFT decides which initializations change the model's weights."""
+    folder = Path(shutil.copytree(attention, tmp_path / "changed"))
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": init}))
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    before = model.model.layers[0].self_attn.q_proj.weight.clone()
+    adapted = PeftModel.from_pretrained(model, str(folder)).base_model.model.model
+    if torch.equal(adapted.layers[0].self_attn.q_proj.base_layer.weight, before):
+        assert init in lora.PLAIN_INITIALIZATIONS and lora.find(str(folder)).rank == 4
+    else:
+        with pytest.raises(
+            ConfigError, match=rf"^model\.lora: .* has init_lora_weights={init}, for which PEFT changes"
+        ):
+            lora.find(str(folder))
+
+
+def test_every_variant_of_peft_is_known() -> None:
+    """VeLoRA changes the backward pass alone, and MonteCLoRA samples in training alone."""
+    variants = {field.name for field in fields(LoraConfig) if field.metadata.get("is_lora_variant")}
+    assert "arrow_config" in variants
+    assert variants <= lora.UNSUPPORTED.keys() | {"velora_config", "monteclora_config"}
+
+
+@pytest.mark.parametrize("missing", [lora.EMBEDDING_A, lora.EMBEDDING_B])
+def test_an_embedding_change_without_one_matrix(embedding: Path, tmp_path: Path, missing: str) -> None:
+    folder = Path(shutil.copytree(embedding, tmp_path / "half"))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({k: v for k, v in tensors.items() if missing not in k}, folder / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match=r"^model\.lora: .* must have lora_embedding_A of shape .*; got .*none"):
+        _ = lora.find(str(folder)).embedding
 
 
 def test_folders_that_are_no_adapter(tiny: Path, attention: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sweep.errors import ConfigError
 from sweep.inputs import peft
@@ -27,6 +27,7 @@ KEY = "model.lora"
 PATTERNS = [peft.CONFIG, *peft.ADAPTERS]
 EMBEDDING_A, EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
 PREFIX = "base_model.model."
+DEFAULT_ALPHA = 8  # of PEFT
 
 # Options of PEFT's LoRA that change what an adapter computes and that vLLM does not implement, with harmless values.
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -39,8 +40,17 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "layer_replication": (None, []),
     "use_bdlora": (None, False, {}),
     "use_qalora": (False, None),
+    "arrow_config": (None, {}),
+    "kasa_config": (None, {}),
 }
+# Initializations after which PEFT loads a saved adapter as a plain LoRA. It changes the model's own weights for others:
+# PiSSA, OLoRA, CorDA and LoftQ.
+PLAIN_INITIALIZATIONS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _MERGE = "Merge it into the model with PEFT (merge_and_unload, save_pretrained) and set model.id to the result."
+_CONVERT = (
+    "Save it from PEFT with path_initial_model_for_weight_conversion, or merge it. If model.id already has the changed "
+    f"weights, set init_lora_weights to true in {peft.CONFIG}."
+)
 
 
 @dataclass(frozen=True)
@@ -104,14 +114,24 @@ class LoraAdapter:
             ConfigError: the tensors cannot be read, or change several embeddings.
         """
         tensors = _read(self.file)
-        found = [name for name in tensors if name.removesuffix(".default").endswith(EMBEDDING_A)]
+        plain = (name.removesuffix(".default") for name in tensors)
+        found = {name.rpartition(".")[0] for name in plain if name.endswith((EMBEDDING_A, EMBEDDING_B))}
         if not found:
             return None
         if len(found) > 1:
             raise ConfigError(f"{KEY}: {self.name!r} changes several embeddings: {', '.join(sorted(found))}. {_MERGE}")
-        module = found[0].partition(f".{EMBEDDING_A}")[0].removeprefix(PREFIX)
-        second = tensors[found[0].replace(EMBEDDING_A, EMBEDDING_B)]
-        return EmbeddingChange(tensors[found[0]].float(), second.float(), self._scaling(module))
+        [module] = found
+        a, b = (
+            next((tensor for name, tensor in tensors.items() if name.startswith(f"{module}.{matrix}")), None)
+            for matrix in (EMBEDDING_A, EMBEDDING_B)
+        )
+        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+            shapes = " and ".join("none" if one is None else str(list(one.shape)) for one in (a, b))
+            raise ConfigError(
+                f"{KEY}: {self.file} must have {EMBEDDING_A} of shape [r, tokens] and {EMBEDDING_B} of shape "
+                f"[hidden_size, r]; got {shapes}."
+            )
+        return EmbeddingChange(a.float(), b.float(), self._scaling(module.removeprefix(PREFIX)))
 
     def base_table(self) -> Tensor | None:
         """Return the copy of the base model's embedding table that PEFT saves with changed ones; None without one."""
@@ -121,7 +141,7 @@ class LoraAdapter:
     def _scaling(self, module: str) -> float:
         """Return alpha / r of a module, or alpha / √r (rsLoRA, arXiv:2312.03732)."""
         rank = _matching(self.config.get("rank_pattern"), module, self.config["r"])
-        alpha = _matching(self.config.get("alpha_pattern"), module, self.config.get("lora_alpha", 8))
+        alpha = _matching(self.config.get("alpha_pattern"), module, self.config.get("lora_alpha", DEFAULT_ALPHA))
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else float(rank))
 
 
@@ -172,10 +192,45 @@ def find(name: str) -> LoraAdapter:
         value = adapter.config.get(option)
         if value not in harmless:
             raise ConfigError(f"{KEY}: {name!r} has {option}={value}, which vLLM does not support. {_MERGE}")
-    rank = adapter.config.get("r")
-    if not isinstance(rank, int) or rank < 1:
-        raise ConfigError(f"{KEY}: {peft.CONFIG} of {name!r} has r={rank!r}; expected a whole number of at least 1.")
+    initialization = adapter.config.get("init_lora_weights")
+    if isinstance(initialization, str) and initialization.lower() not in PLAIN_INITIALIZATIONS:
+        raise ConfigError(
+            f"{KEY}: {name!r} has init_lora_weights={initialization}, for which PEFT changes the model's weights and "
+            f"vLLM does not. {_CONVERT}"
+        )
+    _check_scaling(adapter)
     return adapter
+
+
+def _check_scaling(adapter: LoraAdapter) -> None:
+    """Check the types of ranks and of their scaling factors.
+
+    Raises:
+        ConfigError: names the option, its value and what was expected.
+    """
+    ranks, alphas = (adapter.config.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
+    for key, patterns in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+        if not isinstance(patterns, dict) or not all(map(_is_pattern, patterns)):
+            _reject(adapter, key, patterns, "a mapping with regular expressions as keys")
+    for key, rank in [("r", adapter.config.get("r")), *(("rank_pattern", rank) for rank in ranks.values())]:
+        if type(rank) is not int or rank < 1:
+            _reject(adapter, key, rank, "a whole number of at least 1")
+    default = adapter.config.get("lora_alpha", DEFAULT_ALPHA)
+    for key, alpha in [("lora_alpha", default), *(("alpha_pattern", alpha) for alpha in alphas.values())]:
+        if type(alpha) not in (int, float) or not math.isfinite(alpha):
+            _reject(adapter, key, alpha, "a finite number")
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(rf"(.*\.)?({text})$")
+    except re.error:
+        return False
+    return True
+
+
+def _reject(adapter: LoraAdapter, key: str, value: Any, expected: str) -> NoReturn:
+    raise ConfigError(f"{KEY}: {peft.CONFIG} of {adapter.name!r} has {key}={value!r}; expected {expected}.")
 
 
 def _download(name: str) -> Path:

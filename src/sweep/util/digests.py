@@ -51,14 +51,15 @@ def code_digest(definition: type | Callable[..., object]) -> str | None:
     return file_digest(Path(file)) if file and Path(file).is_file() else None
 
 
-def folder_digest(folder: Path, patterns: Sequence[str], memory: Path) -> str:
+def folder_digest(folder: Path, patterns: Sequence[str], memory: Path | None = None) -> str:
     """Return a hash of the names and contents of the files in `folder` itself that match a pattern.
 
     Weights take long to read (about 1 s per GB). Digests are therefore cached in the file `memory`, by path, size, time
-    and inode. In the Hugging Face cache, files are links to blobs named by their hashes, so nothing is read.
+    and inode; None caches none. In the Hugging Face cache, files are links to blobs named by their hashes, so nothing
+    is read.
     """
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    cached = _read_cache(memory)
+    cached = {} if memory is None else _read_cache(memory)
     digests: dict[str, str] = {}
     computed: dict[str, str] = {}
     for path in files:
@@ -69,7 +70,7 @@ def folder_digest(folder: Path, patterns: Sequence[str], memory: Path) -> str:
         stat = blob.stat()
         key = f"{blob}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
         digests[path.name] = cached.get(key) or computed.setdefault(key, file_digest(blob))
-    if computed:
+    if computed and memory is not None:
         _update_cache(memory, computed)
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweep.engines import sampling_args
+from sweep.engines.vllm.argument_files import contents, secret_of
 from sweep.engines.vllm.signatures import parameters
 from sweep.errors import ConfigError
 from sweep.util.validators import closest, require, require_choice
@@ -49,6 +50,7 @@ FIXED: Mapping[str, str] = {
     "tokens_only": "must be false, because answers are decoded to text",
     "override_generation_config": "has no effect, because every request sets its own sampling",
     "stream_interval": "has no effect on complete answers",
+    "hf_token": "is a secret, and arguments are recorded. Set $HF_TOKEN instead",
 }
 
 # Arguments that do not change generations, and are therefore not part of the fingerprint.
@@ -57,7 +59,7 @@ NO_CHANGE = frozenset(
         "aggregate_engine_logging", "collect_detailed_traces", "cpu_distributed_timeout_seconds", "cudagraph_metrics",
         "custom_histogram_buckets", "disable_log_stats", "distributed_timeout_seconds", "download_dir",
         "enable_layerwise_nvtx_tracing", "enable_logging_iteration_details", "enable_mfu_metrics",
-        "enable_mm_processor_stats", "fail_on_environ_validation", "hf_token", "jit_monitor_mode",
+        "enable_mm_processor_stats", "fail_on_environ_validation", "jit_monitor_mode",
         "jit_monitor_verbose", "kv_cache_metrics", "kv_cache_metrics_sample", "log_config_file", "log_level",
         "logging_config", "master_addr", "master_port", "max_cpu_loras", "max_parallel_loading_workers",
         "numa_bind", "numa_bind_cpus", "numa_bind_nodes", "num_gpu_blocks_override", "otlp_traces_endpoint",
@@ -76,6 +78,14 @@ def check_engine_args(args: Mapping[str, Any]) -> None:
         ConfigError: an argument is unknown, belongs to a key of this project, or has a value that vLLM cannot take.
     """
     _check("engine.args", args, OWN_KEYS, FIXED, SIGNATURES["engine"])
+    overrides = args.get("hf_overrides") or {}
+    is_mapping = isinstance(overrides, dict) and all(isinstance(name, str) for name in overrides)
+    require(is_mapping, "engine.args.hf_overrides", "must be a mapping with names as keys", overrides)
+    if (secret := secret_of(args)) is not None:
+        raise ConfigError(
+            f"engine.args.{secret} is a secret, and arguments are recorded. Remove it, and set the environment "
+            "variable that its library reads, such as $AWS_SECRET_ACCESS_KEY."
+        )
     rule = "must not be dummy: the embedding rows are the checkpoint's, not those of random weights"
     require(args.get("load_format") != "dummy", "engine.args.load_format", rule, None)
 
@@ -103,8 +113,10 @@ def set_args(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint_args(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `engine.args` that can change generations."""
-    return {name: value for name, value in set_args(args).items() if name not in NO_CHANGE}
+    """Return the arguments of `engine.args` that can change generations, and the digests of files that they name."""
+    changing = {name: value for name, value in set_args(args).items() if name not in NO_CHANGE}
+    digests = contents(changing)
+    return changing | ({"contents": digests} if digests else {})
 
 
 def _check(

@@ -54,7 +54,10 @@ class VLLMConfig(EngineConfig):
         "threads": changes("Sums are split between threads, which changes their last bits."),
         "prefix_caching": changes("Rows of a prompt are computed in other chunks, which changes their last bits."),
         "batch_invariant": changes("It selects other kernels, whose results do not depend on the batch."),
-        "args": changes("Except those that concern only memory, loading or logs (`vllm/arguments.py`)."),
+        "args": changes(
+            "Except those that concern only memory, loading or logs (`vllm/arguments.py`). Files and modules that they "
+            "name count by content."
+        ),
     }
     has_adapters: ClassVar[bool] = True
     variables: ClassVar[Mapping[str, Effect]] = {
