@@ -94,7 +94,12 @@ def test_a_sweep_over_adapters(tiny: Path, vllm_cache: Path, tmp_path: Path) -> 
     texts = ["Hello there", "Why is the sky blue?"]
     overrides = [f"model.id={tiny}", "model.dtype=auto", f"model.lora=null,{attention},{embedding}", "transform=scale"]
     overrides += ["transform.factor=1.5", f"prompts.items={texts}", "prompts.chat=false", "sampling.max_tokens=6"]
-    overrides += ["sampling.ignore_eos=true", "scoring.teacher_forced=true", f"sweep.dir={tmp_path / 'outputs'}"]
+    overrides += [
+        "sampling.ignore_eos=true",
+        "scoring.teacher_forced=true",
+        "engine.max_num_seqs=8",
+        f"sweep.dir={tmp_path / 'outputs'}",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "sweep", *overrides], cwd=tmp_path, capture_output=True, text=True, timeout=400
     )
