@@ -173,6 +173,19 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VLLMConfig, "open", refuse)
 
 
+@pytest.fixture
+def dry(
+    tiny: Path, tmp_path: Path, no_engine: None, command_line: Callable[..., tuple[int, str, str]]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line as a dry run on the tiny model."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        defaults = [f"sweep.dir={tmp_path / 'outputs'}", f"model.id={tiny}", "sweep.dry_run=true"]
+        return command_line(*arguments, *missing(arguments, [*defaults, "prompts.items=[Hi,Ho]"]))
+
+    return run
+
+
 def missing(arguments: Sequence[str], defaults: Sequence[str]) -> list[str]:
     """Return those of default arguments whose keys are not given."""
     given = {argument.split("=")[0] for argument in arguments}

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from conftest import missing
 from sweep.config import arguments as _arguments
 
 Sweep = Callable[..., tuple[int, str, str]]
@@ -44,17 +43,6 @@ def test_quoting_keeps_the_typed_text() -> None:
     [quoted] = _arguments.quote_equals(["prompts.path=lr=0.1/text.jsonl"])
     override = OverridesParser.create().parse_override(quoted)
     assert (override.key_or_group, override.value()) == ("prompts.path", "lr=0.1/text.jsonl")
-
-
-@pytest.fixture
-def dry(tiny: Path, tmp_path: Path, no_engine: None, command_line: Sweep) -> Sweep:
-    """Run the command line as a dry run on the tiny model."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        defaults = [f"sweep.dir={tmp_path / 'outputs'}", f"model.id={tiny}", "sweep.dry_run=true"]
-        return command_line(*arguments, *missing(arguments, [*defaults, "prompts.items=[Hi,Ho]"]))
-
-    return run
 
 
 def test_a_path_with_an_equals_sign(dry: Sweep, tmp_path: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import missing
 from sweep.app.sweep_name import default_name
 from sweep.config import arguments as _arguments
 from sweep.config.combinations import combine, scope_of, unscoped, zip_groups
@@ -161,21 +159,8 @@ def test_names_of_sweeps() -> None:
     assert plain[-1] == "transform.factor=2"
 
 
-@pytest.fixture
-def dry(tiny: Path, tmp_path: Path, no_engine: None, command_line: Sweep) -> Sweep:
-    """Run the command line as a dry run on the tiny model."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        defaults = [f"sweep.dir={tmp_path / 'outputs'}", f"model.id={tiny}", "sweep.dry_run=true"]
-        return command_line(*arguments, *missing(arguments, [*defaults, "prompts.items=[Hi,Ho]"]))
-
-    return run
-
-
 def test_a_plan_names_points_and_zips(dry: Sweep) -> None:
-    code, out, err = dry(
-        *TWO, "sampling.max_tokens=4,8", "'sweep.zip=transform.scale.factor+sampling.max_tokens'".strip("'")
-    )
+    code, out, err = dry(*TWO, "sampling.max_tokens=4,8", "sweep.zip=transform.scale.factor+sampling.max_tokens")
     assert code == 0, err
     assert "Zipped: transform.scale.factor with sampling.max_tokens\n" in out
     for name in (
