@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from sweep.inputs.prompt_digest import prompt_digest
 from sweep.inputs.prompts import Prompt
 from sweep.report.matrix import Matrix
 from sweep.report.results import SweepResults
-from sweep.workers.score_point import content_digest
 
 Row = tuple[int, str, str, str, str, str]  # point, id, digest, prompt, generation, reference
 
@@ -71,5 +71,5 @@ def test_prompt_digest_depends_on_the_users_messages() -> None:
         Prompt("q", "B", ({"role": "user", "content": "B"},)),
         Prompt("q", "A", (user, {"role": "assistant", "content": "Yes?"}, user)),
     ]
-    assert {content_digest(other) for other in same} == {content_digest(prompt)}
-    assert len({content_digest(other) for other in [prompt, *others]}) == 4
+    assert {prompt_digest(other) for other in same} == {prompt_digest(prompt)}
+    assert len({prompt_digest(other) for other in [prompt, *others]}) == 4

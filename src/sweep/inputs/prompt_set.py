@@ -10,6 +10,7 @@ from sweep.errors import TransformError
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.embedding_table import EmbeddingTable
 from sweep.inputs.layout import Layout
+from sweep.inputs.prompt_digest import prompt_digest
 from sweep.inputs.span import Span
 from sweep.inputs.tokenization import EncodedPrompt, Tokenize
 from sweep.util.linear_algebra import principal_components
@@ -117,6 +118,11 @@ class PromptSet:
     @cached_property
     def _tokenize(self) -> Tokenize:
         return Tokenize(self.checkpoint.tokenizer)
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """Digests of the prompts' content, in order. Cached: each point's rows have them."""
+        return [prompt_digest(encoded.prompt) for encoded in self.prompts]
 
     @cached_property
     def prompt_tokens(self) -> int:

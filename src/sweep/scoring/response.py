@@ -190,9 +190,13 @@ def pool(x: Floats, table: Floats) -> tuple[Floats, Floats]:
 
 def _means(values: Floats, counts: Floats) -> Floats:
     """Return each row's mean over the prompts that have a value, in each resample, (..., resamples)."""
+    means: Floats
     present = ~np.isnan(values)
+    if present.all():  # one product instead of two
+        means = values @ counts.T / counts.sum(axis=1)
+        return means
     with np.errstate(invalid="ignore"):
-        means: Floats = (np.where(present, values, 0.0) @ counts.T) / (present @ counts.T)
+        means = (np.where(present, values, 0.0) @ counts.T) / (present @ counts.T)
     return means
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -19,9 +18,7 @@ from sweep.config.scoring_config import ScoringConfig
 from sweep.core.records import PointRecord
 from sweep.core.values import Floats, Scores
 from sweep.engines.base import Completion
-from sweep.inputs.formats.chat import OPENAI_CHAT
 from sweep.inputs.prompt_set import PromptSet
-from sweep.inputs.prompts import Prompt
 from sweep.planning.results import CONTROL, GIVEN, OWN, Finished, PointResult, as_yaml
 from sweep.points.point import Point
 from sweep.scoring.batch import Item, MeasureSettings, score_batch, select_measures
@@ -91,9 +88,9 @@ def score_point(finished: Finished, corpus: PromptSet, *, on_gpu: bool = False) 
         if scoring.measures:
             _add_batch_scores(scored, finished, corpus, read_answers)
         prompt_scores = _prompt_scores(finished, corpus, on_gpu)
-        sizes = pass_sizes(point.config.sampling.n, scoring.pass_at)
+        sizes, correctness = pass_sizes(point.config.sampling.n, scoring.pass_at), scoring.correctness
         for once, answers, samples in zip(prompt_scores, read_answers, scored, strict=True):
-            once |= sample_scores([answer.text for answer in answers], samples, scoring.correctness, sizes)
+            once |= sample_scores([answer.text for answer in answers], samples, correctness, sizes)
     values = by_measure([mean_scores(samples) | once for samples, once in zip(scored, prompt_scores, strict=True)])
     summaries = summarise_scores(values, scoring.confidence)
     costs = finished.costs.metrics() | {"cost/score_seconds": time.monotonic() - began}
@@ -208,23 +205,6 @@ def _perturbations(finished: Finished, corpus: PromptSet, on_gpu: bool) -> list[
     return scores
 
 
-def content_digest(prompt: Prompt) -> str:
-    """Return a digest of a prompt's content without its id and system messages.
-
-    It identifies prompts across files, because files may give one id to different prompts. System messages are
-    excluded so that answers under different system messages can be compared.
-    """
-    content = asdict(prompt)
-    del content["id"], content["references"], content["places"], content["choices"]
-    # How an entry was read counts as in earlier versions, whose archives have these digests; its file does not.
-    del content["reading"]["source"]
-    if content["reading"]["form"] == OPENAI_CHAT:
-        content["reading"]["form"] = ""
-    messages = [m for m in content["messages"] or () if m["role"] not in ("system", "developer")]
-    text = json.dumps(content | {"messages": messages}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _rows(
     finished: Finished, corpus: PromptSet, scored: Sequence[Sequence[Scores]], prompt_scores: Sequence[Scores]
 ) -> list[dict[str, Any]]:
@@ -234,7 +214,7 @@ def _rows(
     rows = []
     for j, encoded in enumerate(corpus.prompts):
         answers, samples, once = finished.answers[j], scored[j], prompt_scores[j]
-        prompt, digest = encoded.prompt, content_digest(encoded.prompt)
+        prompt, digest = encoded.prompt, corpus.digests[j]
         given = answer_logprobs(finished.given[j], _given_logprobs(finished, j)) if finished.given else None
         for k, (answer, scores) in enumerate(zip(answers, samples, strict=True)):
             label = prompt.text if texts[prompt.text] == 1 else f"{prompt.text} [{prompt.id}]"
