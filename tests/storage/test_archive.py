@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from point_records import RECORD
 from sweep.errors import JournalError
-from sweep.storage.archive import Archive
+from sweep.storage.archive import METADATA, Archive
 
 GONE = r"was removed or moved while the sweep was running\. Nothing more is written there\.\nRun the same command again"
 
@@ -25,3 +26,23 @@ def test_removed_archive_folder_is_not_created_again(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match=rf"a\.parquet {GONE}"):
         archive.read(["a"])
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("damage", ["checksum", "not Parquet", "a folder"])
+def test_an_unreadable_file_counts_as_missing_and_is_logged_once(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    archive, path = Archive(tmp_path), tmp_path / "a.parquet"
+    assert archive.get("a") is None and not caplog.messages
+    archive.add("a", RECORD, [{"prompt": "Hi"}])
+    assert archive.get("a") is not None
+    if damage == "checksum":
+        table = pq.read_table(path)
+        metadata = table.schema.metadata | {METADATA: table.schema.metadata[METADATA] + b" "}
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+    else:
+        path.unlink()
+        path.mkdir() if damage == "a folder" else path.write_text("no Parquet\nat all")
+    assert [archive.get("a"), archive.get("a"), *archive] == [None, None]
+    [message] = caplog.messages
+    assert f"{path} cannot be read, its point is scored again from the journal: " in message and "\n" not in message

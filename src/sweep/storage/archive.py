@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ from sweep.errors import JournalError
 from sweep.points.point import as_text
 from sweep.util import state_files
 from sweep.util.atomic import replace
+
+log = logging.getLogger(__name__)
 
 METADATA, DIGEST = b"sweep", b"sweep.sha256"
 UNSHOWN = ("sample", "token_ids", "prompt_digest", "point", "name", "role")  # columns left out of MLflow's table
@@ -54,6 +57,7 @@ class Archive:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._unreadable: set[str] = set()  # keys of files that were reported as damaged
 
     def add(self, key: str, record: PointRecord, rows: Sequence[Mapping[str, Any]]) -> Archived:
         """Write one point's record and rows atomically.
@@ -83,15 +87,21 @@ class Archive:
         return Archived(key, record)
 
     def get(self, key: str) -> Archived | None:
-        """Return a point's file, or None if it is missing or damaged."""
+        """Return a point's file, or None if it is missing, or damaged, which is logged once."""
+        path = self._path(key)
         try:
-            state_files.require(self._path(key))
-            metadata = pq.read_schema(self._path(key)).metadata
+            state_files.require(path)
+            metadata = pq.read_schema(path).metadata
             if metadata[DIGEST] != _digest(metadata[METADATA]):
-                return None
+                raise ValueError("its record does not match its checksum")
             return Archived(key, _record(state_files.parse(metadata[METADATA])))
-        # A damaged file is scored again from the journal.
-        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError):
+        except FileNotFoundError:
+            return None
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
+            if key not in self._unreadable:
+                self._unreadable.add(key)
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                log.warning("%s cannot be read, its point is scored again from the journal: %s", path, reason)
             return None
 
     def __iter__(self) -> Iterator[Archived]:
