@@ -123,6 +123,10 @@ def make(
                     "perturbation/relative_l2": 0.0 if not index else abs(point["axis/transform.factor"] - 1),
                     "cost/output_tokens": float(tokens),
                 }
+                if sample == 0:
+                    rendered = f"<user>{row['prompt']}<end>"
+                    row["rendered_prompt"] = None if index else rendered
+                    row["span"] = f"[[6, {len(rendered) - 5}]]" if index else None
                 if index:
                     agreement = sum(a == b for a, b in zip(words, clean, strict=True)) / tokens
                     first = next((float(j) for j in range(tokens) if words[j] != clean[j]), float(tokens))

@@ -82,6 +82,20 @@ def test_cells_mark_the_first_divergence_and_shade_what_follows(open_report: Ope
     expect(cell(page, 4, 5)).to_contain_text("length")  # ended at max_tokens
 
 
+@pytest.mark.parametrize("evil", [False, True])
+def test_a_prompt_is_shown_as_the_model_receives_it(open_report: Open, evil: bool) -> None:
+    page = open_report(evil=evil, samples=2)
+    row = page.locator(".body > .row").nth(1)
+    shown = row.locator(".rendered")
+    expect(shown.locator("pre")).to_have_count(0)
+    shown.locator("summary").click()
+    prompt = row.locator(".prompt").text_content()
+    assert prompt and (EVIL in prompt) == evil
+    expect(shown.locator("pre")).to_have_text([f"<user>{prompt}<end>"])
+    expect(shown.locator("mark")).to_have_text([prompt])
+    expect(shown.locator("p")).to_contain_text("factor=1.6 and 2 more; marked: the spans of its transforms")
+
+
 def test_search_filter_and_sort(open_report: Open) -> None:
     page = open_report()
     assert ids(page) == [f"q{i}" for i in range(12)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import TransformError
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.embedding_table import EmbeddingTable
-from sweep.inputs.layout import Layout
+from sweep.inputs.layout import Characters, Layout
 from sweep.inputs.prompt_digest import prompt_digest
 from sweep.inputs.span import Span
 from sweep.inputs.tokenization import EncodedPrompt, Tokenize
@@ -35,6 +36,7 @@ class PromptSet:
         self.table, self.prompts = table, list(prompts)
         self.checkpoint = checkpoint
         self._numbers: dict[tuple[Span, str], list[int]] = {}
+        self._covered: dict[tuple[tuple[Span, ...], int], list[Characters]] = {}
         self._means: dict[Span, Tensor] = {}
         self._components: dict[Span, Tensor] = {}
 
@@ -70,6 +72,30 @@ class PromptSet:
             layout = self.layout(prompt_id)
             self._numbers[key] = span.rows(layout, None, len(layout.token_ids))
         return self._numbers[key]
+
+    def covered(self, spans: Sequence[Span], number: int) -> list[Characters]:
+        """Return the characters [start, stop) of a rendered prompt that spans cover together, ascending.
+
+        Spans that are empty in this prompt, or need inserted rows, are left out.
+
+        Args:
+            spans: spans of transforms.
+            number: index of the prompt.
+        """
+        key = (tuple(spans), number)
+        if key not in self._covered:
+            encoded, rows = self.prompts[number], set[int]()
+            for span in spans:
+                with suppress(TransformError):
+                    rows |= {*self.numbers(span, encoded.prompt.id)}
+            merged: list[Characters] = []
+            for start, stop in sorted(encoded.layout.offsets[row] for row in rows):
+                if merged and start <= merged[-1][1]:
+                    start, stop = merged[-1][0], max(stop, merged.pop()[1])
+                if start < stop:
+                    merged.append((start, stop))
+            self._covered[key] = merged
+        return self._covered[key]
 
     def mean(self, span: Span) -> Tensor:
         """Return the mean of all prompts' rows in a span: (hidden_size,), float32.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from sweep.scoring.registry import spec
 
 SHOWN_COLUMNS = 13  # a control and twelve points
 SHOWN_SCORES = 4
+LISTED_POINTS = 3  # whose names stand above a rendered prompt
 LARGEST = 30_000  # number of generations that a browser can open at once
 COLUMNS = ["point", "prompt_id", "prompt", "sample", "generation", "reference", "finish_reason"]
 
@@ -28,9 +31,9 @@ class Matrix:
         columns: `point`, `name`, `control` (whether it is one), `error`, `shown` (whether it is visible initially).
         scores: `name`, `title`, `shown`, `floor` (whether the control's is the noise floor), `implied` (whether it says
             nothing of an answer that equals the control's).
-        rows: `id`, `prompt`, `reference`, and `cells`: for each column a list of samples. A sample is
-            `[spans, distance, end, scores]`, with the share of words that differ from the control's (None for a
-            control) and the scores in the order of `scores`.
+        rows: `id`, `prompt`, `reference`, `rendered` (see `rendered_prompts`), and `cells`: for each column a list of
+            samples. A sample is `[spans, distance, end, scores]`, with the share of words that differ from the
+            control's (None for a control) and the scores in the order of `scores`.
         samples: largest number of samples of a prompt.
         prompts: number of prompts in the sweep; `rows` may have fewer.
     """
@@ -108,7 +111,7 @@ def _rows(points: pd.DataFrame, frame: pd.DataFrame, order: list[int], names: li
     scores = frame[names].astype(float).to_numpy().tolist()
     samples = range(int(frame["sample"].max()) + 1) if len(frame) else range(1)
     rows: dict[Any, dict[str, Any]] = {}
-    shown = _prompts(frame)
+    shown, rendered = _prompts(frame), rendered_prompts(points, frame)
     for key, identifier, prompt, reference, end, values in zip(
         keys, frame["prompt_id"], shown, frame["reference"], frame["finish_reason"], scores, strict=True
     ):
@@ -119,12 +122,49 @@ def _rows(points: pd.DataFrame, frame: pd.DataFrame, order: list[int], names: li
                 "id": str(identifier),
                 "prompt": prompt,
                 "reference": _text(reference),
+                "rendered": rendered.get(row_key, []),
                 "cells": [[None for _ in samples] for _ in order],
             },
         )
         cell = _compare(_text(texts[key]), texts.get((row_key, controls[point], sample)), controls[point] == point)
         row["cells"][positions[point]][sample] = [*cell, _text(end), [_rounded(value) for value in values]]
     return list(rows.values())
+
+
+def rendered_prompts(points: pd.DataFrame, frame: pd.DataFrame) -> dict[Any, list[tuple[str, list[str]]]]:
+    """Return the forms in which models receive each prompt, by row key.
+
+    A form is the names of its points and the pieces of the rendered prompt, alternately outside and inside of the spans
+    that transforms may change. A control has a form of its own only if no other point has its prompt.
+    """
+    if not {"rendered_prompt", "span"} <= set(frame.columns):  # archives of older versions lack them
+        return {}
+    names = dict(zip(points["point"].astype(int), points["name"].astype(str), strict=True))
+    controls = dict(zip(points["point"].astype(int), _controls(points), strict=True))
+    first = frame[frame["sample"] == 0]
+    columns = [first[name] for name in ("row", "point", "rendered_prompt", "span")]
+    texts = {(row, int(point)): text for row, point, text, _ in zip(*columns, strict=True) if isinstance(text, str)}
+    forms: dict[Any, dict[tuple[str, str], list[int]]] = {}
+    for row, point, _, span in zip(*columns, strict=True):
+        if isinstance(span, str) and (text := texts.get((row, controls[int(point)]))) is not None:
+            forms.setdefault(row, {}).setdefault((text, span), []).append(int(point))
+    for (row, point), text in texts.items():
+        if all(text != other for other, _ in forms.get(row, {})):
+            forms.setdefault(row, {}).setdefault((text, "[]"), []).append(point)
+    return {
+        row: [(_listed([names[point] for point in members]), _pieces(*form)) for form, members in found.items()]
+        for row, found in forms.items()
+    }
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - LISTED_POINTS
+    return ", ".join(names[:LISTED_POINTS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _pieces(text: str, span: str) -> list[str]:
+    borders = [0, *chain.from_iterable(json.loads(span)), len(text)]
+    return [text[start:stop] for start, stop in pairwise(borders)]
 
 
 def _row_keys(frame: pd.DataFrame) -> list[tuple[str, str, str]]:

@@ -179,6 +179,21 @@
     return cellNode;
   }
 
+  // The prompt with template and special tokens, made when it is opened.
+  function renderedPrompt(row) {
+    const details = element("details", "rendered", element("summary", "", "as the model receives it"));
+    details.addEventListener("toggle", () => {
+      if (details.children.length > 1) return;
+      for (const [points, pieces] of row.rendered) {
+        const text = element("pre", "");
+        text.dir = "auto";
+        pieces.forEach((piece, index) => piece && text.append(index % 2 ? element("mark", "", piece) : piece));
+        details.append(element("p", "", pieces.length > 1 ? `${points}; marked: the spans of its transforms` : points), text);
+      }
+    });
+    return details;
+  }
+
   function rowHead(row, shell) {
     const cellNode = element("div", "", element("div", "id", row.id));
     cellNode.setAttribute("role", "rowheader");
@@ -186,6 +201,7 @@
     prompt.dir = "auto";
     cellNode.append(prompt);
     if (row.reference) cellNode.append(element("div", "reference", `reference: ${row.reference}`));
+    if (row.rendered.length) cellNode.append(renderedPrompt(row));
     const button = element("button", "expand", shell.classList.contains("open") ? "less" : "more");
     button.type = "button";
     button.setAttribute("aria-expanded", String(shell.classList.contains("open")));

@@ -51,7 +51,8 @@ class SweepResults:
             `prompt`, `sample`, `generation`, `reference`, `finish_reason`, `token_ids`, and a column per measure. If
             references or choices are scored, `given_logprobs` has their log-probabilities in nats, as a JSON mapping.
             `prompt_digest` is equal for prompts with the same content apart from the system message; several files may
-            use the same `prompt_id`.
+            use the same `prompt_id`. First samples of controls have `rendered_prompt`, the prompt as the model receives
+            it. Those of other points have `span`, its characters [start, stop) that transforms may change, as JSON.
         responses: one row per numeric axis, series, measure and side: `control` (its `point`), `axis`, `series` (its
             name; empty if it is the axis' only one), `pooled` (the seeds that it averages over), `measure`, `side`
             (`above` or `below` the neutral dose; `all` if there is none), `neutral`, `rho`, `first_effective`,

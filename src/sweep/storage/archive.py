@@ -28,7 +28,8 @@ from sweep.util.atomic import replace
 log = logging.getLogger(__name__)
 
 METADATA, DIGEST = b"sweep", b"sweep.sha256"
-UNSHOWN = ("sample", "token_ids", "prompt_digest", "point", "name", "role")  # columns left out of MLflow's table
+# Columns left out of MLflow's table.
+UNSHOWN = ("sample", "token_ids", "prompt_digest", "rendered_prompt", "span", "point", "name", "role")
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """Return one row per generation. The column `prompt` is unique, and `generation` is the second column."""
     name, role = finished.point.name, finished.point.role
+    spans = tuple(stage.span for stage in finished.point.config.transform.stages if stage.transform.name != "identity")
     texts = Counter(encoded.prompt.text for encoded in corpus.prompts)
     rows = []
     for j, encoded in enumerate(corpus.prompts):
@@ -232,6 +233,10 @@ def _rows(
                 "name": name,
                 "role": role,
             }
+            if k == 0:  # the report shows them once a prompt
+                is_control = finished.point.is_control
+                row["rendered_prompt"] = encoded.layout.text if is_control else None
+                row["span"] = None if is_control else json.dumps(corpus.covered(spans, j))
             row |= {f"axis/{key}": value for key, value in finished.point.axes}
             if given is not None:
                 row["given_logprobs"] = json.dumps(given, ensure_ascii=False)
