@@ -210,6 +210,13 @@ def test_variables_of_promptfoo_refer_to_variables(tmp_path: Path) -> None:
     assert "tests[0]: vars.a (promptfoo) refers to itself, or to too long a chain of variables." in circle
 
 
+def test_alternatives_of_promptfoo_may_be_one_text(tmp_path: Path) -> None:
+    path = tmp_path / "promptfoo.json"
+    alternatives = [{"type": "contains-any", "value": 'Yes, "No, thanks",Maybe'}, {"type": "contains", "value": "a, b"}]
+    path.write_text(json.dumps({"prompts": ["Hi"], "tests": [{"assert": alternatives}]}))
+    assert load_file(path)[0][0].references == ("Yes", "No, thanks", "Maybe", "a, b")
+
+
 def test_too_many_combinations_of_promptfoo_are_refused(tmp_path: Path) -> None:
     numbers = [str(i) for i in range(150)]
     found = refuse_file(promptfoo(tmp_path, "{{a}}{{b}}", {"a": numbers, "b": numbers}))

@@ -41,6 +41,9 @@ def test_keys_and_templates_make_prompts() -> None:
         ({"prompt": "Hi", "n": None}, "{{prompt}}{% if n %} {{n}}{% endif %}{{n}}", "Hi"),
         ({"prompt": "Hi", "x": [1, 2]}, "{% for i in x %}\n{{i}}\n{% endfor %}\n{{prompt}}", "1\n2\nHi"),
         ({"instruction": "Do.", "input": "it", "output": "done"}, "### {{instruction}}\n", "### Do.\n"),
+        ({"q": "Hi"}, r"{{q}}\nA:\t", "Hi\nA:\t"),
+        ({"q": "Hi"}, r"$\\times$ \frac {{q}}\\n", r"$\times$ \frac Hi\n"),
+        ({"q": "a\\b"}, r"{{ q.replace('\\', '/') }}{{ '\n' }}.", "a/b\n."),
     ],
 )  # fmt: skip
 def test_templates_are_jinja(entry: Any, template: str, text: str) -> None:

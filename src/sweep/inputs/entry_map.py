@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -101,7 +102,12 @@ def entry_map(config: PromptsConfig) -> EntryMap | None:
     return EntryMap(config)
 
 
+ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
+# Whole Jinja blocks match first: Jinja reads the escapes in its own texts.
+ESCAPED = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|\\[nt\\]", re.DOTALL)
+
+
 @lru_cache(64)
 def _compiled(source: str, key: str) -> JinjaText:
-    r"""Return a template. Shells and Hydra keep `\n` and `\t` as typed, so they are read as line end and tab."""
-    return JinjaText(source.replace("\\n", "\n").replace("\\t", "\t"), key)
+    r"""Return a template. Shells and Hydra keep `\n`, `\t` and `\\` as typed: a line end, a tab and a backslash."""
+    return JinjaText(ESCAPED.sub(lambda match: ESCAPES.get(match[0], match[0]), source), key)
