@@ -53,7 +53,7 @@ def contrast(
     Args:
         first: generations, as `load` returns them, or some of their rows: `answers[answers["name"] == "factor=1.2"]`.
         second: likewise; its values are subtracted.
-        measures: names such as `quality/contains`; None: all measures of both that the report tests.
+        measures: names such as `quality/contains` or `contains`; None: all measures of both that the report tests.
         confidence: level of the intervals, in (0, 1).
 
     Returns:

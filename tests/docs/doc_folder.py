@@ -65,6 +65,9 @@ def make_files(made: Path) -> Path:
         "  - {split: test, path: main/test.jsonl}\n  - {split: train, path: main/train.jsonl}\n---\n"
     )
     (made / "questions.md").write_text("# Why is the sky blue?\n\nText.\n")
+    for block in blocks("jinja"):
+        if name := re.match(r"\{# ([\w-]+\.jinja) #\}\n", block.text):
+            (made / name[1]).write_text(block.text)
     for block in blocks("python"):
         if name := re.match(r"# ([\w/]+\.py)\n", block.text):
             (made / name[1]).parent.mkdir(exist_ok=True)

@@ -111,12 +111,10 @@ def test_a_baseline_of_several_points_pairs_those_that_agree_otherwise(configure
 def test_thresholds_are_against_a_single_baseline(configure: Configure) -> None:
     texts = {None: "1" * 40, 0.5: "1" * 40, 1.5: "1" * 20 + "0" * 20, 2.0: "1" * 20 + "0" * 20, 4.0: "0" * 40}
     results = factors(configure, texts)
-    assert "differs significantly from the control at transform.factor ≥ 1.5" in next(
-        response_findings(compare(results, 0.95))
-    )
+    assert "differs from the control at transform.factor ≥ 1.5" in next(response_findings(compare(results, 0.95)))
     against = compare(results, 0.95, (), report=ReportConfig(baseline="factor=1.5"))
     line = next(response_findings(against))
-    assert "differs significantly from the baseline at transform.factor ≥ 4" in line and "≤ 0.5" in line
+    assert "differs from the baseline at transform.factor ≥ 4" in line and "≤ 0.5" in line
     assert "half of the baseline's at 3" in line  # from 0.5 at 2 to 0 at 4
 
 
@@ -136,10 +134,29 @@ def test_contrasts_of_points(configure: Configure) -> None:
     [shown, _] = contrast_rows(compared)
     assert shown == [
         "factor=1.2 − factor=1.5", "exact match", f"+0.3 [{first[EXACT].ci_low:+.3g}, {first[EXACT].ci_high:+.3g}]",
-        f"{ps[0]:.2g}", f"{qs[0]:.2g}", "+5/-2", "10",
+        f"{ps[0]:.2g}", f"{qs[0]:.2g}", "+5/-2", "10", f"{first[EXACT].detectable:.2g}",
     ]  # fmt: skip
     page = describe(compared, "sweep", {})
     assert f"| {' | '.join(COLUMNS)} |" in page and "factor=1.2 − factor=1.5" in page.replace("\\", "")
+
+
+def test_controls_of_two_wordings_are_compared_but_not_averaged_with_points(configure: Configure) -> None:
+    """Two prompt files: two controls, and a point of each."""
+    results, floor = [], "divergence/token_agreement"
+    for j, name in enumerate(("w1", "w2")):
+        prompts, axes = {"items": [f"{name} {i}" for i in range(10)]}, (("prompts.path", name),)
+        own = {EXACT: bits("1111100000"), floor: bits("1111111111")}
+        results.append(result(2 * j, Point(configure(prompts=prompts), axes, is_control=True), own))
+        config = configure(prompts=prompts, transform={"name": "scale", "factor": 2.0})
+        changed = {EXACT: bits("1110000000" if j else "1000000000"), floor: bits("0000011111" if j else "0000000001")}
+        results.append(result(2 * j + 1, Point(config, (("transform.factor", 2.0), *axes)), changed))
+    report = ReportConfig(contrasts=[["prompts.path=w2", "prompts.path=w1"]])
+    compared = compare(results, 0.95, (), report=report)
+    controls, points = compared.contrasts.rows[:2]
+    assert [set(row.differences) for row in (controls, points)] == [{EXACT}, {EXACT, floor}]
+    assert controls.differences[EXACT].mean == 0 and points.differences[floor].mean == pytest.approx(0.4)
+    means = [row for row in compared.contrasts.rows if "mean of 1 point)" in row.first]
+    assert [row.differences[EXACT].mean for row in means] == pytest.approx([0.2])
 
 
 def test_contrasts_of_series(configure: Configure) -> None:
@@ -220,7 +237,7 @@ def test_a_failed_baseline_is_reported(configure: Configure) -> None:
     assert compared.baselines.of == {1: 0, 3: 0} and compared.contrasts.rows == []
     assert list(baseline_notes(compared)) == [
         "report.baseline: factor=1.5 failed, so points are compared with their controls",
-        "report.contrasts: 'factor=1.2' and 'factor=1.5': 1 pairs have no results",
+        "report.contrasts: 'factor=1.2' and 'factor=1.5': 1 pair without results",
     ]
 
 

@@ -104,9 +104,10 @@ def test_both_sides_are_reported(configure: Configure) -> None:
         return f"{dose} [{low:.3g}, {high:.3g}]"
 
     assert said == (
-        "`quality/exact_match`: differs significantly from the control at `transform.factor` "
+        "`quality/exact_match`: differs from the control at `transform.factor` "
         f"≥ {interval('1.5', above.first_effective_ci_low, above.first_effective_ci_high)} "
-        f"and ≤ {interval('0.5', below.first_effective_ci_low, below.first_effective_ci_high)}; half of the control's "
+        f"and ≤ {interval('0.5', below.first_effective_ci_low, below.first_effective_ci_high)} "
+        "(p < 0.05, each dose by itself); half of the control's "
         f"at {interval('1.94', above.breaking_point_ci_low, above.breaking_point_ci_high)} (increasing) "
         f"and {interval('0.396', below.breaking_point_ci_low, below.breaking_point_ci_high)} (decreasing)"
     )

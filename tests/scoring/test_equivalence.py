@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
 
+from sweep.report.paired_differences import table_tests
 from sweep.scoring.equivalence import (
     POWER,
     detectable,
@@ -17,7 +18,9 @@ from sweep.scoring.equivalence import (
     equivalence_intervals,
     score_interval,
 )
-from sweep.scoring.significance import p_values
+from sweep.scoring.measures import summarise_scores
+from sweep.scoring.registry import spec
+from sweep.scoring.significance import p_values, permutation_p
 from sweep.scoring.statistics import paired_difference
 
 SIMULATIONS, PROMPTS = 2000, 40
@@ -215,6 +218,32 @@ def test_a_detectable_share_is_found_with_its_power() -> None:
     changed = np.random.default_rng(7).random((SIMULATIONS, 60)) < share
     p = p_values(np.where(changed, 0.0, 1.0), np.ones(60), yes_or_no=True)
     assert np.mean(p <= 0.05) == pytest.approx(POWER, abs=2.6 * math.sqrt(POWER * (1 - POWER) / SIMULATIONS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prompts", "share", "size"), [(15, 0.13, 1.0), (40, 0.0, 1.0), (40, 0.1, 0.5), (15, 0.2, 1 / 3), (60, 0.5, 0.3)]
+)
+def test_rare_changes_are_found_with_the_power(prompts: int, share: float, size: float) -> None:
+    draw = np.random.default_rng(9)
+    changed = draw.random((200, prompts)) < share
+    seen = np.where(changed, size, 0.0) * draw.choice([-1, 1], changed.shape)
+    effect = float(np.median(detectable_effects(0.5 + seen / 2, 0.5 - seen / 2, width=1.0)))
+    largest = 1.0 if share * prompts < 10 else size  # what a change may be
+    moved = np.where(draw.random((SIMULATIONS, prompts)) < min(1.0, effect / largest), largest, 0.0)
+    assert np.mean(permutation_p(moved, permutations=999) <= 0.05) >= POWER - 0.035
+
+
+def test_a_users_function_of_zeros_and_ones_is_a_yes_or_no_measure() -> None:
+    own, known = "quality/first_word", "quality/exact_match"
+    values, control = np.array([[1.0] * 12 + [0.0] * 3]), np.ones((1, 15))
+    [(_, found)], [(_, expected)] = (list(table_tests(name, values, control, 0.95)) for name in (own, known))
+    assert found == expected and (found.difference.gained, found.difference.lost) == (0, 3)
+    summaries = summarise_scores({own: control[0], known: control[0]}, 0.95)
+    assert summaries[own] == summaries[known] and summaries[own].ci_low < 0.8
+    [(_, graded)] = table_tests(own, values / 2, control, 0.95)
+    assert graded.difference.gained is None
+    assert spec(own).yes_or_no is False  # it decides no sample
 
 
 @pytest.mark.slow

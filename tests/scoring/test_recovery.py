@@ -18,6 +18,7 @@ from sweep.inputs.prompt_set import PromptSet
 from sweep.inputs.span import Span
 from sweep.planning.request_builder import build
 from sweep.scoring.attacks import ATTACKS
+from sweep.scoring.measures import summarise_scores
 from sweep.scoring.recovery import Exposed, recovery
 from sweep.scoring.ridge import PENALTIES, fit_and_apply
 from sweep.transforms.geometry import Rotate
@@ -197,3 +198,16 @@ def test_refusals(configure: Callable[..., SweepConfig]) -> None:
 def test_finished_points_are_not_scored_again() -> None:
     assert "recovery" not in ScoringConfig().score_settings()
     assert ScoringConfig(recovery=["nearest"]).score_settings()["recovery"] == ["nearest"]
+
+
+def test_nothing_recovered_is_compatible_with_a_little() -> None:
+    """With 16 prompts, a mean share above the bound would show at some prompt in all but 2.5 % of cases."""
+    name = "perturbation/recovered_nearest"
+    none, all_, some = (
+        summarise_scores({name: np.array(values)}, 0.95)[name]
+        for values in ([0.0] * 16, [1.0] * 16, [0.0] * 15 + [0.5])
+    )
+    assert (none.ci_low, none.ci_high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 16)))
+    assert (all_.ci_low, all_.ci_high) == (pytest.approx(0.025 ** (1 / 16)), 1.0)
+    assert 0.03 < some.ci_high < 0.2
+    assert summarise_scores({"perturbation/changed": np.zeros(16)}, 0.95)["perturbation/changed"].ci_high == 0.0

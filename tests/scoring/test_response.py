@@ -53,7 +53,8 @@ def test_the_breaking_point_is_interpolated_where_half_of_the_control_is_crossed
     found = respond([3.0], np.full((1, 10), 0.2), control, neutral=1.0)
     assert found.breaking_point == pytest.approx(1 + 2 * (0.4 / 0.6))
     # Where there is no neutral dose there is nothing before to interpolate from.
-    assert respond([3.0], np.full((1, 10), 0.2), control).breaking_point == 3
+    found = respond([3.0], np.full((1, 10), 0.2), control)
+    assert (found.breaking_point, found.breaking_point_ci_low, found.breaking_point_ci_high) == (3, -math.inf, 3)
 
 
 def test_each_side_of_the_neutral_dose_has_a_separate_response() -> None:
@@ -102,7 +103,11 @@ def test_control_away_from_the_neutral_dose_is_not_interpolated() -> None:
     control, values = np.ones(10), np.tile([[0.3], [0.4], [0.2]], 10)
     found = dose_response([0.5, 1.0, 2.0], values, control, neutral=1.0, control_is_neutral=False)
     assert {side: r.breaking_point for side, r in found.items()} == {"above": 1, "below": 1}
+    assert {side: r.breaking_point_ci_low for side, r in found.items()} == {"above": 1, "below": 1}
     assert {side: r.first_effective for side, r in found.items()} == {"above": 1, "below": 1}
+    found = dose_response([0.5, 2.0], values[::2], control, neutral=1.0, control_is_neutral=False)
+    bounds = {side: (r.breaking_point_ci_low, r.breaking_point_ci_high) for side, r in found.items()}
+    assert bounds == {"above": (-math.inf, 2.0), "below": (0.5, math.inf)}
     assert respond([2.0], values[2:], control, neutral=1.0, control_is_neutral=False).breaking_point == 2
     assert dose_response([1.0], values[1:2], control, neutral=1.0, control_is_neutral=False) == {}
 

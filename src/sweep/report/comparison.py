@@ -266,7 +266,7 @@ def _responses(
             control_values,
             neutral=neutral,
             control_is_neutral=control_is_neutral and is_control,
-            yes_or_no=spec(measure).yes_or_no,
+            yes_or_no=spec(measure).may_be_yes_or_no,
             confidence=confidence,
             resamples=1000,
         )

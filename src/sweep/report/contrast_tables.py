@@ -10,7 +10,7 @@ from sweep.report.contrasts import Contrasts, table_rows
 def contrast_table(contrasts: Contrasts) -> pd.DataFrame:
     """Return one row per contrast and measure; see `SweepResults.contrasts`."""
     numbers = {"difference": "mean", "difference/ci_low": "ci_low", "difference/ci_high": "ci_high"}
-    numbers |= {name: name for name in ("p", "q", "significant", "gained", "lost")}
+    numbers |= {name: name for name in ("p", "q", "significant", "gained", "lost", "detectable")}
     rows = [
         (c.first, c.second, measure, *(getattr(d, name) for name in numbers.values()), c.prompts[measure])
         for c, measure, d in table_rows(contrasts)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sweep.report.comparison import Comparison
     from sweep.report.paired_differences import Difference
 
-COLUMNS = ("contrast", "measure", "difference", "p", "q", "gained/lost", "prompts")
+COLUMNS = ("contrast", "measure", "difference", "p", "q", "gained/lost", "prompts", "could show")
 MAX_ROWS = 40  # rows of the printed table; contrasts.csv has all
 
 
@@ -51,6 +51,7 @@ def contrast_rows(comparison: Comparison, measures: Sequence[str] | None = None)
             f"{difference.q:.2g}{' *' if difference.significant else ''}",
             counts(difference) or "–",
             str(contrast.prompts.get(name, 0)),
+            "" if difference.significant else _detectable(difference.detectable),
         ]
         for contrast in comparison.contrasts.rows
         for name in chosen
@@ -63,6 +64,10 @@ def counts(difference: Difference | None) -> str:
     if difference is None or difference.gained is None:
         return ""
     return f"+{difference.gained}/-{difference.lost}"
+
+
+def _detectable(effect: float) -> str:
+    return f"{effect:.2g}" if math.isfinite(effect) else "none"
 
 
 def _difference(difference: Difference) -> str:

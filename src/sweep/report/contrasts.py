@@ -21,6 +21,8 @@ from sweep.report.paired_differences import (
 )
 from sweep.report.point_selectors import CONTRASTS, pairs, select, selectable
 from sweep.report.replicates import Row
+from sweep.scoring.registry import spec
+from sweep.util.counts import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class Contrasts:
 def find_contrasts(results: Sequence[PointResult], report: ReportConfig, confidence: float) -> Contrasts:
     """Return the contrasts of `report.contrasts`.
 
-    If a contrast has several pairs, a last row compares their means: each prompt's mean over all pairs.
+    If a contrast has several pairs, a last row compares their means: each prompt's mean over all pairs, or over those
+    of transformed points if there are any. Two controls are not compared in divergences, which are their noise floors.
 
     Args:
         results: all points of the sweep.
@@ -73,7 +76,10 @@ def find_contrasts(results: Sequence[PointResult], report: ReportConfig, confide
 
     def add(first: PointResult, second: PointResult, label: tuple[str, str]) -> None:
         row = Row(first, (first,), ((first, aligned(second, first)),), second.index)
+        both_controls = first.point.is_control and second.point.is_control
         for measure in compared_measures([first]):
+            if both_controls and spec(measure).group.floor:
+                continue
             for (_, name), test in difference_tests(measure, [row], confidence):
                 tests[len(names), name] = test
         names.append(label)
@@ -87,12 +93,14 @@ def find_contrasts(results: Sequence[PointResult], report: ReportConfig, confide
         complete = [(a, b) for a, b in found if by_index[a.index].values and by_index[b.index].values]
         if len(complete) < len(found) or not found:
             missing = len(found) - len(complete)
-            notes.append(f"{CONTRASTS}: {first_text!r} and {second_text!r}: {missing or 'all'} pairs have no results.")
+            lacking = f"{counted(missing, 'pair')} without results" if missing else "no pair has results"
+            notes.append(f"{CONTRASTS}: {first_text!r} and {second_text!r}: {lacking}.")
         for a, b in complete:
             add(by_index[a.index], by_index[b.index], (a.name, b.name))
         if len(complete) > 1:
-            firsts, seconds = ([by_index[pair[side].index] for pair in complete] for side in (0, 1))
-            label = f"mean of {len(complete)} points"
+            averaged = [pair for pair in complete if not (pair[0].is_control and pair[1].is_control)] or complete
+            firsts, seconds = ([by_index[pair[side].index] for pair in averaged] for side in (0, 1))
+            label = f"mean of {counted(len(averaged), 'point')}"
             add(mean_of(firsts), mean_of(seconds), (f"{first_text} ({label})", f"{second_text} ({label})"))
     differences = adjust_for_multiplicity(tests)
     rows = [

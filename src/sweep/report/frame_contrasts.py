@@ -17,7 +17,7 @@ from sweep.scoring.registry import spec
 NEEDED = ("point", "name", "prompt_id")
 COLUMNS = (
     *("first", "second", "measure", "difference", "difference/ci_low", "difference/ci_high", "p", "q"),
-    *("significant", "gained", "lost", "n", "only_first", "only_second"),
+    *("significant", "gained", "lost", "detectable", "n", "only_first", "only_second"),
 )
 
 
@@ -56,7 +56,7 @@ def frame_contrasts(
     for pair, differences in sorted(adjust_for_multiplicity(tests).items()):
         one_name, other_name, *unpaired = labels[pair]
         for name, d in differences.items():
-            numbers = (d.mean, d.ci_low, d.ci_high, d.p, d.q, d.significant, d.gained, d.lost)
+            numbers = (d.mean, d.ci_low, d.ci_high, d.p, d.q, d.significant, d.gained, d.lost, d.detectable)
             rows.append((one_name, other_name, name, *numbers, tests[pair, name].prompts, *unpaired))
     return pd.DataFrame(rows, columns=COLUMNS).astype({"gained": "Int64", "lost": "Int64"})
 
@@ -68,12 +68,14 @@ def _shared_measures(first: pd.DataFrame, second: pd.DataFrame, measures: Sequen
             lacks = f"has no column {missing[0]!r}" if missing else "has no rows"
             raise ValueError(f"The {which} frame {lacks}. Pass generations of sweep.load(), or some of their rows.")
     shared = [name for name in measure_columns(first.columns) if name in second.columns and spec(name).group.tested]
-    for name in measures or ():
+    full = {name.partition("/")[2]: name for name in shared if name.startswith("quality/")}
+    chosen = shared if measures is None else [full.get(name, name) for name in measures]
+    for name in chosen:
         if name not in shared:
             raise ValueError(f"{name!r} is not a tested measure of both frames. Available: {', '.join(shared)}.")
     if not shared:
         raise ValueError("The frames have no tested measure in common.")
-    return list(shared if measures is None else measures)
+    return chosen
 
 
 def _points(frame: pd.DataFrame, which: str, names: Sequence[str]) -> list[_FramePoint]:

@@ -46,7 +46,7 @@ def render(results: SweepResults) -> str:
     order = by_strength(results.points)
     matrix = Matrix.of(results, order)
     axes = [
-        Axis(key, short_key(key), findings(doses, key), turning_rows(results.turnings, key))
+        Axis(key, short_key(key), findings(doses, key, results.reference), turning_rows(results.turnings, key))
         for key in dict.fromkeys(dose.axis for dose in doses)
     ]
     front = front_figure(results)

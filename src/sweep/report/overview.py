@@ -84,11 +84,17 @@ def _row(record: dict[Any, Any], columns: list[Column], reference: str, single: 
     return Row(str(record["name"]), str(record["role"]), error, cells, single)
 
 
-def findings(doses: list[DoseResponse], axis: str) -> Table:
+def findings(doses: list[DoseResponse], axis: str, reference: str = "control") -> Table:
     """Return the dose–response results along an axis, one row per measure, series and side of the neutral dose."""
     lines = [(dose.measure, line) for dose in doses if dose.axis == axis for line in dose.lines]
     several = any(line.label for _, line in lines)
-    titles = ("doses", "Spearman’s ρ", "first effective", "breaking point", "noise floor")
+    titles = (
+        "doses",
+        "Spearman’s ρ",
+        "first effective",
+        "breaking point",
+        "noise floor" if reference == "control" else "baseline’s own",
+    )
     rows = []
     for measure, line in lines:
         for side in line.sides or [NOT_ANALYSED]:

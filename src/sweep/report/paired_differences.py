@@ -160,7 +160,7 @@ def table_tests(
         confidence: level of the intervals.
         margin: margin of equivalence; NaN: none.
     """
-    yes_or_no, (low, high) = spec(measure).yes_or_no, spec(measure).range
+    yes_or_no, (low, high) = spec(measure).may_be_yes_or_no, spec(measure).range
     difference = paired_difference(table, controls, confidence, yes_or_no=yes_or_no)
     p = p_values(table, controls, yes_or_no=yes_or_no, permutations=1999)
     effects = detectable_effects(table, controls, confidence, yes_or_no=yes_or_no, width=high - low)
@@ -176,7 +176,11 @@ def table_tests(
             changeable = max(correct, int(present.sum()) - correct) if exact else int(present.sum())
             # Means over seeds or samples may differ by rounding alone.
             changes = (table[i, present] - controls[i, present]).round(12)
-            counts = (int((changes > 0).sum()), int((changes < 0).sum())) if yes_or_no else (None, None)
+            counts = (
+                (int((changes > 0).sum()), int((changes < 0).sum()))
+                if exact or spec(measure).yes_or_no
+                else (None, None)
+            )
             found = Difference(
                 *_estimate(difference, i),
                 float(p[i]),

@@ -18,7 +18,7 @@ from sweep.report.judge_notes import judge_notes
 from sweep.report.marks import legend, null_findings
 from sweep.report.paired_differences import Difference
 from sweep.report.replicates import Row
-from sweep.report.run_summary import power_notes, threshold_measures
+from sweep.report.run_summary import null_measures, power_notes
 from sweep.report.series import Series, TreatedPoint, find_series
 from sweep.report.turning_tables import front_table, quantiles, turning_table
 from sweep.scoring.response import Response
@@ -63,7 +63,8 @@ class SweepResults:
         notes: remarks on a judge, the baseline and the marks, and what the prompts could have shown.
         reference: what differences are against: `control` or `baseline`.
         contrasts: one row per contrast and measure: `first`, `second`, `measure`, `difference` (first minus second),
-            `difference/ci_low`, `difference/ci_high`, `p`, `q`, `significant`, `gained`, `lost`, `n`.
+            `difference/ci_low`, `difference/ci_high`, `p`, `q`, `significant`, `gained`, `lost`, `detectable` (see
+            `rows`), `n`.
         contrast_table: cells of the shown contrasts, with the columns `contrast_text.COLUMNS`.
         turnings: one row per numeric axis, series and measure, see `turning.Turning`: `best`, `best/ci_low`,
             `best/ci_high`, `best_mean`, `within_low`, `within_high`, `confirmed_low`, `confirmed_high`, `tolerance`,
@@ -124,7 +125,7 @@ def tables(
     first = comparison.first
     # The page explains significance itself.
     notes = [*judge_notes(comparison.results), *list(legend(comparison))[1:], *baseline_notes(comparison)]
-    notes += [*power_notes(comparison), *null_findings(comparison, threshold_measures(comparison))]
+    notes += [*power_notes(comparison), *null_findings(comparison, null_measures(comparison))]
     # Taken from the comparison: names depend on the order of the keys, which the table's columns do not keep.
     compared = [described.series for described in comparison.series]
     word, contrasts = comparison.baselines.word, contrast_table(comparison.contrasts)

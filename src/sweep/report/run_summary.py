@@ -39,6 +39,12 @@ def threshold_measures(comparison: Comparison) -> list[str]:
     return [name for name in comparison.first if name in measured] or ([ranking] if ranking is not None else [])
 
 
+def null_measures(comparison: Comparison) -> list[str]:
+    """Return the measures of which it is printed where there is no difference, and what could have been shown."""
+    judged = (name for found in comparison.row_differences.values() for name, d in found.items() if d.verdict)
+    return list(dict.fromkeys([*threshold_measures(comparison), *judged]))
+
+
 def shown_measures(comparison: Comparison) -> list[str]:
     """Return the measures of the description's table, in order."""
     preferred = [*threshold_measures(comparison), *shown_in("description")]
@@ -89,12 +95,13 @@ def response_findings(comparison: Comparison, as_markdown: bool = False) -> Iter
         axis, parts = as_code(series.axis), []
         if effective := _doses(sides, "first_effective"):
             doses = " and ".join(f"{BOUND[side]}{dose}" for side, dose in effective)
-            parts.append(f"differs significantly from the {reference} at {axis} {doses}")
+            level = f"p < {1 - comparison.confidence:.2g}, each dose by itself"
+            parts.append(f"differs from the {reference} at {axis} {doses} ({level})")
         if breaking := _doses(sides, "breaking_point"):
             doses = " and ".join(f"{dose}{DIRECTION[side]}" for side, dose in breaking)
             parts.append(f"half of the {reference}'s at {'' if effective else f'{axis} = '}{doses}")
         if sides and not parts and (series.axis, measure) in with_effect:  # a result, next to the other series
-            parts.append(f"no significant difference from the {reference} along {axis}")
+            parts.append(f"no dose differs from the {reference} along {axis}")
             parts += _detectable_along(comparison, series, measure)
         if parts:
             label = f"{as_text(series.label)}: " if series.label else ""
@@ -150,7 +157,7 @@ def _lines(comparison: Comparison, command: str, links: Mapping[str, str]) -> It
         yield from (f"- {line}" for line in findings[:MAX_ROWS])
         if len(findings) > MAX_ROWS:
             yield f"- and {len(findings) - MAX_ROWS} more series in `responses.csv`"
-        yield from (f"- {line}" for line in null_findings(comparison, threshold_measures(comparison), markdown))
+        yield from (f"- {line}" for line in null_findings(comparison, null_measures(comparison), markdown))
         turnings = list(turning_findings(comparison, threshold_measures(comparison), as_markdown=True))
         yield from (f"- {line}" for line in turnings[:MAX_ROWS])
         if len(turnings) > MAX_ROWS:

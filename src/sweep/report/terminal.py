@@ -19,7 +19,7 @@ from sweep.report.marks import legend, marks, null_findings
 from sweep.report.measures import title
 from sweep.report.recovery_notes import recovery_notes
 from sweep.report.replicates import Row
-from sweep.report.run_summary import power_notes, response_findings, threshold_measures
+from sweep.report.run_summary import null_measures, power_notes, response_findings, threshold_measures
 from sweep.report.summary import Summary, load_summary
 from sweep.report.turning_text import turning_findings
 from sweep.scoring.registry import shown_in, spec
@@ -103,7 +103,7 @@ def _summary(outcome: SweepOutcome, config: SweepConfig) -> Summary:
             notes.append(f"+gained/-lost: prompts with a higher and with a lower value than the {word}.")
         notes += (f"{note}." for note in baseline_notes(comparison))
         notes += power_notes(comparison)
-        notes += null_findings(comparison, threshold_measures(comparison), one_line)
+        notes += null_findings(comparison, null_measures(comparison), one_line)
         findings = list(response_findings(comparison))
         findings += turning_findings(comparison, threshold_measures(comparison))
     more_points, more_series = max(0, len(rows) - MAX_POINTS), max(0, len(findings) - MAX_SERIES)

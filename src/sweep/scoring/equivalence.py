@@ -100,8 +100,9 @@ def detectable_effects(
     """Return the smallest mean difference that a test at the level 1 - confidence finds in 80 % of cases, (points,).
 
     It is the effect for which the two-sided paired t-test has that power, given the spread of the differences over
-    prompts. For yes-or-no values it is that of McNemar's exact test, which needs larger effects. Infinite: the prompts
-    are too few to find any difference.
+    prompts, and at least that of as many prompts changing as a sign test needs (`detectable_share`), each by the root
+    mean square of the changes seen, or by `width` if fewer than `FEW` changed. For yes-or-no values it is that of
+    McNemar's exact test. Infinite: the prompts are too few to find any difference.
 
     Args:
         values: (points, prompts); NaN marks missing values.
@@ -118,6 +119,12 @@ def detectable_effects(
     variance = np.nansum(centred**2, axis=1) / np.maximum(n - 1, 1)
     variance = np.where(few, np.maximum(variance, _rare_variance(differences, n, largest)), variance)
     effects = np.array([detectable(math.sqrt(v), int(count), confidence) for v, count in zip(variance, n, strict=True)])
+    # A few large changes are no bell curve. The sign-flip test cannot find fewer changes than a sign test.
+    changed = np.count_nonzero(np.nan_to_num(differences), axis=1)
+    typical = np.sqrt(np.nansum(differences**2, axis=1) / np.maximum(changed, 1))
+    size = np.where(few & (changed < n), largest, typical)
+    shares = np.array([detectable_share(int(count), confidence) for count in n])
+    effects = np.maximum(effects, np.multiply(shares, size, out=np.zeros_like(shares), where=size > 0))
     exact = is_yes_or_no(table) & is_yes_or_no(other) & yes_or_no
     for i in np.flatnonzero(exact):
         effects[i] = detectable_matched(math.sqrt(variance[i]), int(n[i]), confidence)

@@ -64,17 +64,30 @@ def by_measure(prompts: Sequence[Scores]) -> dict[str, Floats]:
     return {name: np.array([scores.get(name, math.nan) for scores in prompts]) for name in names}
 
 
+def _with_unseen(bounds: tuple[float, float], n: int, confidence: float) -> tuple[float, float]:
+    """Return the bounds of a mean share; if all values are 0, or all 1, with an exact bound on the other side.
+
+    A mean of values in [0, 1] above 1 - α^(1/n) gives n zeros with a probability of less than α.
+    """
+    unseen = 1 - ((1 - confidence) / 2) ** (1 / n) if n else math.nan
+    if bounds == (0.0, 0.0):
+        return 0.0, unseen
+    return (1 - unseen, 1.0) if bounds == (1.0, 1.0) else bounds
+
+
 def summarise_scores(values: Mapping[str, Floats], confidence: float) -> dict[str, Summary]:
     """Return each measure's mean over prompts, with its confidence interval and the number of prompts that have it."""
     summaries = {}
     for yes_or_no in (True, False):  # all measures of one kind together share their resamples
-        names = [name for name in values if spec(name).yes_or_no == yes_or_no]
+        names = [name for name in values if spec(name).may_be_yes_or_no == yes_or_no]
         if not names:
             continue
         estimates = intervals(np.stack([values[name] for name in names]), confidence, yes_or_no=yes_or_no)
         for row, name in enumerate(names):
             low, high = spec(name).range
             bounds = float(estimates.ci_low[row]), float(estimates.ci_high[row])
+            if spec(name).interval == "share":
+                bounds = _with_unseen(bounds, int(estimates.n[row]), confidence)
             if not math.isnan(bounds[0]):
                 bounds = max(bounds[0], low), min(bounds[1], high)
             summaries[name] = Summary(float(estimates.mean[row]), *bounds, int(estimates.n[row]))

@@ -121,7 +121,7 @@ def _linear(rows: Tensor, ids: Tensor, owners: Tensor, table: Table) -> Tensor |
 
 
 def _recovered(name: str, about: str, **more: Any) -> MeasureSpec:
-    return MeasureSpec(f"perturbation/recovered_{name}", about, "prompt", (0.0, 1.0), **more)
+    return MeasureSpec(f"perturbation/recovered_{name}", about, "prompt", (0.0, 1.0), interval="share", **more)
 
 
 MEASURES = (

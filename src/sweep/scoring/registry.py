@@ -20,7 +20,7 @@ from typing import Any, Literal
 Per = Literal["references", "completion", "pair", "batch", "prompt", "point"]
 Direction = Literal["higher", "lower", "zero"]
 Aggregate = Literal["mean", "min", "max"]
-Interval = Literal["bca", "wilson"]
+Interval = Literal["bca", "wilson", "by_values", "share"]
 Place = Literal["terminal", "report", "description", "live", "ranking", "primary"]
 
 # In the order of the measures: columns of tables are in this order too.
@@ -113,7 +113,8 @@ class MeasureSpec:
         range: lowest and highest possible value. Confidence intervals are clipped to it.
         unit: unit of its values; empty: a plain number.
         direction: which values are better or closer to the control; None: neither.
-        interval: `wilson` for values of 0 or 1, otherwise `bca`.
+        interval: `wilson` for values of 0 or 1, otherwise `bca`. `by_values`: decided for each point by its values.
+            `share`: `bca`, but with an exact bound where all prompts have 0, or all have 1.
         aggregate: how the samples of a prompt make one value. Over prompts it is always the mean.
         shown: where it is shown.
         quantiles: quantiles over prompts that are shown next to its mean, in (0, 1); for measures with a long tail.
@@ -169,6 +170,11 @@ class MeasureSpec:
     def yes_or_no(self) -> bool:
         """Whether all scores are 0 or 1."""
         return self.interval == "wilson"
+
+    @property
+    def may_be_yes_or_no(self) -> bool:
+        """Whether values that are all 0 or 1 are those of a yes-or-no measure, not of a scale that they end."""
+        return self.interval in ("wilson", "by_values")
 
 
 _measures: dict[str, MeasureSpec] = {}
@@ -244,7 +250,9 @@ def spec(name: str) -> MeasureSpec:
         return replace(whole, name=name, title="", shown=Shown())
     if (of_k := re.fullmatch(r"(.*_at_)(\d+)", name)) and (family := _measures.get(f"{of_k[1]}k")) is not None:
         return replace(family, name=name, title=re.sub("k$", of_k[2], family.title), shown=Shown())
-    return MeasureSpec(name, range=GROUPS[group].range if group in GROUPS else (0.0, math.inf))
+    limits = GROUPS[group].range if group in GROUPS else (0.0, math.inf)
+    # A user's function may return 0 and 1, or any number. Its values tell.
+    return MeasureSpec(name, range=limits, interval="by_values" if group == "quality" else "bca")
 
 
 @cache

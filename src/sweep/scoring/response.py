@@ -43,7 +43,10 @@ class Response:
         first_effective_ci_low, first_effective_ci_high: its interval; NaN if there is no such dose.
         breaking_point: the dose, interpolated linearly, at which the mean first falls below half the control's; NaN
             if it never does, or the control's mean is not above 0.
-        breaking_point_ci_low, breaking_point_ci_high: its interval; NaN if there is no breaking point.
+        breaking_point_ci_low, breaking_point_ci_high: its interval; NaN if there is no breaking point. It does not tell
+            where between two tested doses the mean really falls. If nothing is known before the weakest tested
+            dose, and its mean is below half already, the point is that dose, and the bound on its weaker side is
+            infinite.
         floor: the mean noise floor.
     """
 
@@ -149,7 +152,8 @@ def dose_response(
         order = np.flatnonzero(kept)[::sign]
         series = _Series(strengths[order], table[order], base, floors, counts, confidence, yes_or_no, seed)
         start = weakest if control_is_neutral and np.isfinite(weakest) else None
-        effective, breaking = _first_effective(series, sustained), _breaking_point(series, start)
+        earlier = start is None and series.strengths[0] > weakest  # doses before the weakest tested one exist
+        effective, breaking = _first_effective(series, sustained), _breaking_point(series, start, earlier)
         dose_estimates = (*_as_dose(*effective, sign, confidence), *_as_dose(*breaking, sign, confidence))
         if len(base) < 2:
             dose_estimates = (dose_estimates[0], *NONE, dose_estimates[3], *NONE)
@@ -284,7 +288,7 @@ def _t_bound(values: Floats, series: _Series, side: int) -> Floats:
     return bound
 
 
-def _breaking_point(series: _Series, start: float | None) -> tuple[float, Floats]:
+def _breaking_point(series: _Series, start: float | None, earlier: bool) -> tuple[float, Floats]:
     """Return the strength at which the mean falls below half the control's; results as in `_first_effective`."""
     # `start` is the control's strength. Without one, the first dose may be below half already.
     paired = np.where(np.isnan(series.control), np.nan, series.values)
@@ -302,8 +306,11 @@ def _breaking_point(series: _Series, start: float | None) -> tuple[float, Floats
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(drop > 0, (means[before, columns] - half) / drop, 1.0)
     breaking = strengths[before] + share * (strengths[first] - strengths[before])
-    breaking = np.where(below.any(axis=0) & (control > 0), breaking, np.inf)
-    return float(breaking[0]) if np.isfinite(breaking[0]) else float("nan"), breaking[1:]
+    observed = float(breaking[0])
+    if earlier:  # it lies somewhere before the weakest dose
+        breaking = np.where(below[0], -np.inf, breaking)
+    breaks = below.any(axis=0) & (control > 0)
+    return observed if breaks[0] else float("nan"), np.where(breaks, breaking, np.inf)[1:]
 
 
 def _as_dose(strength: float, resampled: Floats, sign: int, confidence: float) -> tuple[float, float, float]:
@@ -311,7 +318,8 @@ def _as_dose(strength: float, resampled: Floats, sign: int, confidence: float) -
     if np.isnan(strength):
         return float("nan"), *NONE
     # Quantiles are not interpolated, since some resamples are infinite.
-    bounds = sign * np.quantile(resampled, _tails(confidence), method="inverted_cdf")
+    weaker, stronger = np.quantile(resampled, _tails(confidence), method="inverted_cdf")
+    bounds = sign * np.array([weaker, strength if stronger == -np.inf else stronger])
     return sign * strength, float(bounds.min()), float(bounds.max())
 
 

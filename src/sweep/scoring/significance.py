@@ -10,7 +10,7 @@ from sweep.core.values import Floats
 from sweep.scoring.statistics import BLOCK, differences_of, is_yes_or_no
 
 # Up to this many differing prompts, all sign patterns are enumerated.
-EXACT = 12
+EXACT = 16
 
 
 def p_values(
@@ -57,7 +57,10 @@ def permutation_p(differences: ArrayLike, *, permutations: int = 9999, seed: int
     for count in np.unique(changed[(changed > 0) & (changed <= EXACT)]):
         rows = np.flatnonzero(changed == count)
         differing = moved[rows]
-        p[rows] = _share_as_far(differing[differing != 0].reshape(len(rows), count), _all_signs(count))
+        differing, signs = differing[differing != 0].reshape(len(rows), count), _all_signs(count)
+        block = max(1, BLOCK * 4096 // len(signs))  # as much memory at a time as for a block of random patterns
+        shares = [_share_as_far(differing[i : i + block], signs) for i in range(0, len(rows), block)]
+        p[rows] = np.concatenate(shares)
     many = np.flatnonzero(changed > EXACT)
     if len(many):
         drawn = np.random.default_rng(seed).integers(0, 2, size=(permutations, table.shape[1]))
@@ -154,6 +157,7 @@ def _tail(differences: Floats) -> Floats:
 
 
 def _all_signs(count: int) -> Floats:
-    bits = np.arange(2**count)[:, None] >> np.arange(count) & 1
+    """Return all sign patterns whose last sign is negative; the others have the same sums with the other sign."""
+    bits = np.arange(2 ** (count - 1))[:, None] >> np.arange(count) & 1
     signs: Floats = (2 * bits - 1).astype(np.float64)
     return signs
