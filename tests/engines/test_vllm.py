@@ -36,6 +36,15 @@ def test_reasons_of_invalid_requests(engine: Engine, table: EmbeddingTable, bad:
     assert failure.reason.startswith(reasons[bad])
 
 
+def test_more_seeded_prompts_than_fit_into_a_batch(engine: Engine, table: EmbeddingTable) -> None:
+    """On a CPU, vLLM 0.32 fails at a request with a seed whose prompt is split over two batches."""
+    ids = tuple(5 + i % 40 for i in range(47))
+    rows, sampling = table.rows(ids), Sampling(temperature=1.0, seed=3, max_tokens=2)
+    requests = [Request(str(i), ids, rows, sampling) for i in range(400)]  # 18,800 tokens; a batch has at most 8,192
+    answers = list(engine.generate(requests))
+    assert len(answers) == 400 and not any(isinstance(answer, Failure) for answer in answers)
+
+
 def test_the_error_without_vllm_names_an_alternative(tiny: Path, tmp_path: Path) -> None:
     code = """
 import sys
