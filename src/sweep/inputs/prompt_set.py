@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -36,7 +37,7 @@ class PromptSet:
         self.table, self.prompts = table, list(prompts)
         self.checkpoint = checkpoint
         self._numbers: dict[tuple[Span, str], list[int]] = {}
-        self._covered: dict[tuple[tuple[Span, ...], int], list[Characters]] = {}
+        self._covered: dict[tuple[tuple[Span, ...], int], str] = {}
         self._means: dict[Span, Tensor] = {}
         self._components: dict[Span, Tensor] = {}
 
@@ -73,8 +74,8 @@ class PromptSet:
             self._numbers[key] = span.rows(layout, None, len(layout.token_ids))
         return self._numbers[key]
 
-    def covered(self, spans: Sequence[Span], number: int) -> list[Characters]:
-        """Return the characters [start, stop) of a rendered prompt that spans cover together, ascending.
+    def covered(self, spans: Sequence[Span], number: int) -> str:
+        """Return the characters [start, stop) of a rendered prompt that spans cover together, ascending, as JSON.
 
         Spans that are empty in this prompt, or need inserted rows, are left out.
 
@@ -94,7 +95,7 @@ class PromptSet:
                     start, stop = merged[-1][0], max(stop, merged.pop()[1])
                 if start < stop:
                     merged.append((start, stop))
-            self._covered[key] = merged
+            self._covered[key] = json.dumps(merged)
         return self._covered[key]
 
     def mean(self, span: Span) -> Tensor:

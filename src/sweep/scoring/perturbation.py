@@ -217,8 +217,10 @@ def nearest_token_flips(prompts: Sequence[Neighbours], table: Table, *, on_gpu: 
         return [p.unmatched_share for p in prompts]
     ids = torch.tensor([token for p in prompts for token in p.token_ids])
     flipped = ~is_own_token_nearest(rows, ids, table, on_gpu=on_gpu)
-    pieces = torch.split(flipped.float(), [len(p.token_ids) for p in prompts])
-    shares = [float(piece.mean()) if len(piece) else 0.0 for piece in pieces]
+    sizes = np.array([len(p.token_ids) for p in prompts])
+    ends = np.cumsum(sizes)
+    counts = np.concatenate([[0], np.cumsum(flipped.numpy())])
+    shares = (counts[ends] - counts[ends - sizes]) / np.maximum(sizes, 1)
     return [p.unmatched_share + p.changed_share * share for p, share in zip(prompts, shares, strict=True)]
 
 

@@ -140,13 +140,7 @@ def _tail(differences: Floats) -> Floats:
     p: Floats = np.exp2(1.0 - count)
     if inner.any():
         d, target = d[inner], observed[inner]
-        low, high = np.zeros(len(d)), np.ones(len(d))
-        while (too_low := (d * np.tanh(high[:, None] * d)).sum(axis=1) < target).any():
-            high = np.where(too_low, 2 * high, high)
-        for _ in range(80):  # K' is monotonic, so bisection finds the saddlepoint
-            t = (low + high) / 2
-            too_low = (d * np.tanh(t[:, None] * d)).sum(axis=1) < target
-            low, high = np.where(too_low, t, low), np.where(too_low, high, t)
+        t = _saddlepoints(d, target)
         x = np.abs(t[:, None] * d)
         cumulant = (x + np.log1p(np.exp(-2 * x)) - np.log(2)).sum(axis=1)
         curvature = (d**2 * (1 - np.tanh(x) ** 2)).sum(axis=1)
@@ -154,6 +148,25 @@ def _tail(differences: Floats) -> Floats:
         tail = stats.norm.sf(r) + stats.norm.pdf(r) * (1 / np.maximum(u, 1e-300) - 1 / r)
         p[inner] = np.clip(2 * tail, p[inner], 1.0)
     return p
+
+
+def _saddlepoints(d: Floats, target: Floats) -> Floats:
+    """Return t of each row with Σ d·tanh(t·d) = target, by Newton's method within a bracket that bisection narrows."""
+    low, high = np.zeros(len(d)), np.ones(len(d))
+    while (too_low := (d * np.tanh(high[:, None] * d)).sum(axis=1) < target).any():
+        high = np.where(too_low, 2 * high, high)
+    t = (low + high) / 2
+    for _ in range(80):
+        tanh = np.tanh(t[:, None] * d)
+        excess = (d * tanh).sum(axis=1) - target  # rises with t
+        low, high = np.where(excess < 0, t, low), np.where(excess < 0, high, t)
+        slope = np.maximum((d**2 * (1 - tanh**2)).sum(axis=1), 1e-300)
+        step = t - excess / slope
+        step = np.where((low < step) & (step < high), step, (low + high) / 2)
+        if (np.abs(step - t) <= 1e-13 * step).all():
+            break
+        t = step
+    return t
 
 
 def _all_signs(count: int) -> Floats:

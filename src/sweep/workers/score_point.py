@@ -236,7 +236,7 @@ def _rows(
             if k == 0:  # the report shows them once a prompt
                 is_control = finished.point.is_control
                 row["rendered_prompt"] = encoded.layout.text if is_control else None
-                row["span"] = None if is_control else json.dumps(corpus.covered(spans, j))
+                row["span"] = None if is_control else corpus.covered(spans, j)
             row |= {f"axis/{key}": value for key, value in finished.point.axes}
             if given is not None:
                 row["given_logprobs"] = json.dumps(given, ensure_ascii=False)
