@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sweep.scoring.response import Response, _Series, _t_bound, dose_response
+from sweep.scoring.dose_thresholds import DoseSeries, _t_bound
+from sweep.scoring.response import Response, dose_response
 from sweep.scoring.statistics import resampled_counts
 
 PROMPTS = 200
@@ -195,7 +196,7 @@ def test_bounds_in_resamples_use_students_t() -> None:
     values = np.random.default_rng(0).normal(3, 1, (2, 15))
     values[1, :5] = math.nan
     counts = resampled_counts(15, 4, 0)
-    series = _Series(np.arange(2.0), values, np.zeros(15), 0.0, counts, 0.9, yes_or_no=False, seed=0)
+    series = DoseSeries(np.arange(2.0), values, np.zeros(15), 0.0, counts, 0.9, yes_or_no=False, seed=0)
     for side, name in ((-1, "low"), (1, "high")):
         found = _t_bound(values, series, side)
         for row in range(2):
