@@ -119,7 +119,7 @@ def detectable_effects(
     variance = np.nansum(centred**2, axis=1) / np.maximum(n - 1, 1)
     variance = np.where(few, np.maximum(variance, _rare_variance(differences, n, largest)), variance)
     effects = np.array([detectable(math.sqrt(v), int(count), confidence) for v, count in zip(variance, n, strict=True)])
-    # A few large changes are no bell curve. The sign-flip test cannot find fewer changes than a sign test.
+    # A few large changes are not normally distributed. The sign-flip test cannot find fewer changes than a sign test.
     changed = np.count_nonzero(np.nan_to_num(differences), axis=1)
     typical = np.sqrt(np.nansum(differences**2, axis=1) / np.maximum(changed, 1))
     size = np.where(few & (changed < n), largest, typical)
