@@ -48,7 +48,8 @@ def contrast(
 
     A single point is compared with each point of the other side. Several points on both sides are paired by name.
     Intervals and tests are those of the report: BCa, or Agresti and Min's for yes-or-no measures; a sign-flip
-    permutation test, or McNemar's exact test. Samples of a prompt are averaged first.
+    permutation test, or McNemar's exact test. Samples of a prompt are averaged first. Divergences of two controls,
+    their noise floors, are not compared.
 
     Args:
         first: generations, as `load` returns them, or some of their rows: `answers[answers["name"] == "factor=1.2"]`.

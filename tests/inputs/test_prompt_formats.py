@@ -212,9 +212,14 @@ def test_variables_of_promptfoo_refer_to_variables(tmp_path: Path) -> None:
 
 def test_alternatives_of_promptfoo_may_be_one_text(tmp_path: Path) -> None:
     path = tmp_path / "promptfoo.json"
-    alternatives = [{"type": "contains-any", "value": 'Yes, "No, thanks",Maybe'}, {"type": "contains", "value": "a, b"}]
+    texts = {"contains-any": 'Yes, "No, thanks",Maybe,', "icontains-any": ["x, y"], "contains": "a, b"}
+    alternatives = [{"type": kind, "value": value} for kind, value in texts.items()]
+    alternatives.append({"type": "contains-any", "value": "c\nd, e\n"})
     path.write_text(json.dumps({"prompts": ["Hi"], "tests": [{"assert": alternatives}]}))
-    assert load_file(path)[0][0].references == ("Yes", "No, thanks", "Maybe", "a, b")
+    assert load_file(path)[0][0].references == (
+        *("Yes", "No, thanks", "Maybe", "x, y", "a, b"),
+        *("c", "d", "e"),
+    )
 
 
 def test_too_many_combinations_of_promptfoo_are_refused(tmp_path: Path) -> None:

@@ -155,8 +155,7 @@ def test_controls_of_two_wordings_are_compared_but_not_averaged_with_points(conf
     controls, points = compared.contrasts.rows[:2]
     assert [set(row.differences) for row in (controls, points)] == [{EXACT}, {EXACT, floor}]
     assert controls.differences[EXACT].mean == 0 and points.differences[floor].mean == pytest.approx(0.4)
-    means = [row for row in compared.contrasts.rows if "mean of 1 point)" in row.first]
-    assert [row.differences[EXACT].mean for row in means] == pytest.approx([0.2])
+    assert len(compared.contrasts.rows) == 2  # a mean of one pair would count twice in the correction
 
 
 def test_contrasts_of_series(configure: Configure) -> None:

@@ -93,7 +93,7 @@ def test_a_prompt_is_shown_as_the_model_receives_it(open_report: Open, evil: boo
     assert prompt and (EVIL in prompt) == evil
     expect(shown.locator("pre")).to_have_text([f"<user>{prompt}<end>"])
     expect(shown.locator("mark")).to_have_text([prompt])
-    expect(shown.locator("p")).to_contain_text("factor=1.6 and 2 more; marked: the spans of its transforms")
+    expect(shown.locator("p")).to_contain_text("factor=1.6 and 2 more; marked: what the transforms may change")
 
 
 def test_search_filter_and_sort(open_report: Open) -> None:

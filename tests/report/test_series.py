@@ -98,7 +98,7 @@ def test_each_series_is_reported_drawn_and_tabulated(configure: Configure) -> No
     said = list(response_findings(comparison))
     assert said[0].startswith("span=all: quality/exact_match: differs from the control at transform.factor ≥ 1.5 ")
     assert said[1] == (
-        "span={positions: [0]}: quality/exact_match: no dose differs from the control along transform.factor; "
+        "span={positions: [0]}: quality/exact_match: no significant difference from the control along transform.factor; "
         "smallest difference that the prompts could show: 0.19 (one test at p < 0.05, 80 % power)"
     )
     assert len(said) == 2
@@ -193,7 +193,7 @@ def test_many_series_are_cut_short_in_the_description(configure: Configure) -> N
         make=lambda axes: {"transform": scale({**axes, "transform.span": "all"})},
     )
     text = describe(comparison, "sweep", {})
-    assert text.count("no dose differs from") == 11 and "- and 2 more series in `responses.csv`" in text
+    assert text.count("no significant difference from") == 11 and "- and 2 more series in `responses.csv`" in text
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.8, []), (0.1, ["span=s0", "span=s1"])])

@@ -15,6 +15,7 @@ from sweep.scoring.equivalence import (
     detectable_effects,
     detectable_matched,
     detectable_share,
+    detectable_small,
     equivalence_intervals,
     score_interval,
 )
@@ -222,16 +223,43 @@ def test_a_detectable_share_is_found_with_its_power() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("prompts", "share", "size"), [(15, 0.13, 1.0), (40, 0.0, 1.0), (40, 0.1, 0.5), (15, 0.2, 1 / 3), (60, 0.5, 0.3)]
+    ("prompts", "share", "size"), [(15, 0.13, 1.0), (40, 0.0, 1.0), (40, 0.1, 0.5), (15, 0.2, 1 / 3)]
 )
 def test_rare_changes_are_found_with_the_power(prompts: int, share: float, size: float) -> None:
+    """Fewer than ten prompts change: others may change by the largest possible difference, 1."""
     draw = np.random.default_rng(9)
     changed = draw.random((200, prompts)) < share
     seen = np.where(changed, size, 0.0) * draw.choice([-1, 1], changed.shape)
     effect = float(np.median(detectable_effects(0.5 + seen / 2, 0.5 - seen / 2, width=1.0)))
-    largest = 1.0 if share * prompts < 10 else size  # what a change may be
-    moved = np.where(draw.random((SIMULATIONS, prompts)) < min(1.0, effect / largest), largest, 0.0)
-    assert np.mean(permutation_p(moved, permutations=999) <= 0.05) >= POWER - 0.035
+    moved = (draw.random((SIMULATIONS, prompts)) < effect).astype(float)
+    assert np.mean(permutation_p(moved, permutations=999) <= 0.05) == pytest.approx(POWER, abs=0.035)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompts", [6, 7, 9, 12, 40])
+def test_a_shift_of_all_prompts_is_found_with_the_power(prompts: int) -> None:
+    """Nothing is added to the effect of the t-test, but where so few prompts change that the test is coarse."""
+    draw = np.random.default_rng(10)
+    seen = draw.normal(0.8, 0.05, (1, prompts))
+    effect = float(detectable_effects(seen, np.zeros(prompts), width=1.0)[0])
+    spread = float(seen.std(ddof=1))
+    if prompts >= 10:
+        assert effect == pytest.approx(detectable(spread, prompts))
+        return
+    noise = draw.normal(0, 1, (SIMULATIONS, prompts))
+    power = np.mean(permutation_p(noise + detectable_small(prompts)) <= 0.05)
+    assert power == pytest.approx(POWER, abs=0.035) and detectable_small(prompts) > detectable(1.0, prompts) - 0.1
+    assert effect >= detectable_small(prompts) * spread * 0.999
+
+
+def test_an_unbounded_measure_counts_with_the_changes_seen() -> None:
+    """Nine of twenty values near 100 change by about 0.01."""
+    control = np.full(20, 100.0)
+    few = control + np.where(np.arange(20) < 9, 0.01, 0.0)
+    many = control + np.where(np.arange(20) < 10, 0.01, 0.0)
+    effects = detectable_effects(np.stack([few, many]), control)
+    assert effects[1] < 0.01
+    assert detectable_share(20) * 0.01 <= effects[0]
 
 
 def test_a_users_function_of_zeros_and_ones_is_a_yes_or_no_measure() -> None:

@@ -108,7 +108,7 @@ def test_control_away_from_the_neutral_dose_is_not_interpolated() -> None:
     assert {side: r.first_effective for side, r in found.items()} == {"above": 1, "below": 1}
     found = dose_response([0.5, 2.0], values[::2], control, neutral=1.0, control_is_neutral=False)
     bounds = {side: (r.breaking_point_ci_low, r.breaking_point_ci_high) for side, r in found.items()}
-    assert bounds == {"above": (-math.inf, 2.0), "below": (0.5, math.inf)}
+    assert bounds == {"above": (1.0, 2.0), "below": (0.5, 1.0)}
     assert respond([2.0], values[2:], control, neutral=1.0, control_is_neutral=False).breaking_point == 2
     assert dose_response([1.0], values[1:2], control, neutral=1.0, control_is_neutral=False) == {}
 

@@ -43,6 +43,7 @@ def test_an_unreadable_file_counts_as_missing_and_is_logged_once(
     else:
         path.unlink()
         path.mkdir() if damage == "a folder" else path.write_text("no Parquet\nat all")
-    assert [archive.get("a"), archive.get("a"), *archive] == [None, None]
+    assert archive.get("a") is None and not caplog.messages  # it may be on its way from another machine
+    assert [*archive, *archive] == []
     [message] = caplog.messages
-    assert f"{path} cannot be read, its point is scored again from the journal: " in message and "\n" not in message
+    assert f"{path} cannot be read, its point has to be scored again: " in message and "\n" not in message

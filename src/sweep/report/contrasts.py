@@ -58,8 +58,9 @@ class Contrasts:
 def find_contrasts(results: Sequence[PointResult], report: ReportConfig, confidence: float) -> Contrasts:
     """Return the contrasts of `report.contrasts`.
 
-    If a contrast has several pairs, a last row compares their means: each prompt's mean over all pairs, or over those
-    of transformed points if there are any. Two controls are not compared in divergences, which are their noise floors.
+    If a contrast has several pairs, a last row compares their means: each prompt's mean over the pairs of transformed
+    points, or of controls if there are no others. Two controls are not compared in divergences, which are their noise
+    floors.
 
     Args:
         results: all points of the sweep.
@@ -93,14 +94,14 @@ def find_contrasts(results: Sequence[PointResult], report: ReportConfig, confide
         complete = [(a, b) for a, b in found if by_index[a.index].values and by_index[b.index].values]
         if len(complete) < len(found) or not found:
             missing = len(found) - len(complete)
-            lacking = f"{counted(missing, 'pair')} without results" if missing else "no pair has results"
+            lacking = f"{counted(missing, 'pair')} without results" if missing else "no points agree in all other keys"
             notes.append(f"{CONTRASTS}: {first_text!r} and {second_text!r}: {lacking}.")
         for a, b in complete:
             add(by_index[a.index], by_index[b.index], (a.name, b.name))
-        if len(complete) > 1:
-            averaged = [pair for pair in complete if not (pair[0].is_control and pair[1].is_control)] or complete
+        averaged = [pair for pair in complete if not (pair[0].is_control and pair[1].is_control)] or complete
+        if len(averaged) > 1:
             firsts, seconds = ([by_index[pair[side].index] for pair in averaged] for side in (0, 1))
-            label = f"mean of {counted(len(averaged), 'point')}"
+            label = f"mean of {len(averaged)} points"
             add(mean_of(firsts), mean_of(seconds), (f"{first_text} ({label})", f"{second_text} ({label})"))
     differences = adjust_for_multiplicity(tests)
     rows = [

@@ -23,11 +23,12 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class _FramePoint:
-    """A point's name, and its values: one row per prompt id, one column per measure."""
+    """A point's name, its values (one row per prompt id, one column per measure), and whether it is a control."""
 
     name: str
     values: pd.DataFrame
     digests: pd.Series
+    is_control: bool
 
 
 def frame_contrasts(
@@ -48,6 +49,8 @@ def frame_contrasts(
             )
         _warn_of_other_contents(one, other, shared)
         for name in names:
+            if one.is_control and other.is_control and spec(name).group.floor:
+                continue  # two noise floors
             table, against = (point.values.loc[shared, [name]].to_numpy(float).T for point in (one, other))
             for _, test in table_tests(name, table, against, confidence):
                 tests[len(labels), name] = test
@@ -90,7 +93,8 @@ def _points(frame: pd.DataFrame, which: str, names: Sequence[str]) -> list[_Fram
                 f"The {which} frame has several rows for one point, prompt and sample. Do not join frames of several "
                 "sweeps."
             )
-        points.append(_FramePoint(str(rows["name"].iloc[0]), values, digests))
+        is_control = "role" in rows and rows["role"].iloc[0] == "control"
+        points.append(_FramePoint(str(rows["name"].iloc[0]), values, digests, is_control))
     return points
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ SHOWN_SCORES = 4
 LISTED_POINTS = 3  # whose names stand above a rendered prompt
 LARGEST = 30_000  # number of generations that a browser can open at once
 COLUMNS = ["point", "prompt_id", "prompt", "sample", "generation", "reference", "finish_reason"]
+
+
+Form = tuple[str, list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +134,13 @@ def _rows(points: pd.DataFrame, frame: pd.DataFrame, order: list[int], names: li
     return list(rows.values())
 
 
-def rendered_prompts(points: pd.DataFrame, frame: pd.DataFrame) -> dict[Any, list[tuple[str, list[str]]]]:
-    """Return the forms in which models receive each prompt, by row key.
+def rendered_prompts(points: pd.DataFrame, frame: pd.DataFrame) -> dict[Any, list[tuple[str, list[Form]]]]:
+    """Return each prompt as the models receive it, by row key.
 
-    A form is the names of its points and the pieces of the rendered prompt, alternately outside and inside of the spans
-    that transforms may change. A control has a form of its own only if no other point has its prompt.
+    Returns:
+        For each row key, the distinct rendered prompts, each with its forms: the names of the points, and the borders
+        of the spans that their transforms may change, alternately start and stop, in UTF-16 code units as JavaScript
+        counts. A control has a form only if no other point has its prompt.
     """
     if not {"rendered_prompt", "span"} <= set(frame.columns):  # archives of older versions lack them
         return {}
@@ -144,16 +149,19 @@ def rendered_prompts(points: pd.DataFrame, frame: pd.DataFrame) -> dict[Any, lis
     first = frame[frame["sample"] == 0]
     columns = [first[name] for name in ("row", "point", "rendered_prompt", "span")]
     texts = {(row, int(point)): text for row, point, text, _ in zip(*columns, strict=True) if isinstance(text, str)}
-    forms: dict[Any, dict[tuple[str, str], list[int]]] = {}
+    found: dict[Any, dict[str, dict[str, list[str]]]] = {}  # names by row key, rendered prompt and span
     for row, point, _, span in zip(*columns, strict=True):
         if isinstance(span, str) and (text := texts.get((row, controls[int(point)]))) is not None:
-            forms.setdefault(row, {}).setdefault((text, span), []).append(int(point))
+            found.setdefault(row, {}).setdefault(text, {}).setdefault(span, []).append(names[int(point)])
     for (row, point), text in texts.items():
-        if all(text != other for other, _ in forms.get(row, {})):
-            forms.setdefault(row, {}).setdefault((text, "[]"), []).append(point)
+        if text not in found.setdefault(row, {}):
+            found[row][text] = {"[]": [names[point]]}
     return {
-        row: [(_listed([names[point] for point in members]), _pieces(*form)) for form, members in found.items()]
-        for row, found in forms.items()
+        row: [
+            (text, [(_listed(points), _borders(text, span)) for span, points in forms.items()])
+            for text, forms in of.items()
+        ]
+        for row, of in found.items()
     }
 
 
@@ -162,9 +170,11 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:LISTED_POINTS]) + (f" and {more} more" if more > 0 else "")
 
 
-def _pieces(text: str, span: str) -> list[str]:
-    borders = [0, *chain.from_iterable(json.loads(span)), len(text)]
-    return [text[start:stop] for start, stop in pairwise(borders)]
+def _borders(text: str, span: str) -> list[int]:
+    borders = list(chain.from_iterable(json.loads(span)))
+    if not text.isascii():
+        borders = [len(text[:border].encode("utf-16-le", "surrogatepass")) // 2 for border in borders]
+    return borders
 
 
 def _row_keys(frame: pd.DataFrame) -> list[tuple[str, str, str]]:

@@ -93,7 +93,7 @@ def findings(doses: list[DoseResponse], axis: str, reference: str = "control") -
         "Spearman’s ρ",
         "first effective",
         "breaking point",
-        "noise floor" if reference == "control" else "baseline’s own",
+        "noise floor" if reference == "control" else "baseline’s divergence",
     )
     rows = []
     for measure, line in lines:

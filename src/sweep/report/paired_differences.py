@@ -15,7 +15,7 @@ from sweep.report.replicates import Row, value_table
 from sweep.scoring.equivalence import detectable_effects, equivalence_intervals
 from sweep.scoring.registry import GROUPS, spec
 from sweep.scoring.significance import benjamini_hochberg, p_values, smallest_p
-from sweep.scoring.statistics import Intervals, paired_difference
+from sweep.scoring.statistics import Intervals, is_yes_or_no, paired_difference
 
 LEVEL = 0.05  # of the false discovery rate; differences with a lower q are called significant
 
@@ -160,7 +160,9 @@ def table_tests(
         confidence: level of the intervals.
         margin: margin of equivalence; NaN: none.
     """
-    yes_or_no, (low, high) = spec(measure).may_be_yes_or_no, spec(measure).range
+    (low, high), yes_or_no = spec(measure).range, spec(measure).yes_or_no
+    if spec(measure).may_be_yes_or_no and not yes_or_no:  # then the values of all rows decide together
+        yes_or_no = bool(is_yes_or_no(table).all() and is_yes_or_no(controls).all())
     difference = paired_difference(table, controls, confidence, yes_or_no=yes_or_no)
     p = p_values(table, controls, yes_or_no=yes_or_no, permutations=1999)
     effects = detectable_effects(table, controls, confidence, yes_or_no=yes_or_no, width=high - low)
@@ -176,11 +178,7 @@ def table_tests(
             changeable = max(correct, int(present.sum()) - correct) if exact else int(present.sum())
             # Means over seeds or samples may differ by rounding alone.
             changes = (table[i, present] - controls[i, present]).round(12)
-            counts = (
-                (int((changes > 0).sum()), int((changes < 0).sum()))
-                if exact or spec(measure).yes_or_no
-                else (None, None)
-            )
+            counts = (int((changes > 0).sum()), int((changes < 0).sum())) if yes_or_no else (None, None)
             found = Difference(
                 *_estimate(difference, i),
                 float(p[i]),

@@ -184,11 +184,16 @@
     const details = element("details", "rendered", element("summary", "", "as the model receives it"));
     details.addEventListener("toggle", () => {
       if (details.children.length > 1) return;
-      for (const [points, pieces] of row.rendered) {
-        const text = element("pre", "");
-        text.dir = "auto";
-        pieces.forEach((piece, index) => piece && text.append(index % 2 ? element("mark", "", piece) : piece));
-        details.append(element("p", "", pieces.length > 1 ? `${points}; marked: the spans of its transforms` : points), text);
+      for (const [text, forms] of row.rendered) {
+        for (const [points, borders] of forms) {
+          const shown = element("pre", "");
+          shown.dir = "auto";
+          [...borders, text.length].reduce((start, stop, index) => {
+            if (start < stop) shown.append(index % 2 ? element("mark", "", text.slice(start, stop)) : text.slice(start, stop));
+            return stop;
+          }, 0);
+          details.append(element("p", "", borders.length ? `${points}; marked: what the transforms may change` : points), shown);
+        }
       }
     });
     return details;

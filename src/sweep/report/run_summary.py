@@ -18,6 +18,7 @@ from sweep.util.counts import counted
 if TYPE_CHECKING:
     from sweep.planning.results import PointResult
     from sweep.report.comparison import Comparison
+    from sweep.report.paired_differences import Difference
     from sweep.report.replicates import Row
     from sweep.report.series import Series
     from sweep.scoring.response import Response, Side
@@ -101,19 +102,25 @@ def response_findings(comparison: Comparison, as_markdown: bool = False) -> Iter
             doses = " and ".join(f"{dose}{DIRECTION[side]}" for side, dose in breaking)
             parts.append(f"half of the {reference}'s at {'' if effective else f'{axis} = '}{doses}")
         if sides and not parts and (series.axis, measure) in with_effect:  # a result, next to the other series
-            parts.append(f"no dose differs from the {reference} along {axis}")
-            parts += _detectable_along(comparison, series, measure)
+            differences = _differences_along(comparison, series, measure)
+            if any(difference.significant for difference in differences):
+                parts.append(f"no first effective dose along {axis}, since not all stronger doses differ")
+            else:
+                parts.append(f"no significant difference from the {reference} along {axis}")
+                parts += [_uncapitalised(detectable_text(differences, comparison.confidence))] if differences else []
         if parts:
             label = f"{as_text(series.label)}: " if series.label else ""
             yield f"{label}{as_code(measure)}: {'; '.join(parts)}"
 
 
-def _detectable_along(comparison: Comparison, series: Series, measure: str) -> Iterator[str]:
+def _differences_along(comparison: Comparison, series: Series, measure: str) -> list[Difference]:
     rows = [row.index for row in comparison.rows if {member.index for member in row.members} & set(series.points)]
-    found = [comparison.row_differences.get(row, {}).get(measure) for row in rows]
-    if differences := [difference for difference in found if difference is not None]:
-        text = detectable_text(differences, comparison.confidence).rstrip(".")
-        yield text[0].lower() + text[1:]
+    found = (comparison.row_differences.get(row, {}).get(measure) for row in rows)
+    return [difference for difference in found if difference is not None]
+
+
+def _uncapitalised(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:].rstrip(".")
 
 
 def power_notes(comparison: Comparison) -> Iterator[str]:

@@ -113,8 +113,18 @@ def _t_bound(values: Floats, series: DoseSeries, side: int) -> Floats:
     return bound
 
 
-def breaking_point(series: DoseSeries, start: float | None, earlier: bool) -> tuple[float, Floats]:
-    """Return the strength at which the mean falls below half the control's; results as in `_first_effective`."""
+def breaking_point(series: DoseSeries, start: float | None, limit: float | None) -> tuple[float, Floats, Floats]:
+    """Return the strength at which the mean falls below half the control's.
+
+    Args:
+        series: the data.
+        start: the control's strength; None: it has none.
+        limit: if the mean is below half at the weakest dose already, how weak the dose may be at which it fell; None:
+            no weaker than that dose.
+
+    Returns:
+        The observed strength (NaN: none), and the weakest and the strongest that each resample allows (infinity: none).
+    """
     # `start` is the control's strength. Without one, the first dose may be below half already.
     paired = np.where(np.isnan(series.control), np.nan, series.values)
     # The first column is the observed data.
@@ -131,8 +141,7 @@ def breaking_point(series: DoseSeries, start: float | None, earlier: bool) -> tu
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(drop > 0, (means[before, columns] - half) / drop, 1.0)
     breaking = strengths[before] + share * (strengths[first] - strengths[before])
-    observed = float(breaking[0])
-    if earlier:  # it lies somewhere before the weakest dose
-        breaking = np.where(below[0], -np.inf, breaking)
+    weakest = breaking if limit is None else np.where(below[0], limit, breaking)
     breaks = below.any(axis=0) & (control > 0)
-    return observed if breaks[0] else float("nan"), np.where(breaks, breaking, np.inf)[1:]
+    observed = float(breaking[0]) if breaks[0] else float("nan")
+    return observed, np.where(breaks, weakest, np.inf)[1:], np.where(breaks, breaking, np.inf)[1:]

@@ -14,6 +14,7 @@ from scipy import optimize, stats
 from scipy.special import betaincinv, ndtri
 
 from sweep.core.values import Floats
+from sweep.scoring.significance import permutation_p
 from sweep.scoring.statistics import Intervals, differences_of, is_yes_or_no, paired_difference
 
 POWER = 0.8
@@ -100,9 +101,10 @@ def detectable_effects(
     """Return the smallest mean difference that a test at the level 1 - confidence finds in 80 % of cases, (points,).
 
     It is the effect for which the two-sided paired t-test has that power, given the spread of the differences over
-    prompts, and at least that of as many prompts changing as a sign test needs (`detectable_share`), each by the root
-    mean square of the changes seen, or by `width` if fewer than `FEW` changed. For yes-or-no values it is that of
-    McNemar's exact test. Infinite: the prompts are too few to find any difference.
+    prompts. If fewer than `FEW` prompts differ, but not all, it is at least that of as many prompts changing in one
+    direction as a sign test needs (`detectable_share`), each by `width`, or by the largest change seen if that is
+    infinite. If fewer than `FEW` prompts all differ, it is at least that of the sign-flip test (`detectable_small`).
+    For yes-or-no values it is that of McNemar's exact test. Infinite: the prompts are too few to find any difference.
 
     Args:
         values: (points, prompts); NaN marks missing values.
@@ -119,12 +121,14 @@ def detectable_effects(
     variance = np.nansum(centred**2, axis=1) / np.maximum(n - 1, 1)
     variance = np.where(few, np.maximum(variance, _rare_variance(differences, n, largest)), variance)
     effects = np.array([detectable(math.sqrt(v), int(count), confidence) for v, count in zip(variance, n, strict=True)])
-    # A few large changes are not normally distributed. The sign-flip test cannot find fewer changes than a sign test.
     changed = np.count_nonzero(np.nan_to_num(differences), axis=1)
-    typical = np.sqrt(np.nansum(differences**2, axis=1) / np.maximum(changed, 1))
-    size = np.where(few & (changed < n), largest, typical)
-    shares = np.array([detectable_share(int(count), confidence) for count in n])
-    effects = np.maximum(effects, np.multiply(shares, size, out=np.zeros_like(shares), where=size > 0))
+    seen = np.nan_to_num(np.abs(differences)).max(axis=1, initial=0.0)
+    size = largest if math.isfinite(width) else np.where(changed > 0, seen, largest)
+    for i in np.flatnonzero(few):  # the t-test is too optimistic
+        if changed[i] == n[i]:
+            effects[i] = max(effects[i], detectable_small(int(n[i]), confidence) * math.sqrt(variance[i]))
+        else:  # a few large changes are not normally distributed
+            effects[i] = max(effects[i], detectable_share(int(n[i]), confidence) * float(size[i]))
     exact = is_yes_or_no(table) & is_yes_or_no(other) & yes_or_no
     for i in np.flatnonzero(exact):
         effects[i] = detectable_matched(math.sqrt(variance[i]), int(n[i]), confidence)
@@ -146,6 +150,27 @@ def detectable(spread: float, prompts: int, confidence: float = 0.95, power: flo
     if prompts < _changes_needed(confidence):
         return math.inf
     return _noncentrality(prompts, confidence, power) * spread / math.sqrt(prompts)
+
+
+@lru_cache(maxsize=256)
+def detectable_small(prompts: int, confidence: float = 0.95) -> float:
+    """Return the smallest mean, in standard deviations, that the sign-flip test finds at the power `POWER`.
+
+    By simulation of normal differences, for a number of prompts of which all sign patterns are enumerated.
+
+    Args:
+        prompts: number of prompts, fewer than `FEW`.
+        confidence: 1 minus the level of the test.
+    """
+    if prompts < _changes_needed(confidence):
+        return math.inf
+    noise = np.random.default_rng(0).normal(size=(4000, prompts))
+    low, high = 0.0, 16.0
+    for _ in range(24):  # the power rises with the mean
+        middle = (low + high) / 2
+        enough = np.mean(permutation_p(noise + middle) <= 1 - confidence) >= POWER
+        low, high = (low, middle) if enough else (middle, high)
+    return high
 
 
 def detectable_share(prompts: int, confidence: float = 0.95, power: float = POWER) -> float:

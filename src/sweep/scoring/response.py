@@ -43,8 +43,8 @@ class Response:
             if it never does, or the control's mean is not above 0.
         breaking_point_ci_low, breaking_point_ci_high: its interval; NaN if there is no breaking point. It does not tell
             where between two tested doses the mean really falls. If nothing is known before the weakest tested
-            dose, and its mean is below half already, the point is that dose, and the bound on its weaker side is
-            infinite.
+            dose, and its mean is below half already, the point is that dose, and the bound on its weaker side is the
+            neutral dose, or infinite without one.
         floor: the mean noise floor.
     """
 
@@ -125,9 +125,14 @@ def dose_response(
         order = np.flatnonzero(kept)[::sign]
         series = DoseSeries(strengths[order], table[order], base, floors, counts, confidence, yes_or_no, seed)
         start = weakest if control_is_neutral and np.isfinite(weakest) else None
-        earlier = start is None and series.strengths[0] > weakest  # doses before the weakest tested one exist
-        effective, breaking = first_effective(series, sustained), breaking_point(series, start, earlier)
-        dose_estimates = (*_as_dose(*effective, sign, confidence), *_as_dose(*breaking, sign, confidence))
+        # Before the weakest tested dose, the breaking point may be anywhere from the neutral dose on.
+        limit = weakest if start is None and series.strengths[0] > weakest else None
+        effective, resampled = first_effective(series, sustained)
+        breaking = breaking_point(series, start, limit)
+        dose_estimates = (
+            *_as_dose(effective, resampled, resampled, sign, confidence),
+            *_as_dose(*breaking, sign, confidence),
+        )
         if len(base) < 2:
             dose_estimates = (dose_estimates[0], *NONE, dose_estimates[3], *NONE)
         responses[side] = Response(neutral, *_trend(series), *dose_estimates, floor=mean_floor)
@@ -190,14 +195,18 @@ def _spearman(x: Floats, y: Floats) -> Floats:
     return rho
 
 
-def _as_dose(strength: float, resampled: Floats, sign: int, confidence: float) -> tuple[float, float, float]:
-    """Return the dose of a strength, and the bounds of its interval."""
+def _as_dose(
+    strength: float, weakest: Floats, strongest: Floats, sign: int, confidence: float
+) -> tuple[float, float, float]:
+    """Return the dose of a strength, and the bounds of its interval, from the range of strengths of each resample."""
     if np.isnan(strength):
         return float("nan"), *NONE
     # Quantiles are not interpolated, since some resamples are infinite.
-    weaker, stronger = np.quantile(resampled, _tails(confidence), method="inverted_cdf")
-    bounds = sign * np.array([weaker, strength if stronger == -np.inf else stronger])
-    return sign * strength, float(bounds.min()), float(bounds.max())
+    bounds = [
+        sign * float(np.quantile(values, tail, method="inverted_cdf"))
+        for values, tail in zip((weakest, strongest), _tails(confidence), strict=True)
+    ]
+    return sign * strength, min(bounds), max(bounds)
 
 
 def _tails(confidence: float) -> Floats:

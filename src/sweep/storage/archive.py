@@ -28,6 +28,8 @@ from sweep.util.atomic import replace
 log = logging.getLogger(__name__)
 
 METADATA, DIGEST = b"sweep", b"sweep.sha256"
+# What reading a damaged file raises.
+UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError)
 # Columns left out of MLflow's table.
 UNSHOWN = ("sample", "token_ids", "prompt_digest", "rendered_prompt", "span", "point", "name", "role")
 
@@ -88,27 +90,36 @@ class Archive:
         return Archived(key, record)
 
     def get(self, key: str) -> Archived | None:
-        """Return a point's file, or None if it is missing, or damaged, which is logged once."""
-        path = self._path(key)
+        """Return a point's file, or None if it is missing, damaged, or not completely visible on this machine yet."""
         try:
-            state_files.require(path)
-            metadata = pq.read_schema(path).metadata
-            if metadata[DIGEST] != _digest(metadata[METADATA]):
-                raise ValueError("its record does not match its checksum")
-            return Archived(key, _record(state_files.parse(metadata[METADATA])))
-        except FileNotFoundError:
-            return None
-        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
-            if key not in self._unreadable:
-                self._unreadable.add(key)
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                log.warning("%s cannot be read, its point is scored again from the journal: %s", path, reason)
+            return self._load(key)
+        except UNREADABLE:
             return None
 
     def __iter__(self) -> Iterator[Archived]:
-        """Iterate over the readable points in the order of the sweep."""
-        points = [self.get(path.stem) for path in self._folder.glob("*.parquet") if not path.name.startswith(".")]
-        return iter(sorted((a for a in points if a is not None), key=lambda archived: archived.record.index))
+        """Iterate over the readable points in the order of the sweep. A file that cannot be read is logged once."""
+        points = []
+        for path in self._folder.glob("*.parquet"):
+            if path.name.startswith("."):
+                continue
+            try:
+                points.append(self._load(path.stem))
+            except FileNotFoundError:
+                continue
+            except UNREADABLE as error:
+                if path.stem not in self._unreadable:
+                    self._unreadable.add(path.stem)
+                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                    log.warning("%s cannot be read, its point has to be scored again: %s", path, reason)
+        return iter(sorted(points, key=lambda archived: archived.record.index))
+
+    def _load(self, key: str) -> Archived:
+        path = self._path(key)
+        state_files.require(path)
+        metadata = pq.read_schema(path).metadata
+        if metadata[DIGEST] != _digest(metadata[METADATA]):
+            raise ValueError("its record does not match its checksum")
+        return Archived(key, _record(state_files.parse(metadata[METADATA])))
 
     def written(self) -> Iterator[tuple[str, float]]:
         """Yield the key and the modification time in seconds of each file, without reading it."""

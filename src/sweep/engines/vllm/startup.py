@@ -103,8 +103,10 @@ def _arguments(
         arguments["kv_cache_memory_bytes"] = int(gib * 2**30)
     if not on_gpu and not in_process and worker_count(config) == 1:
         arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-    if not on_gpu and not config.args.keys() & {"enable_chunked_prefill", "max_num_batched_tokens"}:
-        # 0.32: on a CPU, a request with a seed fails if its prompt is split over two batches.
+    chosen = config.args.keys() & {"enable_chunked_prefill", "max_num_batched_tokens"}
+    if not on_gpu and not config.prefix_caching and not chosen:
+        # 0.32: on a CPU, a request with a seed fails if its prompt is split over two batches. For prefix caching,
+        # models with a recurrent state need such splits.
         arguments["enable_chunked_prefill"] = False
     return arguments | _lora_arguments(model.adapters, on_gpu) | set_args(config.args)
 

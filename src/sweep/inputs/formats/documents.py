@@ -208,8 +208,9 @@ def _references(asserts: list[Any]) -> tuple[list[str], tuple[str, ...]]:
     for assertion in asserts:
         kind = assertion.get("type") if isinstance(assertion, Mapping) else None
         values = _as_list(assertion.get("value")) if isinstance(assertion, Mapping) else []
-        if str(kind).endswith("contains-any") and len(values) == 1 and isinstance(values[0], str):
-            values = [text.strip() for text in next(csv.reader(values, skipinitialspace=True), [])]
+        if str(kind).endswith("contains-any") and isinstance(assertion.get("value"), str):  # alternatives in one text
+            lines = csv.reader(assertion["value"].splitlines(), skipinitialspace=True)
+            values = [text.strip() for line in lines for text in line if text.strip()]
         texts = [as_text(value) for value in values]
         if kind in MATCHES and texts and all(text is not None and text.strip() for text in texts):
             references += [text for text in texts if text is not None]
