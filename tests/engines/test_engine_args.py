@@ -142,6 +142,7 @@ def test_types_of_arguments(name: str, valid: Any, invalid: Any) -> None:
     [
         ({"hf_overrides": "foo"}, "hf_overrides must be a mapping with names as keys; got 'foo'."),
         ({"hf_overrides": {1: 2}}, "hf_overrides must be a mapping with names as keys; got {1: 2}."),
+        ({"pipeline_parallel_size": 0}, "pipeline_parallel_size must be at least 1; got 0."),
         ({"hf_token": "hf_x"}, "hf_token is a secret, and arguments are recorded. Set $HF_TOKEN instead. Remove it."),
         (
             {"model_loader_extra_config": {"s3_secret_access_key": "x"}},

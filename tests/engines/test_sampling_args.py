@@ -15,6 +15,8 @@ from sweep.engines import TransformersConfig
 from sweep.engines.base import Completion, Engine, Request, Sampling
 from sweep.engines.sampling_args import as_text, from_text
 from sweep.engines.server.protocol import completion_request
+from sweep.engines.vllm.arguments import check_sampling_args
+from sweep.errors import ConfigError
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.testing import EngineBench
 from sweep.testing.bench import GREEDY, answers_of
@@ -152,6 +154,25 @@ def test_the_text_of_arguments() -> None:
     assert as_text({}) == as_text({"min_p": None}) == ""
     assert as_text({"b": 1.0, "a": {"y": 1, "x": [2.0, 0.5]}}) == '{"a": {"y": 1, "x": [2, 0.5]}, "b": 1}'
     assert from_text(as_text({"logit_bias": {"5": 1, 6: 0.5}})) == {"logit_bias": {5: 1.0, 6: 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"json": {"type": "object"}, "choice": ["a"]}, "not json and choice together."),
+        ({"disable_any_whitespace": True}, "not none of them."),
+        ({"json_object": True}, ""),
+        ({}, ""),
+    ],
+)
+def test_structured_outputs_need_one_constraint(value: dict[str, Any], says: str) -> None:
+    if not says:
+        check_sampling_args({"structured_outputs": value})
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_sampling_args({"structured_outputs": value})
+    needs = "sampling.args.structured_outputs: needs one of json, regex, choice, grammar, json_object, structural_tag"
+    assert str(caught.value) == f"{needs}, {says}"
 
 
 def test_a_sweep_over_a_sampling_argument(sweep_here: Any, on_shared_engine: Engine, tmp_path: Path) -> None:

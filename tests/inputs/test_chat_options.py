@@ -32,6 +32,21 @@ def test_final_message_is_continued(checkpoint: Checkpoint) -> None:
     assert split.layout.text.endswith("Japan?<eos><assistant>")
 
 
+def test_keys_of_messages_that_the_template_does_not_read_are_named(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sharegpt = {"conversations": [{"from": "human", "value": "x", "markdown": "m"}, {"from": "gpt", "value": "y"}]}
+    entries = [{"messages": [USER | {"name": "Al", "foo": "bar"}]}, sharegpt]
+    encode(read(*entries), checkpoint)
+    [message] = caplog.messages
+    assert "does not read messages.foo, messages.markdown, messages.name, which has no effect." in message
+    caplog.clear()
+    monkeypatch.setattr(checkpoint.tokenizer, "chat_template", TEMPLATE.replace("m.content", "m.name ~ m.content"))
+    encode(read({"messages": [USER | {"name": "Al"}]}), checkpoint)
+    encode(read({"messages": [USER]}), checkpoint)
+    assert not caplog.messages
+
+
 def test_trimmed_final_message_is_located(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint.tokenizer, "chat_template", TEMPLATE.replace("m.content", "m.content | trim"))
     [encoded] = encode(read(PREFILL, continue_final_message=True), checkpoint, prefill=True)

@@ -174,6 +174,11 @@ def test_an_adapter_as_the_model_names_the_key(tiny: Path, attention: Path, tmp_
     advice = rf"Set model\.id={tiny} model\.lora={attention}\.$"
     with pytest.raises(ConfigError, match=rf"is not a model, but a PEFT adapter of type LORA\. {advice}"):
         find(ModelConfig(id=str(attention)))
+    run = tmp_path / "run"  # of a trainer, which saves several
+    for step in (5, 10):
+        shutil.copytree(attention, run / f"checkpoint-{step}")
+    with pytest.raises(ConfigError, match=rf"PEFT adapter of type LORA\. Set model\.id={tiny} model\.lora={run}\.$"):
+        find(ModelConfig(id=str(run)))
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
     with pytest.raises(ConfigError, match=r"Set model\.id=ITS_MODEL transform=soft_prompt transform\.path="):
         find(ModelConfig(id=str(tmp_path)))

@@ -156,6 +156,8 @@ def explain(error: HydraException | OmegaConfBaseException, arguments: Sequence[
         return one_line(cause)
     if isinstance(cause, ConfigError):  # raised by a launcher or sweeper that Hydra instantiates
         return str(cause)
+    if isinstance(error, OverrideParseException) and error.override.lstrip().startswith("zip("):
+        return f"{error.override}: write the keys with their values, and sweep.zip=KEY+KEY."
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be parsed: {str(error).splitlines()[0]}"
     if "does not support sweep type" in str(error):

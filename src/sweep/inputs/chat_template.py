@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,13 @@ def check_variables(variables: Mapping[str, Any], tokenizer: Any, model: str, ke
             raise ConfigError(
                 f"{key}: the chat template of {model!r} does not read {name!r}. Check its spelling, or remove it."
             )
+
+
+def unread_keys(chats: Iterable[Sequence[Mapping[str, Any]]], tokenizer: Any) -> list[str]:
+    """Return the keys of messages whose names the chat template does not contain, sorted."""
+    keys = {key for messages in chats for message in messages for key in message} - {"role", "content"}
+    template = template_text(tokenizer) if keys else ""
+    return sorted(key for key in keys if not mentions(template, key))
 
 
 def template_text(tokenizer: Any, tools: Sequence[Any] = ()) -> str:

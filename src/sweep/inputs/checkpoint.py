@@ -244,7 +244,10 @@ def _refuse_adapter(model: ModelConfig, folder: Path) -> None:
     """
     path = folder / peft.CONFIG
     if not path.is_file():
-        return
+        inside = sorted(folder.glob(f"checkpoint-*/{peft.CONFIG}"))
+        if not inside:
+            return
+        path = inside[-1]
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         kind, base = values.get("peft_type", "unknown"), values.get("base_model_name_or_path")

@@ -50,7 +50,9 @@ def read_chat(value: Any, where: str) -> list[Message]:
     Raises:
         ConfigError: names the message and the problem.
     """
-    if not isinstance(value, list) or not value:
+    if value == []:
+        raise ConfigError(f"{where} is empty; expected messages with role and content, or from and value.")
+    if not isinstance(value, list):
         raise ConfigError(f"{where} must be a list of mappings with role and content; got {describe_type(value)}.")
     return [_message(message, f"{where}[{i}]") for i, message in enumerate(value)]
 

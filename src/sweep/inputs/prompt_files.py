@@ -16,6 +16,13 @@ from sweep.inputs.readers.hub import is_saved, read_dataset, read_saved, resolve
 from sweep.inputs.readers.packed import DECOMPRESSORS, inner_suffix, unpacked
 from sweep.util.paths import conf_dir
 
+# Files of known programs that are not read, by suffix, and what to do.
+CONVERSIONS = {
+    ".eval": "is a log of Inspect AI in its own format. Convert it with `inspect log convert --to json`",
+    ".xls": "is a workbook of old Excel. Save it as .xlsx",
+    ".ods": "is a workbook of LibreOffice. Save it as .xlsx",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -56,6 +63,8 @@ class PromptFile:
         suffix, compression = self.suffix(config), inner_suffix(self.path)[1]
         reader = READERS.get(suffix)
         if reader is None:
+            if advice := CONVERSIONS.get(suffix):
+                raise ConfigError(f"prompts.path: {self.path.name!r} {advice}.")
             raise ConfigError(
                 f"prompts.path: {self.path.name!r} has an unknown suffix. Use one of {', '.join(READERS)}, "
                 f"compressed or not ({', '.join(DECOMPRESSORS)}), or set prompts.format."
@@ -65,7 +74,7 @@ class PromptFile:
             with open_regular(self.path) as file, unpacked(file, name, suffix, compression) as contents:
                 yield from reader(contents, name, config)
         except UnicodeDecodeError as error:
-            raise ConfigError(f"{name}: not UTF-8 text ({error.reason}).") from error
+            raise ConfigError(f"{name}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
         except RecursionError as error:
             raise ConfigError(f"{name}: cannot be read: it is nested too deeply.") from error
         except ValueError as error:  # for example, a number with thousands of digits

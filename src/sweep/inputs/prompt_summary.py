@@ -97,6 +97,6 @@ class PromptSummary:
         if rest := self.answers - self.answers_as_references:
             yield f"last answer left out of {rest}"
         if self.unused:
-            shown = ", ".join(key for key, _ in self.unused[:MAX_KEYS])
+            shown = ", ".join(key or "a column without a name" for key, _ in self.unused[:MAX_KEYS])
             more = len(self.unused) - MAX_KEYS
             yield f"not used: {shown}" + (f" and {counted(more, 'more key')}" if more > 0 else "")

@@ -11,7 +11,15 @@ from functools import cached_property, partial
 from typing import Any
 
 from sweep.errors import ConfigError
-from sweep.inputs.chat_template import KWARGS, Clock, check_variables, reads_clock, render_all, with_template
+from sweep.inputs.chat_template import (
+    KWARGS,
+    Clock,
+    check_variables,
+    reads_clock,
+    render_all,
+    unread_keys,
+    with_template,
+)
 from sweep.inputs.checkpoint import Checkpoint
 from sweep.inputs.layout import Characters, Content, Layout, decoded_offsets, locate_contents, mark
 from sweep.inputs.prompts import Prompt
@@ -87,6 +95,9 @@ def encode(
     if dated and not (chat and reads_clock(tokenizer)):
         reason = "its chat template does not read the clock" if chat else "no prompt is a chat"
         log.warning("prompts.date has no effect on the model %r: %s.", checkpoint.model.id, reason)
+    if unread := unread_keys([prompt.messages or () for prompt in prompts], tokenizer):
+        shown = ", ".join(f"messages.{key}" for key in unread)
+        log.warning("The chat template of %r does not read %s, which has no effect.", checkpoint.model.id, shown)
     render_chats = partial(render_all, tokenizer=tokenizer, variables=variables, now=now, dated=dated, prefill=prefill)
     placeholders = sorted({place.name for prompt in prompts for place in prompt.places if place.kept})
     tokenize = Tokenize(tokenizer, [f"{{{name}}}" for name in placeholders])

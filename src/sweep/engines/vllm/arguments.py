@@ -12,6 +12,7 @@ from sweep.errors import ConfigError
 from sweep.util.validators import closest, require, require_choice
 
 STRUCTURED = "structured_outputs"
+CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 SIGNATURES = {"engine": ("engine.arg_utils", "EngineArgs"), "sampling": ("sampling_params", "SamplingParams")}
 STRUCTURED_SIGNATURE = ("sampling_params", "StructuredOutputsParams")
 
@@ -86,6 +87,8 @@ def check_engine_args(args: Mapping[str, Any]) -> None:
             f"engine.args.{secret} is a secret, and arguments are recorded. Remove it, and set the environment "
             "variable that its library reads, such as $AWS_SECRET_ACCESS_KEY."
         )
+    stages = args.get("pipeline_parallel_size")
+    require(stages is None or stages >= 1, "engine.args.pipeline_parallel_size", "must be at least 1", stages)
     rule = "must not be dummy: the embedding rows are the checkpoint's, not those of random weights"
     require(args.get("load_format") != "dummy", "engine.args.load_format", rule, None)
 
@@ -93,7 +96,9 @@ def check_engine_args(args: Mapping[str, Any]) -> None:
 def check_sampling_args(args: Mapping[str, Any]) -> None:
     """Check the names and types of `sampling.args`. See `check_engine_args`."""
     _check("sampling.args", args, {}, {}, SIGNATURES["sampling"])
-    _check(f"sampling.args.{STRUCTURED}", args.get(STRUCTURED) or {}, {}, {}, STRUCTURED_SIGNATURE)
+    structured = args.get(STRUCTURED) or {}
+    _check(f"sampling.args.{STRUCTURED}", structured, {}, {}, STRUCTURED_SIGNATURE)
+    _check_structured(structured)
 
 
 def argument_key(key: str) -> str | None:
@@ -117,6 +122,18 @@ def fingerprint_args(args: Mapping[str, Any]) -> dict[str, Any]:
     changing = {name: value for name, value in set_args(args).items() if name not in NO_CHANGE}
     digests = contents(changing)
     return changing | ({"contents": digests} if digests else {})
+
+
+def _check_structured(value: Mapping[str, Any]) -> None:
+    """Refuse none or several constraints, as vLLM does when the first request is made.
+
+    Raises:
+        ConfigError: names them.
+    """
+    chosen = [kind for kind in CONSTRAINTS if value.get(kind) is not None]
+    if value and len(chosen) != 1:
+        found = f"not {' and '.join(chosen)} together" if chosen else "not none of them"
+        raise ConfigError(f"sampling.args.{STRUCTURED}: needs one of {', '.join(CONSTRAINTS)}, {found}.")
 
 
 def _check(

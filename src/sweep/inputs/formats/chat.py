@@ -141,6 +141,8 @@ def read_openai_batch(fields: Fields, place: str, config: PromptsConfig) -> Prom
     elif str(fields.get("url", "")).endswith("/responses") and isinstance(body.get("input"), str | list):
         entry = _responses(body, place, config, form)
         unused += _rest(body, "body", ("input", "instructions"))
+    elif isinstance(body.get("prompt"), list):
+        raise ConfigError(f"{place}: body.prompt (OpenAI batch) is a list. Write a line for each prompt.")
     else:
         raise ConfigError(
             f"{place}: OpenAI batch for {fields.get('url', '?')} without body.messages. Only chat completions, "
@@ -152,6 +154,10 @@ def read_openai_batch(fields: Fields, place: str, config: PromptsConfig) -> Prom
 def _responses(body: Mapping[str, Any], place: str, config: PromptsConfig, form: str) -> PromptEntry:
     chat = body["input"]
     messages = [{"role": "user", "content": chat}] if isinstance(chat, str) else list(chat)
+    for i, item in enumerate(messages):
+        if isinstance(item, Mapping) and "role" not in item and item.get("type") != "message":
+            kind = f"is of type {item.get('type')!r}. Only messages are supported"
+            raise ConfigError(f"{place}: body.input[{i}] (OpenAI responses) {kind}.")
     if isinstance(body.get("instructions"), str):
         messages = [{"role": "system", "content": body["instructions"]}, *messages]
     return read_messages(messages, f"{place}: body.input", config, form)

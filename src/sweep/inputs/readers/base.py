@@ -63,8 +63,8 @@ def lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
 
 
 def _undecodable(name: str, number: int, data: bytes, error: UnicodeDecodeError) -> ConfigError:
-    hint = " It looks like UTF-16: save it as UTF-8." if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-    return ConfigError(f"{name}:{number}: not UTF-8 text ({error.reason}).{hint}")
+    hint = "It looks like UTF-16: save it as UTF-8." if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "Save it as UTF-8."
+    return ConfigError(f"{name}:{number}: not UTF-8 text ({error.reason}). {hint}")
 
 
 def document_text(file: BinaryIO, name: str, limit: int, advice: str) -> str:

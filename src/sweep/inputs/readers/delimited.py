@@ -41,6 +41,8 @@ def read_delimited(file: BinaryIO, name: str, config: PromptsConfig, delimiter: 
     reader = csv.reader(texts(), delimiter=separator, strict=True)
     try:
         columns = next(reader, [])
+        if delimiter is None and (len(columns) == 1 or columns[0] == "sep="):
+            _check_separator(first[1].rstrip("\r\n"), name)
         if duplicate := next((column for column in columns if columns.count(column) > 1), None):
             raise ConfigError(f"{name}:1: two columns are named {duplicate!r}.")
         for row in reader:
@@ -67,6 +69,20 @@ def _delimiter(header: str, config: PromptsConfig) -> str:
     if semicolons == commas:
         return ";" if ";" in header and "," not in header else ","
     return ";" if semicolons > commas else ","
+
+
+def _check_separator(header: str, name: str) -> None:
+    """Refuse a header that another separator would split, and Excel's line that names one.
+
+    Raises:
+        ConfigError: names the separator, and what to do.
+    """
+    if header.startswith("sep="):
+        raise ConfigError(f"{name}:1: {header!r} is a line for Excel. Remove it.")
+    if "\t" in header:
+        raise ConfigError(f"{name}:1: the columns are separated by tabs. Set prompts.format=tsv.")
+    if "|" in header:
+        raise ConfigError(f"{name}:1: the columns are separated by '|'. Save the file with commas.")
 
 
 def cell(column: str, text: str, place: str, config: PromptsConfig) -> Any:
