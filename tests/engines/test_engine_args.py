@@ -103,7 +103,9 @@ def test_arguments_reach_vllm(tiny: Path, vllm_cache: Path, tmp_path: Path) -> N
     assert found["quantized"][0][0] == "compressed-tensors"
     # Which of the first tokens stay depends on the processor's kernels; by chance it would be one of 272.
     pairs = [
-        (a, b) for one, other in zip(found["quantized"][1], plain, strict=True) for a, b in zip(one[:2], other[:2])
+        (a, b)
+        for one, other in zip(found["quantized"][1], plain, strict=True)
+        for a, b in zip(one[:2], other[:2], strict=True)
     ]
     assert sum(a == b for a, b in pairs) >= len(pairs) // 2 and found["quantized"][1] != plain
     assert found["batched"][0][1] == 32 and found["batched"][1] == plain
