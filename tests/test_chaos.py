@@ -23,7 +23,7 @@ def test_sweep_killed_at_random_completes(tmp_path: Path) -> None:
         "--points=4",
         "--prompts=2",
     ]
-    done = subprocess.run([*command, f"--folder={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, f"--folder={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=700)
     assert done.returncode == 0, done.stdout + done.stderr
     # Kills come at random times: a sweep may end before its kill, and then another one is started.
     found = re.fullmatch(
