@@ -32,14 +32,14 @@ def test_final_message_is_continued(checkpoint: Checkpoint) -> None:
     assert split.layout.text.endswith("Japan?<eos><assistant>")
 
 
-def test_keys_of_messages_that_the_template_does_not_read_are_named(
+def test_keys_of_messages_that_the_template_does_not_mention_are_named(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     sharegpt = {"conversations": [{"from": "human", "value": "x", "markdown": "m"}, {"from": "gpt", "value": "y"}]}
     entries = [{"messages": [USER | {"name": "Al", "foo": "bar"}]}, sharegpt]
     encode(read(*entries), checkpoint)
     [message] = caplog.messages
-    assert "does not read messages.foo, messages.markdown, messages.name, which has no effect." in message
+    assert "does not mention messages.foo, messages.markdown, messages.name, which probably has no effect." in message
     caplog.clear()
     monkeypatch.setattr(checkpoint.tokenizer, "chat_template", TEMPLATE.replace("m.content", "m.name ~ m.content"))
     encode(read({"messages": [USER | {"name": "Al"}]}), checkpoint)

@@ -215,10 +215,11 @@ def test_alternatives_of_promptfoo_may_be_one_text(tmp_path: Path) -> None:
     texts = {"contains-any": 'Yes, "No, thanks",Maybe,', "icontains-any": ["x, y"], "contains": "a, b"}
     alternatives = [{"type": kind, "value": value} for kind, value in texts.items()]
     alternatives.append({"type": "contains-any", "value": "c\nd, e\n"})
+    alternatives.append({"type": "contains-any", "value": "z" * 2**18})  # longer than a field of CSV
     path.write_text(json.dumps({"prompts": ["Hi"], "tests": [{"assert": alternatives}]}))
     assert load_file(path)[0][0].references == (
         *("Yes", "No, thanks", "Maybe", "x, y", "a, b"),
-        *("c", "d", "e"),
+        *("c", "d", "e", "z" * 2**18),
     )
 
 

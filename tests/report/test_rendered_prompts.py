@@ -30,7 +30,7 @@ def forms_of(folder: Path) -> dict[str, list[Any]]:
 
 
 def marked(text: str, borders: list[int]) -> list[str]:
-    """What the page marks, which slices the text as UTF-16."""
+    """Return the texts that the page marks. It slices the prompt as UTF-16."""
     units = text.encode("utf-16-le")
     pairs = zip(borders[::2], borders[1::2], strict=True)
     return [units[2 * start : 2 * stop].decode("utf-16-le").strip() for start, stop in pairs]

@@ -97,7 +97,9 @@ def encode(
         log.warning("prompts.date has no effect on the model %r: %s.", checkpoint.model.id, reason)
     if unread := unread_keys([prompt.messages or () for prompt in prompts], tokenizer):
         shown = ", ".join(f"messages.{key}" for key in unread)
-        log.warning("The chat template of %r does not read %s, which has no effect.", checkpoint.model.id, shown)
+        log.warning(
+            "The chat template of %r does not mention %s, which probably has no effect.", checkpoint.model.id, shown
+        )
     render_chats = partial(render_all, tokenizer=tokenizer, variables=variables, now=now, dated=dated, prefill=prefill)
     placeholders = sorted({place.name for prompt in prompts for place in prompt.places if place.kept})
     tokenize = Tokenize(tokenizer, [f"{{{name}}}" for name in placeholders])

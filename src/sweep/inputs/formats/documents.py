@@ -209,14 +209,22 @@ def _references(asserts: list[Any]) -> tuple[list[str], tuple[str, ...]]:
         kind = assertion.get("type") if isinstance(assertion, Mapping) else None
         values = _as_list(assertion.get("value")) if isinstance(assertion, Mapping) else []
         if str(kind).endswith("contains-any") and isinstance(assertion.get("value"), str):  # alternatives in one text
-            lines = csv.reader(assertion["value"].splitlines(), skipinitialspace=True)
-            values = [text.strip() for line in lines for text in line if text.strip()]
+            values = _alternatives(assertion["value"])
         texts = [as_text(value) for value in values]
         if kind in MATCHES and texts and all(text is not None and text.strip() for text in texts):
             references += [text for text in texts if text is not None]
         else:
             rest.append(f"assert[{kind}]")
     return list(dict.fromkeys(references)), tuple(dict.fromkeys(rest))
+
+
+def _alternatives(text: str) -> list[str]:
+    """Return the texts between commas and line ends; the whole text if it is not CSV, such as one that is too long."""
+    try:
+        lines = list(csv.reader(text.splitlines(), skipinitialspace=True))
+    except csv.Error:
+        return [text]
+    return [part.strip() for line in lines for part in line if part.strip()]
 
 
 def _list(mapping: Any, key: str, where: str) -> list[Any]:
