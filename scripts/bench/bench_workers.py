@@ -41,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder for model and sweeps; default: a temporary folder")
     parser.add_argument("--workers", type=int, nargs="*", default=[2], help="numbers of workers of the local launcher")
     parser.add_argument("--ray", type=int, default=0, help="number of Ray actors; 0: none")
+    parser.add_argument("--without-one", action="store_true", help="leave out one engine; the first kind is the base")
     parser.add_argument(
         "--workloads", nargs="*", default=["35x100x12", "256x64x32"], help="points × prompts × tokens of an answer"
     )
@@ -57,7 +58,7 @@ def arguments() -> argparse.Namespace:
     if "--small" in sys.argv:
         parser.set_defaults(**SMALL)
     options = parser.parse_args()
-    kinds = 1 + len(options.workers) + bool(options.ray)
+    kinds = (not options.without_one) + len(options.workers) + bool(options.ray)
     options.gpu_memory_utilization = options.share or round(0.84 / kinds, 3)
     options.batch_invariant, options.in_process, options.tensor_parallel = False, "false", 1
     options.tokens = 8  # of the first sweep, which opens the engines
@@ -72,7 +73,7 @@ def throughput(options: argparse.Namespace, report: Any) -> None:
     from hydra_plugins.sweep_launchers._ray_backend import RayBackend
 
     sessions: dict[str, Session] = {}
-    backends: dict[str, Any] = {"one engine": None}
+    backends: dict[str, Any] = {} if options.without_one else {"one engine": None}
     backends |= {f"{number} workers": LocalBackend(number) for number in options.workers}
     if options.ray:  # before any library imports Ray
         ray = RayBackend(actors=options.ray, address=None, gpus=None, cpus=None, shards=None, say=print)

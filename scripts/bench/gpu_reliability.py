@@ -208,8 +208,10 @@ def memory_held(spare: int) -> Iterator[None]:
 
 
 def used_memory() -> int:
-    """Return the used memory of all GPUs in MiB."""
+    """Return the used memory in MiB of the GPUs that `CUDA_VISIBLE_DEVICES` names, or of all."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        query.append(f"--id={visible}")
     return sum(map(int, subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()))
 
 

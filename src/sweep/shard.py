@@ -10,12 +10,9 @@ cannot be used, 75 another process is running the shard, 129, 130 or 143 interru
 from __future__ import annotations
 
 import json
-import logging
-import os
 import queue
 import sys
 import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -25,12 +22,10 @@ from sweep.console import signals, streams
 from sweep.console.terminal import Terminal
 from sweep.errors import ConfigError, SweepError
 from sweep.launch.manifest import read
+from sweep.launch.shard_server import ShardServer
 from sweep.launch.shard_worker import ShardWorker
-from sweep.processes.background_thread import BackgroundThread
 from sweep.util.counts import counted
 from sweep.util.redaction import redact
-
-log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -71,21 +66,21 @@ def serve(requests: TextIO, answers: TextIO, log: str) -> None:
     try:
         terminal = Terminal()
         with terminal.divert(Path(log), verbose=False), ShardWorker(terminal) as worker:
-            finishing = BackgroundThread("finishing", partial(_finish, answers))
+            server = ShardServer(worker, partial(_answer, answers))
             lines: queue.Queue[str | None] = queue.Queue()
             threading.Thread(target=_read, args=(requests, lines), name="requests", daemon=True).start()
             while True:
-                worker.drain(until=lambda: not lines.empty())
+                server.drain(until=lambda: not lines.empty())
                 if (line := lines.get()) is None:
                     break
                 path, index = json.loads(line)
                 try:
-                    finish = worker.generate(read(Path(path)), index)
+                    manifest = read(Path(path))
                 except SweepError as error:
-                    finish = partial(_raise, error)
-                finishing.put((index, finish))
-            worker.drain()
-            finishing.close()
+                    server.fail(index, error)
+                else:
+                    server.begin(manifest, index)
+            server.close()
     except signals.Interrupted as end:
         signals.leave(int(str(end.code)))
 
@@ -98,23 +93,9 @@ def _read(requests: TextIO, lines: queue.Queue[str | None]) -> None:
         lines.put(None)
 
 
-def _finish(answers: TextIO, generated: tuple[int, Callable[[], None]]) -> None:
-    """Finish a shard while the next one generates, and answer its request. Called on the thread "finishing"."""
-    index, finish = generated
-    code, reason = 0, ""
-    try:
-        finish()
-    except SweepError as error:
-        code, reason = error.exit_code, redact(str(error))
-    except Exception:  # the main thread waits for the next request; a new process runs the shard again
-        log.exception("Shard %d cannot be finished.", index)
-        os._exit(1)
+def _answer(answers: TextIO, index: int, code: int, reason: str) -> None:
     answers.write(json.dumps([index, code, reason]) + "\n")
     answers.flush()
-
-
-def _raise(error: SweepError) -> None:
-    raise error
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from shards import (
     start,
     statuses_of,
 )
+from sweep.processes.cpu import usable_cores
 
 pytestmark = pytest.mark.slow
 if importlib.util.find_spec("ray") is None and "CI" not in os.environ:
@@ -69,12 +70,15 @@ def test_ray_with_vllm(tiny: Path, tmp_path: Path, vllm_whole: Path) -> None:
 PROBE = """
 import json, os, sys
 from hydra_plugins.sweep_launchers import _ray_backend
+from sweep.processes.cpu import usable_cores
 
 class Actor:
+    def __init__(self, number, cpus, free_threads):
+        use_core_share(cpus, free_threads)
+
     def look(self):
         visible = os.environ["CUDA_VISIBLE_DEVICES"].split(",")  # in any order
-        threads = int(os.environ["OMP_NUM_THREADS"])
-        return threads, sorted(map(str, ray.get_gpu_ids())), sorted(filter(None, visible))
+        return os.environ.get("OMP_NUM_THREADS", "free"), usable_cores(), sorted(map(str, ray.get_gpu_ids())), sorted(filter(None, visible))
 
 def look(backend):
     backend._set_default_gpus()
@@ -84,7 +88,7 @@ def look(backend):
         ray.kill(actor)
     return seen
 
-_ray_backend.ShardActor = Actor
+_ray_backend.ShardActor, use_core_share = Actor, _ray_backend._use_core_share
 there, tried = json.loads(sys.argv[1])
 backends = [
     _ray_backend.RayBackend(actors=None, address="auto" if i else None, gpus=gpus, cpus=None, shards=None, say=print)
@@ -99,9 +103,9 @@ backends[0].close()
 
 
 def look_at_gpus(there: int, *tried: int | None) -> list[list[list[Any]]]:
-    """Return threads, assigned GPUs and visible GPUs of each actor, for each number of GPUs per actor.
+    """Return OMP_NUM_THREADS, number of cores, assigned GPUs and visible GPUs of each actor, for each number of GPUs.
 
-    The machine has four CPUs.
+    Ray believes that the machine has four CPUs.
     """
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, "-c", PROBE, json.dumps([there, tried])]
@@ -120,11 +124,13 @@ def look_at_gpus(there: int, *tried: int | None) -> list[list[list[Any]]]:
 
 def test_actor_sees_only_its_gpus_and_uses_its_share_of_cpus() -> None:
     one_each, all_to_one, hidden = look_at_gpus(2, None, 2, 0)
-    assert one_each == [[2, ["0"], ["0"]], [2, ["1"], ["1"]]]
-    assert all_to_one == [[4, ["0", "1"], ["0", "1"]]]
-    assert hidden == [[1, [], []]] * 4
+    cores = usable_cores()
+    half = cores // 2 or cores
+    assert one_each == [["free", half, ["0"], ["0"]], ["free", half, ["1"], ["1"]]]
+    assert all_to_one == [["free", half * 2, ["0", "1"], ["0", "1"]]]
+    assert hidden == [["1", cores, [], []]] * 4
 
 
 def test_actor_without_gpus_sees_none() -> None:
     [actors] = look_at_gpus(0, None)
-    assert [(threads, ids) for threads, ids, _ in actors] == [(1, [])] * 4
+    assert [(threads, ids) for threads, _, ids, _ in actors] == [("1", [])] * 4

@@ -18,6 +18,7 @@ from sweep.launch.backend import ATTEMPTS, ShardBackend, unfinished_shards
 from sweep.launch.manifest import Manifest
 from sweep.launch.shard_state import read_state
 from sweep.processes import parent_death
+from sweep.processes.cpu import core_share
 from sweep.util.validators import require
 
 log = logging.getLogger(__name__)
@@ -185,7 +186,8 @@ Answer = tuple[_Process, tuple[int, int, str] | None]  # index of the shard, exi
 
 def _devices(workers: int, gpus: int | None) -> list[dict[str, str]]:
     """Return each worker's GPUs as environment variables, and its CPU cores under `cores`."""
-    cores = _core_shares(workers)
+    shares = [core_share(i, workers) for i in range(workers)]
+    cores = [{"cores": ",".join(map(str, share))} if share else {} for share in shares]
     visible = _visible_gpus()
     if not visible:
         return cores
@@ -193,16 +195,8 @@ def _devices(workers: int, gpus: int | None) -> list[dict[str, str]]:
     enough = workers * per_worker <= len(visible)
     rule = f"and gpus need {workers * per_worker} GPUs, but only {len(visible)} are visible. Lower one of the two"
     require(enough, "hydra.launcher.workers", rule, None)
-    shares = [visible[i * per_worker : (i + 1) * per_worker] for i in range(workers)]
-    return [share | {"CUDA_VISIBLE_DEVICES": ",".join(names)} for share, names in zip(cores, shares, strict=True)]
-
-
-def _core_shares(workers: int) -> list[dict[str, str]]:
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if workers == 1 or len(cores) < workers:
-        return [{} for _ in range(workers)]
-    per_worker = len(cores) // workers
-    return [{"cores": ",".join(map(str, cores[i * per_worker : (i + 1) * per_worker]))} for i in range(workers)]
+    names = [visible[i * per_worker : (i + 1) * per_worker] for i in range(workers)]
+    return [own | {"CUDA_VISIBLE_DEVICES": ",".join(its)} for own, its in zip(cores, names, strict=True)]
 
 
 def _visible_gpus() -> list[str]:

@@ -1,4 +1,4 @@
-"""Ray backend: actors with an engine each run one shard after the other.
+"""Ray backend: actors with an engine each run one shard after the other, without a pause between them.
 
 Only Ray Core is used. The LLM parts of Ray Data and Ray Serve accept no prompt embeddings and pin another vLLM.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import secrets
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ from sweep.console import signals
 from sweep.errors import ConfigError, EngineError, SweepError
 from sweep.launch.backend import ATTEMPTS, LOCK_EXPIRY_SECONDS, ShardBackend, unfinished_shards
 from sweep.launch.manifest import Manifest, read
-from sweep.util.redaction import redact
+from sweep.processes.cpu import core_share
 from sweep.util.validators import require
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ class RayBackend(ShardBackend):
         actors: number of actors. None: as many as the cluster has room for.
         address: address of a running cluster. None: start one on this machine, which ends with this process.
         gpus: GPUs per actor. None: 1 if the cluster has GPUs, else 0. With 0, an actor sees no GPU.
-        cpus: CPUs that an actor reserves, and threads of its numerical libraries. None: it reserves one CPU, and has
-            as many threads as there are CPUs for each of its GPUs, or one without GPUs.
+        cpus: CPUs that an actor reserves. None: one. An actor with GPUs runs on its machine's share of cores for them,
+            or on so many of them. One without has as many threads for numerical libraries as reserved CPUs.
         shards: number of shards per plan. None: as many as are worth an engine start.
         say: prints a message to the user.
     """
@@ -62,6 +63,7 @@ class RayBackend(ShardBackend):
         self._count, self._address, self._gpus, self._cpus, self._say = actors, address, gpus, cpus, say
         self._hide_gpus = gpus == 0  # only if configured: Ray finds no GPUs of kinds that it does not know
         self._actors: list[Any] = []
+        self._started = 0
         self._folder: str | None = None
         if address is None:
             self._prepare_private_cluster()
@@ -77,51 +79,60 @@ class RayBackend(ShardBackend):
 
         self._connect()
         waiting, reasons = list(range(manifest.shards)), dict[int, str]()
-        attempts, busy = dict.fromkeys(waiting, 0), dict[Any, tuple[int | None, Any]]()
+        attempts = dict.fromkeys(waiting, 0)
         while len(self._actors) < min(self._actor_limit(), manifest.shards):
             self._actors.append(self._start_actor())
         # An actor gets a shard only when it is ready. One that never finds room must not block a shard.
-        for actor in self._actors:
-            busy[actor.is_ready.remote()] = None, actor
+        busy: dict[Any, Any] = {actor.answers.remote(): actor for actor in self._actors}
         free: list[Any] = []
+        held: dict[Any, list[int]] = {actor: [] for actor in self._actors}  # shards that are not answered
+        unready = set(self._actors)
         started, notified, failed_starts = time.monotonic(), False, 0
-        while waiting or any(index is not None for index, _ in busy.values()):
-            while waiting and free:
-                actor, shard = free.pop(), waiting.pop(0)
-                attempts[shard] += 1
-                busy[actor.work.remote(str(manifest.path), shard)] = shard, actor
+        while waiting or any(held.values()):
+            for actor in list(free):
+                if waiting:
+                    shard = waiting.pop(0)
+                    attempts[shard] += 1
+                    held[actor].append(shard)
+                    busy[actor.begin.remote(str(manifest.path), shard)] = actor
+                elif held[actor]:
+                    busy[actor.settle.remote()] = actor
+                else:
+                    continue
+                free.remove(actor)
             done, _ = ray.wait(list(busy), timeout=PERIOD)
             signals.check()
             watch()
             for reference in done:
-                index, actor = busy.pop(reference)
+                actor = busy.pop(reference)
                 try:
-                    answer = ray.get(reference)
-                    if index is not None and answer is not None:
-                        reasons[index] = answer
+                    for index, reason in ray.get(reference):
+                        held[actor].remove(index)
+                        if reason:
+                            reasons[index] = reason
                     free.append(actor)
+                    unready.discard(actor)
                     failed_starts = 0
                 except ray.exceptions.RayError as error:
                     self._actors.remove(actor)
-                    reason = f"its actor has died: {str(error).splitlines()[0]}"
-                    if index is None:
+                    message, lost = str(error).splitlines()[0], held.pop(actor)
+                    if actor in unready:
                         failed_starts += 1
                         if failed_starts == ATTEMPTS:
                             raise EngineError(
-                                f"hydra/launcher=ray: {ATTEMPTS} actors in a row could not start: "
-                                f"{str(error).splitlines()[0]}"
+                                f"hydra/launcher=ray: {ATTEMPTS} actors in a row could not start: {message}"
                             ) from error
-                    else:
-                        reasons[index] = reason
-                        log.warning("Shard %d: %s", index, reason)
-                        if attempts[index] < ATTEMPTS:
-                            waiting.insert(0, index)
+                    for index in lost:
+                        reasons[index] = f"its actor has died: {message}"
+                        log.warning("Shard %d: %s", index, reasons[index])
+                    waiting[:0] = [index for index in lost if attempts[index] < ATTEMPTS]
                     self._actors.append(actor := self._start_actor())
-                    busy[actor.is_ready.remote()] = None, actor
+                    busy[actor.answers.remote()], held[actor] = actor, []
+                    unready.add(actor)
             if not notified and time.monotonic() - started > ROOM_SECONDS:
-                if waiting_actors := sum(index is None for index, _ in busy.values()):
+                if unready:
                     self._say(
-                        f"Ray: {waiting_actors} of {len(self._actors)} actors wait for free resources in the cluster"
+                        f"Ray: {len(unready)} of {len(self._actors)} actors wait for free resources in the cluster"
                     )
                 notified = True
         return unfinished_shards(manifest, reasons)
@@ -165,18 +176,6 @@ class RayBackend(ShardBackend):
         if self._gpus is None:
             self._gpus = 1 if self._resource("GPU") else 0
 
-    def _default_threads(self) -> int:
-        """Return an actor's share of the CPUs of the machine with the fewest for each GPU.
-
-        The CPUs are not reserved: one that another process holds would keep the actor from starting.
-        """
-        import ray
-
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = self._gpus or 0
-        shares = [node.get("CPU", 0) * gpus / node["GPU"] for node in nodes if gpus and node.get("GPU", 0) >= gpus]
-        return max(1, int(min(shares, default=1)))
-
     def _resource(self, name: str) -> float:
         """Return how much of a resource the cluster has in all."""
         import ray
@@ -219,46 +218,81 @@ class RayBackend(ShardBackend):
 
         options: dict[str, Any] = {"num_cpus": self._reserved_cpus, "num_gpus": self._gpus, "max_restarts": 0}
         variables = dict(NO_GPUS) if self._hide_gpus else {}
-        if self._cpus is None and "OMP_NUM_THREADS" not in os.environ:
-            variables["OMP_NUM_THREADS"] = str(self._default_threads())  # else Ray sets it to the reserved CPUs
         if variables:
             options["runtime_env"] = {"env_vars": variables}
-        return ray.remote(**options)(ShardActor).remote()
+        self._started += 1
+        free_threads = "OMP_NUM_THREADS" not in os.environ
+        return ray.remote(**options)(ShardActor).remote(self._started, self._cpus, free_threads)
 
 
 class ShardActor:
     """Shard worker in a Ray process. Becomes a Ray actor with the requested resources.
 
-    Owned by the actor's main thread, which executes the coordinator's calls in order.
+    Owned by the actor's main thread, which executes the coordinator's calls in order. Each call returns the shards that
+    were finished since the last one: an index and the reason if the shard is not finished, else "".
+
+    Args:
+        number: names the log, `actor-NUMBER.log` in the plan's folder.
+        cpus: see `RayBackend`.
+        free_threads: whether the user leaves the number of OpenMP's threads to this project. Ray sets a number, which
+            the engine's core would take for the user's choice. Its threads then wait for each other at each tensor.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, number: int, cpus: float | None, free_threads: bool) -> None:
         import sweep.util.environment  # noqa: F401 - sets variables before other libraries are imported
         from sweep.console.terminal import Terminal
+        from sweep.launch.shard_server import ShardServer
         from sweep.launch.shard_worker import ShardWorker
 
-        self._terminal = Terminal()
-        self._worker = ShardWorker(self._terminal)
+        _use_core_share(cpus, free_threads)
+        self._number, self._terminal, self._log = number, Terminal(), Path()
+        self._answers: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+        self._server = ShardServer(ShardWorker(self._terminal), self._answer)
 
-    def is_ready(self) -> bool:
-        """Return True. The call completes once Ray has started the actor."""
-        return True
+    def answers(self) -> list[tuple[int, str]]:
+        """Only return the finished shards. The first call completes once Ray has started the actor."""
+        return [self._answers.get() for _ in range(self._answers.qsize())]
 
-    def work(self, path: str, index: int) -> str | None:
-        """Run a shard. Return the reason if it is not finished, else None.
+    def begin(self, path: str, index: int) -> list[tuple[int, str]]:
+        """Generate a shard. Returns once the engine has received its requests.
 
         Args:
             path: the plan's manifest.
             index: index of the shard.
         """
         manifest = read(Path(path))
-        try:
-            manifest.enter_workdir()
-        except SweepError as error:
-            return str(error)
-        with self._terminal.divert(manifest.log(f"shard-{index:05d}"), verbose=False):
+        self._log = manifest.log(f"actor-{self._number}")
+        with self._terminal.divert(self._log, verbose=False):
             try:
-                self._worker.work(manifest, index, patience=LOCK_EXPIRY_SECONDS)
+                manifest.enter_workdir()
             except SweepError as error:
-                return redact(str(error))
-        return None
+                self._server.fail(index, error)
+            else:
+                self._server.begin(manifest, index, patience=LOCK_EXPIRY_SECONDS)
+        return self.answers()
+
+    def settle(self) -> list[tuple[int, str]]:
+        """Finish all shards that have begun."""
+        with self._terminal.divert(self._log, verbose=False):
+            self._server.settle()
+        return self.answers()
+
+    def _answer(self, index: int, _code: int, reason: str) -> None:
+        self._answers.put((index, reason))
+
+
+def _use_core_share(cpus: float | None, free_threads: bool) -> None:
+    """Run on this process's share of the machine's cores for the GPUs that Ray has assigned to it, if there are any."""
+    import ray
+
+    gpus = ray.get_gpu_ids()
+    if not gpus:
+        return
+    if free_threads:
+        os.environ.pop("OMP_NUM_THREADS", None)
+    node_id = ray.get_runtime_context().get_node_id()
+    [node] = [node for node in ray.nodes() if node["NodeID"] == node_id]
+    with suppress(ValueError):  # named by UUID
+        cores = [core for gpu in gpus for core in core_share(int(gpu), int(node["Resources"].get("GPU", 0)))]
+        if cores and (cpus is None or 1 <= cpus <= len(cores)):
+            os.sched_setaffinity(0, cores if cpus is None else cores[: int(cpus)])
