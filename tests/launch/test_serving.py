@@ -25,7 +25,7 @@ class Worker:
     def __enter__(self): return self
     def __exit__(self, *error): ...
     def drain(self, until=None): ...
-    def generate(self, manifest, index):
+    def generate(self, manifest, index, patience):
         def finish():
             if index == 1:
                 raise OSError(28, "No space left on device")
