@@ -16,10 +16,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override as HydraOverride
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config.loader import Parser, parse, without_hydra
+from sweep.config.loader import Parser, parse
 from sweep.config.overrides import Override
 from sweep.config.schema import SweepConfig
 from sweep.errors import ConfigError
@@ -144,7 +144,10 @@ class Composer:
         values = [o for o in overrides if not self._is_group(o.key_or_group)]
         choices = tuple(o.input_line or "" for o in groups)
         if choices not in self._bases:
-            self._bases[choices] = self._load(master, list(choices))
+            # Hydra's own section, four fifths of the configuration, need not be copied for each point.
+            base = self._bases[choices] = self._load(master, list(choices))
+            with open_dict(base):
+                del base["hydra"]
         if not values:
             return self._bases[choices]
         composed = copy.deepcopy(self._bases[choices])
@@ -159,8 +162,8 @@ def _is_special(override: HydraOverride) -> bool:
 
 
 def _as_plain(composed: DictConfig) -> dict[str, Any] | None:
-    """Return a configuration without Hydra's section as plain values, or None if a value is unresolved."""
-    plain: Any = OmegaConf.to_container(without_hydra(composed))
+    """Return a configuration as plain values, or None if a value is unresolved."""
+    plain: Any = OmegaConf.to_container(composed)
     return None if _is_unresolved(plain) else plain
 
 
