@@ -135,6 +135,35 @@ def test_without_projector_rows_equal_the_encoders(encoder: Path, tmp_path: Path
         run(corpus, HELD_OUT[0], encoder=str(encoder), text="red cat")
 
 
+@pytest.mark.parametrize("layer", [0, 1, -1, -2])
+def test_hidden_states_of_a_language_model(tiny: Path, corpus: PromptSet, layer: int) -> None:
+    """A latent message: the model's own states for a text, as rows of a prompt."""
+    tokenizer, model = load(tiny)
+    tokens = tokenizer("red cat", return_tensors="pt", return_special_tokens_mask=True)
+    is_text = tokens.pop("special_tokens_mask")[0] == 0
+    with torch.no_grad():
+        expected = model(**tokens, output_hidden_states=True).hidden_states[layer][0][is_text]
+    given = {"encoder": str(tiny), "text": "red cat", "layer": layer}
+    for pooling, rows in (("none", expected), ("last", expected[-1:])):
+        _, after, new = run(corpus, HELD_OUT[0], **given, pooling=pooling)
+        assert torch.allclose(after.tensor[new], rows, atol=1e-5)
+    if layer == 0:
+        ids = tokens["input_ids"][0][is_text]
+        assert torch.allclose(expected, corpus.table.rows(ids), atol=1e-6)
+
+
+def test_layers_of_another_encoder(encoder: Path, tmp_path: Path, corpus: PromptSet) -> None:
+    save_file({"weight": torch.eye(64, WIDTH)}, tmp_path / "wider.safetensors")
+    given = {"encoder": str(encoder), "text": "red cat", "projector": str(tmp_path / "wider.safetensors")}
+    found = {
+        layer: run(corpus, HELD_OUT[0], **given, layer=layer, pooling="cls")[1].tensor for layer in (None, -1, 2, 1)
+    }
+    assert torch.equal(found[None], found[-1]) and torch.equal(found[2], found[-1])
+    assert not torch.equal(found[1], found[2])
+    with pytest.raises(ConfigError, match=r"transform\.layer must be between -3 and 2 for '.*'; got 3"):
+        run(corpus, HELD_OUT[0], **given, layer=3)
+
+
 def test_layers_of_a_projector(encoder: Path, tmp_path: Path, corpus: PromptSet) -> None:
     """Two layers with GELU between, under LLaVA's names for them and others."""
     mlp = torch.nn.Sequential(torch.nn.Linear(WIDTH, 80), torch.nn.GELU(), torch.nn.Linear(80, 64))
@@ -246,7 +275,7 @@ def test_encoder_code_is_not_run(encoder: Path, corpus: PromptSet, tmp_path: Pat
         ({"encoder": "a"}, r"transform needs either a value or a text"),
         ({"encoder": "a", "text": "red", "value": "b"}, r"transform needs either a value or a text"),
         ({"encoder": "a", "text": ""}, r"transform\.text must not be empty"),
-        ({"encoder": "a", "text": "red", "pooling": "max"}, r"transform\.pooling: .* Available: none, mean, cls"),
+        ({"encoder": "a", "text": "red", "pooling": "max"}, r"transform\.pooling: .* Available: none, mean, cls, last"),
     ],
 )
 def test_parameters_that_are_refused(given: dict[str, Any], said: str) -> None:

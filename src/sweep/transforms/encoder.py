@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -34,9 +34,9 @@ class Encoder(Rearrangement):
     """[.. ; f(enc(text)) ; ..]: each contiguous range of the span is replaced by an encoder's output for a text.
 
     LLaVA (Liu et al. 2023, arXiv:2304.08485) puts projected rows of another modality's encoder into the prompt, xRAG
-    (Cheng et al. 2024, arXiv:2405.13792) a whole document as one row. The output is the encoder's last layer in fp32.
-    f is linear, or several layers with GELU in between as in LLaVA-1.5 (arXiv:2310.03744). Code from the hub is never
-    run.
+    (Cheng et al. 2024, arXiv:2405.13792) a whole document as one row. The output is one of the encoder's layers in
+    fp32. A decoder-only language model is an encoder, too: its hidden states are then a latent message. f is linear, or
+    several layers with GELU in between as in LLaVA-1.5 (arXiv:2310.03744). Code from the hub is never run.
 
     Attributes:
         encoder: a folder or a hub id of a Transformers model with its tokenizer.
@@ -44,13 +44,16 @@ class Encoder(Rearrangement):
         value: name of the prompt's value to encode.
         text: the text to encode, the same for all prompts.
         pooling: `none`, one row per token of the text; `mean`, the mean over all tokens, the encoder's special tokens
-            included; or `cls`, the first token's row.
+            included; `cls`, the first token's row; or `last`, the row of the last token that is not special.
         projector: a file with f's weights, [d, width of the encoder] for the last layer: `weight` and `bias`, or those
             of several layers, `0.weight`, `2.weight`, under any prefix; null if the encoder's width is the model's.
+        layer: number of the block whose output is taken, as in Transformers' `hidden_states`: 0 is the encoder's input
+            embeddings, -1 its last layer; null is the last layer too.
     """
 
     examples: ClassVar = ()  # needs an encoder
     paths: ClassVar = ("encoder", "projector")
+    added: ClassVar = {"layer": None}
 
     encoder: str | None = None
     revision: str | None = None
@@ -58,13 +61,14 @@ class Encoder(Rearrangement):
     text: str | None = None
     pooling: str = "none"
     projector: str | None = None
+    layer: int | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.encoder), "transform.encoder", "must name a folder or a hub id", self.encoder)
         exactly_one = (self.value is None) != (self.text is None)
         require(exactly_one, "transform", "needs either a value or a text", [self.value, self.text])
         require(self.text != "", "transform.text", "must not be empty", self.text)
-        require_choice("transform.pooling", self.pooling, ("none", "mean", "cls"))
+        require_choice("transform.pooling", self.pooling, ("none", "mean", "cls", "last"))
 
     def rearrange(self, rows: Tensor, context: Context) -> Rearranged:
         """Return the projected rows in place of `rows`; each has the whole range as its parents."""
@@ -115,7 +119,7 @@ class Encoder(Rearrangement):
         import torch
 
         folder = self._folder()
-        rows = _encode(folder, text, self.pooling, _versions(folder))
+        rows = _encode(folder, text, self.pooling, self.layer, _versions(folder))
         if self.projector is None:
             return rows
         layers = _layers(self.projector)
@@ -188,8 +192,8 @@ def _most_tokens(folder: Path) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _encode(folder: Path, text: str, pooling: str, versions: Versions) -> Tensor:
-    """Return an encoder's last layer for a text: (n, encoder width). Computed once per text, not once per point."""
+def _encode(folder: Path, text: str, pooling: str, layer: int | None, versions: Versions) -> Tensor:
+    """Return a layer of an encoder for a text: (n, encoder width). Computed once per text, not once per point."""
     import torch
 
     tokenizer, model = _load(folder, versions)
@@ -205,12 +209,26 @@ def _encode(folder: Path, text: str, pooling: str, versions: Versions) -> Tensor
     is_text = tokens["special_tokens_mask"][0] == 0
     if not is_text.any():
         raise TransformError(f"the text {text[:40]!r} has no tokens for the encoder")
+    inputs = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
     with torch.no_grad():
-        states = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state[0]
-    pooled: Tensor = {"none": lambda: states[is_text], "mean": lambda: states.mean(0)[None], "cls": lambda: states[:1]}[
-        pooling
-    ]()
-    return pooled
+        output = model(**inputs, output_hidden_states=layer is not None)
+    if layer is None:
+        states = output.last_hidden_state[0]
+    else:
+        count = len(output.hidden_states)
+        if not -count <= layer < count:
+            raise ConfigError(
+                f"transform.layer must be between {-count} and {count - 1} for {folder.name!r}; got {layer}. "
+                "0 is its input embeddings."
+            )
+        states = output.hidden_states[layer][0]
+    pooled: dict[str, Callable[[], Tensor]] = {
+        "none": lambda: states[is_text],
+        "mean": lambda: states.mean(0)[None],
+        "cls": lambda: states[:1],
+        "last": lambda: states[is_text][-1:],
+    }
+    return pooled[pooling]()
 
 
 def _layers(path: str) -> Layers:
