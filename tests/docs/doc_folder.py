@@ -53,6 +53,9 @@ def make_files(made: Path) -> Path:
     (made / "mine.jsonl").write_text('{"id": "france", "prompt": "The capital of France?", "reference": "Paris"}\n')
     (made / "reviews.jsonl").write_text('{"prompt": "I liked it.", "reference": "positive"}\n')
     (made / "qa.jsonl").write_text('{"doc": {"question": "The capital of France?", "answer": "Paris"}}\n')
+    (made / "texts.txt").write_text(
+        "\n".join(f"a {colour} cat" for colour in ["red", "blue", "green", "black", "white", "tall"])
+    )
     (made / "export.log").write_text("instruction,input,output\nTranslate to French.,Good morning,Bonjour\n")
     gsm8k = made / "openai" / "gsm8k" / "main"  # in the place of the hub's
     gsm8k.mkdir(parents=True)

@@ -125,6 +125,11 @@ class PromptSet:
         """
         return self._with_rows(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def tokenize_with_characters(self, text: str) -> tuple[list[int], list[Characters] | None]:
+        """Return a text's token ids as `tokenize`, and the characters of each; None if they cannot be determined."""
+        ids, characters = self._tokenize(text, add_special_tokens=False)
+        return self._with_rows(ids), characters
+
     def tokenize_prompt(self, prompt_id: str, text: str) -> list[int]:
         """Return the token ids of a prompt whose rendered text was changed to `text`. See `tokenize` for errors."""
         encoded = self._prompt(prompt_id)

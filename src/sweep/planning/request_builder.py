@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -56,6 +56,7 @@ class BuiltRequest:
         token_ids: token ids of `rows`.
         origins: origins of the request's rows, see `Rows.origins`.
         doses: requested and achieved dose of each transform, None where it has none.
+        facts: see `Pipeline.facts`.
         max_neighbours: how many rows have their nearest tokens looked up.
         expose: returns the rows for `scoring.recovery`; None: it is off.
     """
@@ -66,6 +67,7 @@ class BuiltRequest:
     token_ids: tuple[int, ...]
     origins: Sequence[tuple[int, ...]] | None
     doses: list[Dose | None]
+    facts: Mapping[str, float]
     max_neighbours: int
     expose: Callable[[], Exposed] | None = None
 
@@ -75,7 +77,8 @@ class BuiltRequest:
         comparison = Comparison.of(self.request.embeds, self.rows, self.origins)
         neighbours = Neighbours.sample(comparison, self.token_ids, self.max_neighbours)
         exposed = None if self.expose is None else self.expose()
-        return Measured(perturbation(comparison) | _dose_scores(self.doses), neighbours, exposed)
+        facts = {f"perturbation/{name}": value for name, value in self.facts.items()}
+        return Measured(perturbation(comparison) | _dose_scores(self.doses) | facts, neighbours, exposed)
 
 
 def build(
@@ -120,6 +123,7 @@ def build(
         encoded.token_ids,
         transformed.origins,
         doses,
+        config.transform.facts(corpus),
         max_neighbours,
         expose if config.scoring.recovery else None,
     )

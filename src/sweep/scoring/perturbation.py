@@ -278,6 +278,13 @@ MEASURES = (
         title="achieved dose",
         shown=Shown(terminal=80),
     ),
+    _perturbation(
+        "alignment_error",
+        "`transform.align` on held-out texts: ‖aligned - rows‖/‖rows‖",
+        title="alignment error",
+        shown=Shown(terminal=90),
+    ),
+    _perturbation("alignment_error_of_mean", "the same error if each token gets the mean row"),
     _perturbation("largest_entry", "largest absolute entry that was sent"),
     _perturbation("rows", "rows that were sent"),
     _perturbation("rows_kept", "share of rows, before and after, that have a counterpart", high=1.0),

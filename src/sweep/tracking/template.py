@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sweep.tracking.sqlite import uri_of
 from sweep.util.atomic import replace
+from sweep.util.paths import user_cache
 
 # The row of the experiment "Default", the only row of a new store that depends on time and place.
 _SET_LOCATION = "UPDATE experiments SET artifact_location = ?, creation_time = ?, last_update_time = ?"
@@ -56,11 +57,8 @@ def template_path() -> Path | None:
     """Return the path of the installed MLflow's template; None if the user has no cache folder."""
     import mlflow
 
-    try:
-        folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # the home folder is unknown
-        return None
-    return Path(folder) / "sweep" / f"mlflow-{mlflow.__version__}.db"
+    folder = user_cache()
+    return None if folder is None else folder / f"mlflow-{mlflow.__version__}.db"
 
 
 def _is_usable(template: Path) -> bool:

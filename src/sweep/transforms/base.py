@@ -126,6 +126,10 @@ class Transform(ABC):
         """Return the files that the transform reads. Their contents are part of its fingerprint."""
         return ()
 
+    def facts(self, corpus: Corpus) -> Mapping[str, float]:
+        """Return numbers about the transform itself, by name of a measure in the group `perturbation`."""
+        return {}
+
     def check(self, corpus: Corpus) -> None:  # noqa: B027 - most have nothing to check
         """Read external inputs and check that they fit the model. Called before an engine starts.
 

@@ -101,6 +101,9 @@ class Corpus(Protocol):
     def tokenize(self, text: str) -> list[int]:
         """Return a text's token ids, without template and special tokens."""
 
+    def tokenize_with_characters(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """Return a text's token ids as `tokenize`, and the characters of each; None if they cannot be determined."""
+
     def special(self, name: str) -> int:
         """Return the id of the `pad`, `mask`, `unk`, `bos` or `eos` token.
 

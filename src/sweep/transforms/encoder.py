@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from sweep.errors import ConfigError, TransformError
-from sweep.inputs.tensors import load_tensors, tensor_file
+from sweep.inputs.tensors import tensor_file
+from sweep.transforms.alignment import Alignment, Source, fit, match_rms
 from sweep.transforms.base import Rearranged, Rearrangement, register
 from sweep.transforms.context import Context, Corpus
-from sweep.util.digests import FileVersion, file_versions
-from sweep.util.install_check import advice
+from sweep.transforms.projector import project
+from sweep.transforms.text_encoder import FILES, encode, locate, most_tokens, versions
+from sweep.util.digests import file_digest
 from sweep.util.validators import did_you_mean, require, require_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-FILES = (".json", ".txt", ".model", ".safetensors", ".bin")
-UNLIMITED = 512  # tokens reserved for one text if the encoder has no limit
-Layers = Sequence[tuple["Tensor", "Tensor | None"]]
-Versions = tuple[tuple[str, FileVersion], ...]
 
 
 @register("encoder")
@@ -49,11 +42,17 @@ class Encoder(Rearrangement):
             of several layers, `0.weight`, `2.weight`, under any prefix; null if the encoder's width is the model's.
         layer: number of the block whose output is taken, as in Transformers' `hidden_states`: 0 is the encoder's input
             embeddings, -1 its last layer; null is the last layer too.
+        align: `none`; `rms`, each row scaled to the root mean square of the model's embedding table; or a map to that
+            table's rows, fitted on `align_texts`: `ridge` (linear) or `procrustes` (a rotation with one scale). Its
+            error on held-out texts is `perturbation/alignment_error`.
+        align_texts: a text file with one text per line, to fit the alignment; `none` and `rms` do not read it.
+        align_to: the row that a token is mapped to: that of the same `token`, or of the `next` one, which a language
+            model's last layers predict.
     """
 
     examples: ClassVar = ()  # needs an encoder
-    paths: ClassVar = ("encoder", "projector")
-    added: ClassVar = {"layer": None}
+    paths: ClassVar = ("encoder", "projector", "align_texts")
+    added: ClassVar = {"layer": None, "align": "none", "align_texts": None, "align_to": "token"}
 
     encoder: str | None = None
     revision: str | None = None
@@ -62,6 +61,9 @@ class Encoder(Rearrangement):
     pooling: str = "none"
     projector: str | None = None
     layer: int | None = None
+    align: str = "none"
+    align_texts: str | None = None
+    align_to: str = "token"
 
     def __post_init__(self) -> None:
         require(bool(self.encoder), "transform.encoder", "must name a folder or a hub id", self.encoder)
@@ -69,6 +71,12 @@ class Encoder(Rearrangement):
         require(exactly_one, "transform", "needs either a value or a text", [self.value, self.text])
         require(self.text != "", "transform.text", "must not be empty", self.text)
         require_choice("transform.pooling", self.pooling, ("none", "mean", "cls", "last"))
+        require_choice("transform.align", self.align, ("none", "rms", "ridge", "procrustes"))
+        require_choice("transform.align_to", self.align_to, ("token", "next"))
+        fitted = self.align in ("ridge", "procrustes")
+        rule = f"must name a file of texts for align={self.align}"
+        require(not fitted or bool(self.align_texts), "transform.align_texts", rule, self.align_texts)
+        require(not fitted or self.projector is None, "transform.projector", f"excludes align={self.align}", None)
 
     def rearrange(self, rows: Tensor, context: Context) -> Rearranged:
         """Return the projected rows in place of `rows`; each has the whole range as its parents."""
@@ -81,28 +89,36 @@ class Encoder(Rearrangement):
                     f"the prompt has no value {self.value!r}. {did_you_mean(self.value, list(values))}"
                 )
             text = values[self.value]
-        new = self._encoded(text)
+        new = self._encoded(text, context.corpus)
         return Rearranged(new, [tuple(range(len(rows)))] * len(new))
 
     def max_rows(self, count: int) -> int:
         """Return `count` plus the maximum number of rows for one text."""
+        folder = self._folder()
         if self.pooling != "none":
             return count + 1
-        return count + (len(self._encoded(self.text)) if self.text is not None else _most_tokens(self._folder()))
+        if self.text is None:
+            return count + most_tokens(folder)
+        return count + len(encode(folder, self.text, self.pooling, self.layer, versions(folder)))
 
     def files(self) -> Sequence[Path]:
-        """Return the files of the encoder and the projector."""
-        encoder_files = sorted(file for file in self._folder().iterdir() if file.suffix in FILES)
-        return (
-            encoder_files
-            if self.projector is None
-            else [*encoder_files, tensor_file(self.projector, "transform.projector")]
-        )
+        """Return the files of the encoder, the projector and the texts."""
+        found = sorted(file for file in self._folder().iterdir() if file.suffix in FILES)
+        if self.projector is not None:
+            found.append(tensor_file(self.projector, "transform.projector"))
+        return found if self.align_texts is None else [*found, self._texts()]
+
+    def facts(self, corpus: Corpus) -> Mapping[str, float]:
+        """Return the alignment's errors on held-out texts."""
+        alignment = self._alignment(corpus)
+        if alignment is None:
+            return {}
+        return {"alignment_error": alignment.error, "alignment_error_of_mean": alignment.mean_error}
 
     def check(self, corpus: Corpus) -> None:
         """Load encoder and projector, and check that their widths match each other and the model's."""
         try:
-            width = self._encoded(self.text or "text").shape[1]
+            width = self._encoded(self.text or "text", corpus).shape[1]
         except TransformError as error:
             raise ConfigError(f"transform.text: {error}.") from error
         if width != corpus.table.hidden_size:
@@ -113,138 +129,28 @@ class Encoder(Rearrangement):
             )
 
     def _folder(self) -> Path:
-        return _locate(self.encoder or "", self.revision)
+        return locate(self.encoder or "", self.revision)
 
-    def _encoded(self, text: str) -> Tensor:
-        import torch
-
+    def _encoded(self, text: str, corpus: Corpus) -> Tensor:
         folder = self._folder()
-        rows = _encode(folder, text, self.pooling, self.layer, _versions(folder))
-        if self.projector is None:
-            return rows
-        layers = _layers(self.projector)
-        if layers[0][0].shape[1] != rows.shape[1]:
-            raise ConfigError(
-                f"transform.projector: {self.projector!r} takes rows of width {layers[0][0].shape[1]}; "
-                f"the encoder's are {rows.shape[1]} wide."
-            )
-        for number, (weight, bias) in enumerate(layers):
-            rows = torch.nn.functional.linear(torch.nn.functional.gelu(rows) if number else rows, weight, bias)
-        return rows
+        rows = encode(folder, text, self.pooling, self.layer, versions(folder))
+        if self.projector is not None:
+            rows = project(rows, self.projector)
+        if self.align == "rms":
+            return match_rms(rows, corpus.table)
+        alignment = self._alignment(corpus)
+        return rows if alignment is None else alignment.apply(rows)
 
+    def _alignment(self, corpus: Corpus) -> Alignment | None:
+        if self.align in ("none", "rms"):
+            return None
+        folder = self._folder()
+        texts = self._texts()
+        source = Source(folder, self.layer, versions(folder))
+        return fit(self.align, self.align_to, source, texts, file_digest(texts), corpus)
 
-def _locate(encoder: str, revision: str | None) -> Path:
-    folder = Path(encoder).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or encoder.startswith(("/", ".", "~")) or encoder.count("/") > 1:
-        raise ConfigError(f"transform.encoder: there is no folder {encoder!r}.")
-    return _download(encoder, revision)
-
-
-@lru_cache(maxsize=8)
-def _download(encoder: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        # No *.py: code from the hub is not run. No subfolders: they hold the same weights in other formats.
-        patterns = [f"*{suffix}" for suffix in FILES if suffix != ".bin"]
-        return Path(snapshot_download(encoder, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
-    except Exception as error:  # unknown model or revision, gated model, or unreachable hub
-        raise ConfigError(
-            f"transform.encoder: {encoder!r} is not a folder, and the hub download failed ({type(error).__name__})."
-        ) from error
-
-
-def _versions(folder: Path) -> Versions:
-    """Return the versions of an encoder's files, which are part of the cache keys below."""
-    return tuple(file_versions(folder, [f"*{suffix}" for suffix in FILES]).items())
-
-
-@lru_cache(maxsize=2)
-def _load(folder: Path, versions: Versions) -> tuple[Any, Any]:
-    """Return the tokenizer, and the model in fp32 on the CPU."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model, loading = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, weights_only=True, output_loading_info=True
-        )
-    except Exception as error:  # Transformers raises almost any exception type for a broken folder
-        reason = advice(error) or str(error).strip().split("\n")[0][:200]
-        raise ConfigError(f"transform.encoder: {str(folder)!r} cannot be loaded: {reason}") from error
-    if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):
-        raise ConfigError(f"transform.encoder: {str(folder)!r} lacks weights, such as {missing[0]}.")
-    return tokenizer, (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
-
-
-def _limit(folder: Path) -> float:
-    tokenizer, model = _load(folder, _versions(folder))
-    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
-    return float(min(tokenizer.model_max_length, positions))
-
-
-def _most_tokens(folder: Path) -> int:
-    limit = _limit(folder)
-    return int(limit) if limit < 1e6 else UNLIMITED
-
-
-@lru_cache(maxsize=4096)
-def _encode(folder: Path, text: str, pooling: str, layer: int | None, versions: Versions) -> Tensor:
-    """Return a layer of an encoder for a text: (n, encoder width). Computed once per text, not once per point."""
-    import torch
-
-    tokenizer, model = _load(folder, versions)
-    tokens = tokenizer(text, return_tensors="pt", return_special_tokens_mask=True)
-    count = tokens["input_ids"].shape[1]
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if (largest := int(tokens["input_ids"].max())) >= vocabulary:
-        raise TransformError(
-            f"the encoder's tokenizer returns token {largest}, but the encoder has only {vocabulary} rows"
-        )
-    if count > _limit(folder):
-        raise TransformError(f"the text has {count} tokens for the encoder, whose limit is {_limit(folder):g}")
-    is_text = tokens["special_tokens_mask"][0] == 0
-    if not is_text.any():
-        raise TransformError(f"the text {text[:40]!r} has no tokens for the encoder")
-    inputs = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
-    with torch.no_grad():
-        output = model(**inputs, output_hidden_states=layer is not None)
-    if layer is None:
-        states = output.last_hidden_state[0]
-    else:
-        count = len(output.hidden_states)
-        if not -count <= layer < count:
-            raise ConfigError(
-                f"transform.layer must be between {-count} and {count - 1} for {folder.name!r}; got {layer}. "
-                "0 is its input embeddings."
-            )
-        states = output.hidden_states[layer][0]
-    pooled: dict[str, Callable[[], Tensor]] = {
-        "none": lambda: states[is_text],
-        "mean": lambda: states.mean(0)[None],
-        "cls": lambda: states[:1],
-        "last": lambda: states[is_text][-1:],
-    }
-    return pooled[pooling]()
-
-
-def _layers(path: str) -> Layers:
-    """Return the weights and biases of a projector's layers, first to last."""
-    tensors = load_tensors(path, config_key="transform.projector")
-    names = [name for name in tensors if name.rpartition(".")[2] == "weight"]
-    # Numeric order, so that layer 10 comes after layer 2.
-    names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
-    layers = [(tensors[name], tensors.get(name[: -len("weight")] + "bias")) for name in names]
-    used_tensors = len(layers) + sum(bias is not None for _, bias in layers)
-    valid = used_tensors == len(tensors) and all(weight.ndim == 2 for weight, _ in layers)
-    valid &= all(bias is None or bias.shape == weight.shape[:1] for weight, bias in layers)
-    if not layers or not valid or any(a.shape[0] != b.shape[1] for (a, _), (b, _) in pairwise(layers)):
-        shown = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(tensors.items())[:8])
-        raise ConfigError(
-            f"transform.projector: {path!r} holds no projector. Expected one or more successive linear layers, "
-            f"each with a weight [out, in] and a bias [out]; found {shown}."
-        )
-    return layers
+    def _texts(self) -> Path:
+        path = Path(self.align_texts or "").expanduser()
+        if not path.is_file():
+            raise ConfigError(f"transform.align_texts: there is no file {self.align_texts!r}.")
+        return path

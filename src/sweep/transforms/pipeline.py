@@ -183,6 +183,15 @@ class Pipeline:
         """Return the digest of each user transform's module, as imported by this process; None for built-in ones."""
         return tuple(_user_code_digest(type(stage.transform)) for stage in self.stages)
 
+    def facts(self, corpus: Corpus) -> dict[str, float]:
+        """Return numbers about the transforms, see `Transform.facts`; in a composition `STAGE/NAME`."""
+        several = len(self.stages) > 1
+        return {
+            f"{number}/{name}" if several else name: value
+            for number, stage in enumerate(self.stages)
+            for name, value in stage.transform.facts(corpus).items()
+        }
+
     def check(self, corpus: Corpus) -> None:
         """Read and check the external inputs of all transforms.
 

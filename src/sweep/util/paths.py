@@ -1,4 +1,4 @@
-"""Locations of the configuration and the demo model, in a checkout and in an installed wheel."""
+"""Locations of the configuration, the demo model and the user's cache, in a checkout and in an installed wheel."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def conf_dir() -> Path:
         if (folder / "config.yaml").is_file():
             return folder.resolve()
     raise ConfigError(f"No config.yaml in {' or '.join(map(str, candidates))}. Set $SWEEP_CONF to its folder.")
+
+
+def user_cache() -> Path | None:
+    """Return this project's folder in `$XDG_CACHE_HOME`, else in `~/.cache`; None if the home folder is unknown."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sweep"
+    except RuntimeError:
+        return None
