@@ -165,7 +165,11 @@ def test_a_fit_is_read_from_the_users_cache(
     with monkeypatch.context() as patched:
         patched.setattr(alignment, "states", None)
         second = fitted(tiny, texts, corpus, "ridge", 1)
-    assert torch.equal(first.weight, second.weight) and second.error == pytest.approx(first.error)
+    assert torch.equal(first.weight, second.weight) and second.error == first.error
+    [file] = (cache / "sweep" / "alignments").iterdir()
+    file.write_bytes(b"damaged")
+    fit.cache_clear()
+    assert fitted(tiny, texts, corpus, "ridge", 1).error == pytest.approx(first.error)
     texts.write_text("\n".join(TEXTS[::-1]))
     assert fitted(tiny, texts, corpus, "ridge", 1).error != pytest.approx(first.error)
     assert len(list((cache / "sweep" / "alignments").iterdir())) == 2

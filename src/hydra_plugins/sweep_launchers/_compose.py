@@ -144,7 +144,7 @@ class Composer:
         values = [o for o in overrides if not self._is_group(o.key_or_group)]
         choices = tuple(o.input_line or "" for o in groups)
         if choices not in self._bases:
-            # Hydra's own section, four fifths of the configuration, need not be copied for each point.
+            # Hydra's own section need not be copied for each point.
             base = self._bases[choices] = self._load(master, list(choices))
             with open_dict(base):
                 del base["hydra"]

@@ -282,7 +282,7 @@ MEASURES = (
         "alignment_error",
         "`transform.align` on held-out texts: ‖aligned - rows‖/‖rows‖",
         title="alignment error",
-        shown=Shown(terminal=90),
+        shown=Shown(terminal=85),
     ),
     _perturbation("alignment_error_of_mean", "the same error if each token gets the mean row"),
     _perturbation("largest_entry", "largest absolute entry that was sent"),

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from sweep.util.linear_algebra import thin_svd
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -48,22 +50,15 @@ def fit_and_apply(rows: Tensor, clean: Tensor, new: Tensor) -> Tensor:
     Returns:
         (m, d), float32. `new` itself if no map recovers more of the left-out rows than the identity.
     """
-    import torch
-
     x, targets = rows.double(), clean.double() - rows.double()
     count = len(x)
     if count < 3:
         return new
     mean, shift = x.mean(0), targets.mean(0)
     centred, residuals = x - mean, targets - shift
-    use_gram = count < x.shape[1]
-    eigenvalues, vectors = torch.linalg.eigh(centred @ centred.T if use_gram else centred.T @ centred)
-    kept = eigenvalues > SMALLEST * eigenvalues[-1]
-    eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
+    left, eigenvalues, right = thin_svd(centred, SMALLEST)
     if not len(eigenvalues):
         return new
-    left = vectors if use_gram else centred @ vectors / eigenvalues.sqrt()
-    right = centred.T @ vectors / eigenvalues.sqrt() if use_gram else vectors
     projected = left.T @ residuals
     # All products with rows of length d, which do not depend on the penalty.
     norms = clean.double().square().sum(1) / 2

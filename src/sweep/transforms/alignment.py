@@ -16,6 +16,7 @@ from sweep.errors import ConfigError, TransformError
 from sweep.transforms.context import Corpus, Table
 from sweep.transforms.text_encoder import Versions, states
 from sweep.util.atomic import replace
+from sweep.util.linear_algebra import thin_svd
 from sweep.util.paths import user_cache
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def fit(kind: str, to: str, source: Source, texts: Path, digest: str, corpus: Co
         ConfigError: the file has too few texts, or the tokenizers do not tell the characters of tokens.
     """
     path = _cached(kind, to, source, digest, corpus.table)
-    if path is not None and path.is_file():
-        return _read(path)
+    if path is not None and (known := _read(path)) is not None:
+        return known
     pairs = [pair for text in read_texts(texts) if len((pair := _pairs(text, source, to, corpus))[0])]
     if len(pairs) < FOLDS:
         raise ConfigError(f"{KEY}: {str(texts)!r} needs at least {FOLDS} texts with tokens of both models.")
@@ -188,22 +189,14 @@ def solve(kind: str, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ridge(centred: Tensor, aims: Tensor) -> Tensor:
-    import torch
-
-    count = len(centred)
-    use_gram = count < centred.shape[1]
-    eigenvalues, vectors = torch.linalg.eigh(centred @ centred.T if use_gram else centred.T @ centred)
-    kept = eigenvalues > SMALLEST * eigenvalues[-1]
-    eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
-    left = vectors if use_gram else centred @ vectors / eigenvalues.sqrt()
-    right = centred.T @ vectors / eigenvalues.sqrt() if use_gram else vectors
+    left, eigenvalues, right = thin_svd(centred, SMALLEST)
     projected = left.T @ aims
     squares, total = projected.square().sum(1), aims.square().sum()
     best = None
     for penalty in [float(eigenvalues[-1]) * factor for factor in PENALTIES]:
         shares = eigenvalues / (eigenvalues + penalty)
         residual = float(total - (shares * (2 - shares) * squares).sum())
-        freedom = max(1 - (float(shares.sum()) + 1) / count, 1e-9)
+        freedom = max(1 - (float(shares.sum()) + 1) / len(centred), 1e-9)
         score = max(residual, 0.0) / freedom**2
         if best is None or score < best[0]:
             best = score, shares
@@ -222,19 +215,24 @@ def _cached(kind: str, to: str, source: Source, digest: str, table: Table) -> Pa
     return folder / "alignments" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.safetensors"
 
 
-def _read(path: Path) -> Alignment:
+def _read(path: Path) -> Alignment | None:
+    """Return a cached alignment; None if there is none, or it is damaged."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(path)
-    error, mean_error = tensors["errors"].tolist()
-    return Alignment(tensors["weight"], tensors["bias"], error, mean_error)
+    try:
+        tensors = load_file(path)
+        error, mean_error = tensors["errors"].tolist()
+        return Alignment(tensors["weight"], tensors["bias"], error, mean_error)
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
 
 
 def _write(path: Path, alignment: Alignment) -> None:
     import torch
     from safetensors.torch import save_file
 
-    errors = torch.tensor([alignment.error, alignment.mean_error])
+    errors = torch.tensor([alignment.error, alignment.mean_error], dtype=torch.float64)
     tensors = {"weight": alignment.weight.contiguous(), "bias": alignment.bias.contiguous(), "errors": errors}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

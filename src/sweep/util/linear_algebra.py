@@ -8,6 +8,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def thin_svd(points: Tensor, smallest: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the singular value decomposition of points, by the smaller one of their two Gram matrices.
+
+    Args:
+        points: (n, d), float64.
+        smallest: squared singular values up to this share of the largest are left out.
+
+    Returns:
+        Left vectors (n, r), squared singular values (r,), ascending, and right vectors (d, r).
+    """
+    import torch
+
+    use_gram = len(points) < points.shape[1]
+    eigenvalues, vectors = torch.linalg.eigh(points @ points.T if use_gram else points.T @ points)
+    kept = eigenvalues > smallest * eigenvalues[-1]
+    eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
+    left = vectors if use_gram else points @ vectors / eigenvalues.sqrt()
+    right = points.T @ vectors / eigenvalues.sqrt() if use_gram else vectors
+    return left, eigenvalues, right
+
+
 def principal_components(points: Tensor) -> Tensor:
     """Return the principal components of points around their mean.
 
