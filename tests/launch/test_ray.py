@@ -44,7 +44,8 @@ def test_an_actor_that_dies_is_replaced(tiny: Path, tmp_path: Path, whole: Path)
     given = arguments(tiny, outputs, *on_ray(actors=2, shards=4), *gate.overrides, *DEFAULT_PROCESSES)
     with tempfile.TemporaryDirectory() as temporary:  # short enough for the names of Ray's sockets
         head = start(tmp_path, *given, environment=os.environ | {"TMPDIR": temporary})
-        actor, _ = gate.wait_for(2, head)
+        actor, other = gate.wait_for(2, head)
+        assert psutil.Process(actor).nice() == psutil.Process(other).nice() == os.nice(0)  # as local workers
         processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
         listening = [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"]
         os.kill(actor, signal.SIGKILL)

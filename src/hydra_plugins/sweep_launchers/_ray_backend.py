@@ -192,6 +192,8 @@ class RayBackend(ShardBackend):
         token = Path(self._folder) / "token"
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
+        # By default, actors have niceness 15, and get hardly any time next to other processes on busy cores.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ |= {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
